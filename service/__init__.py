@@ -1,0 +1,1 @@
+"""The operating side: jobs, gate, registry, API, command line."""

@@ -1,0 +1,130 @@
+"""Evidence in, findings and a verdict out: the values that the gate works on."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+Answer = Literal["pass", "fail", "undecided"]
+Outcome = Literal["promote", "review", "reject"]
+
+VERDICT_SCHEMA = "holdfast.verdict/1"
+
+
+class GateConfig(BaseModel):
+    """What a pipeline asks of a challenger. Shares are between 0 and 1: 0.02 is two points."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    margin: float = Field(0.02, gt=0, lt=1, description="A past holdout may truly lose less than this.")
+    alpha: float = Field(0.05, gt=0, le=0.5, description="Error rate of each promise.")
+    learning_margin: float = Field(
+        0.02, gt=0, lt=1, description="The new experience may be answered worse than by the champion by less."
+    )
+    first_update: Literal["gate", "review"] = Field(
+        "gate",
+        description="gate: the first version is promoted when it beats the majority class; "
+        "review: a person decides.",
+    )
+    label_error_excess: float = Field(
+        0.10,
+        gt=0,
+        lt=1,
+        description="Stop a batch whose label errors exceed the reference by more.",
+    )
+    anomaly_excess: float = Field(
+        0.20,
+        gt=0,
+        lt=1,
+        description="Stop a batch whose anomalies exceed the reference by more.",
+    )
+
+
+@dataclass(frozen=True)
+class PairedAnswers:
+    """Right/wrong bits of two models on the same holdout records, in the same order."""
+
+    experience: int
+    baseline: NDArray[np.bool_] | None
+    """(n,) of the champion (or of the majority class, where there is no champion); None: it is missing."""
+    challenger: NDArray[np.bool_] | None
+    """(n,)."""
+    margin: float | None = None
+    """This holdout's own margin; None: the pipeline's."""
+
+
+@dataclass(frozen=True)
+class Screen:
+    """How a batch looks by itself, at several sample sizes, so that batches of any size can be compared.
+
+    Both numbers come from neighbours *within* the batch. A shifted batch keeps them; broken pixels or
+    shuffled labels do not.
+    """
+
+    sizes: tuple[int, ...]
+    """Sample sizes, rising."""
+    label_errors: tuple[float, ...]
+    """At each size, the share of records whose label differs from their neighbours' majority."""
+    distance_limits: tuple[float, ...]
+    """At each size, the 99th percentile of the distance to the nearest neighbours."""
+
+
+@dataclass(frozen=True)
+class DataEvidence:
+    """What the data guard sees of a batch, before anything is learnt from it."""
+
+    records: int
+    nonfinite_records: int
+    """Records with a NaN or infinite feature."""
+    misshapen: str | None = None
+    """What is wrong with the batch's shape, dtype or class ids; None: nothing."""
+    sample: int = 0
+    """Records that the two rates below were estimated on; 0: no reference to compare with, or too few."""
+    label_error_rate: float = 0.0
+    reference_label_error_rate: float = 0.0
+    anomaly_rate: float = 0.0
+    reference_anomaly_rate: float = 0.0
+    has_reference: bool = False
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything a verdict rests on."""
+
+    data: DataEvidence
+    past: tuple[PairedAnswers, ...] = ()
+    """One a past holdout, challenger against champion."""
+    new: tuple[PairedAnswers, ...] = ()
+    """One an experience that this update learnt."""
+    first: bool = False
+    """No champion yet: the baseline of `new` is the majority class."""
+    learnt: bool = True
+    """False: the data guard stopped the batch before it was learnt."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One guard's answer, with its numbers and a sentence that a person can act on."""
+
+    guard: str
+    answer: Answer
+    sentence: str
+    experience: int | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says, and why."""
+
+    outcome: Outcome
+    reason: str
+    """One sentence: the finding that decided."""
+    findings: tuple[Finding, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form, `verdict.json`."""
+        return {"schema": VERDICT_SCHEMA, **asdict(self)}

@@ -1,0 +1,1 @@
+"""The learning side: continual-learning strategies on Avalanche. Knows nothing of the service."""

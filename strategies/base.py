@@ -1,0 +1,160 @@
+"""What a strategy and a learner are; the errors of the learning side. Imports neither torch nor Avalanche.
+
+StrategyError
+├── StrategyUnknownError   no strategy of that name in the catalog
+├── ExperienceUnfitError   the experience does not fit what this learner learns
+├── LearningDivergedError  the loss became NaN or infinite
+└── StateError             a saved state is missing, damaged, or of an unknown version
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from streams.base import Experience
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class StrategyError(Exception):
+    """Any failure of the learning side. The message says what is wrong and what to do about it."""
+
+
+class StrategyUnknownError(StrategyError):
+    """No strategy of that name in the catalog."""
+
+
+class ExperienceUnfitError(StrategyError):
+    """The experience does not fit what this learner learns."""
+
+
+class LearningDivergedError(StrategyError):
+    """The loss became NaN or infinite."""
+
+
+class StateError(StrategyError):
+    """A saved state is missing, damaged, or of an unknown version."""
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """What a learner must know of its stream before the first experience."""
+
+    shape: tuple[int, ...]
+    """Shape of one record's features."""
+    classes: tuple[str, ...]
+    """Class names; a label's dense class id is its place here."""
+    dtype: Literal["float32", "uint8"] = "float32"
+
+
+class StrategyConfig(BaseModel):
+    """The knobs every strategy has. A strategy adds its own in a subclass."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    hidden: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(
+        (128, 128), description="Widths of the hidden layers of the built-in perceptron."
+    )
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    momentum: float = Field(0.0, ge=0, lt=1, description="Momentum of sgd; adamw has its own.")
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    epochs: int = Field(10, ge=1, le=10_000, description="Passes over an experience.")
+    batch_size: int = Field(64, ge=1, le=65536, description="Records of the new experience a step.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Same seed, same data, same learner: bit-equal on CPU.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one.")
+
+
+class Progress(Protocol):
+    """Called about once a second while a learner learns."""
+
+    def __call__(self, *, step: int, total_steps: int, loss: float) -> None: ...
+
+
+def silent(*, step: int, total_steps: int, loss: float) -> None:
+    """The progress callback that tells nobody."""
+
+
+@dataclass(frozen=True)
+class LearnReport:
+    """What one call of `Learner.learn` did."""
+
+    experience: int
+    records: int
+    """Records of the new experience."""
+    steps: int
+    """Optimizer steps taken."""
+    seconds: float
+    losses: tuple[float, ...]
+    """Mean training loss of each epoch."""
+
+
+class Learner(Protocol):
+    """The live object that a strategy builds."""
+
+    def learn(self, experience: Experience, progress: Progress = silent) -> LearnReport:
+        """Learn one experience.
+
+        Raises:
+            ExperienceUnfitError: empty, of another shape, or with a label outside the declared classes.
+            LearningDivergedError: the loss became NaN or infinite; the learner must be thrown away.
+        """
+        ...
+
+    def predict(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """Probabilities (n, n_classes), column j for class id j; a class never learnt has exactly 0.
+
+        Changes nothing in the learner, nor in any random state.
+        """
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write the whole state into `directory`, atomically: it exists complete, or not at all."""
+        ...
+
+    def served_network(self) -> "nn.Module":
+        """A copy in evaluation mode for serving: raw features (n, *shape) in, probabilities out."""
+        ...
+
+
+@dataclass(frozen=True)
+class StrategySpec:
+    """One line of the catalog. Reading it, and validating a config, needs no torch."""
+
+    name: str
+    config: type[StrategyConfig]
+    builder: str
+    """module:function, called with (config, stream_info); imported only when a learner is built."""
+    summary: str
+    paper: str
+
+    def build(self, config: StrategyConfig, stream_info: StreamInfo) -> Learner:
+        """A fresh learner.
+
+        Raises:
+            StrategyError: the config is another strategy's.
+        """
+        if not isinstance(config, self.config):
+            raise StrategyError(
+                f"strategy {self.name!r} takes a {self.config.__name__}, not a {type(config).__name__}"
+            )
+        module, function = self.builder.split(":")
+        learner: Learner = getattr(import_module(module), function)(config, stream_info)
+        return learner
+
+    def load(self, directory: Path) -> Learner:
+        """The learner that was saved in `directory`.
+
+        Raises:
+            StateError: missing, damaged, of an unknown version, or another strategy's.
+        """
+        load = import_module("strategies.state").load
+        learner: Learner = load(self, directory)
+        return learner

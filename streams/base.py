@@ -1,0 +1,149 @@
+"""What a record, an experience and a source are; the errors of the data side.
+
+StreamError
+├── RecordInvalidError     a record does not fit the declared schema (becomes a dead letter)
+├── ExperienceDamagedError a stored file is missing, or its bytes are not what its name says
+├── SourceError            a source cannot be read
+│   └── DataLostError      the source no longer holds records that were never ingested
+└── FencedError            another ingest process has moved this pipeline's offsets
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+ClassName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Dimension = Annotated[int, Field(ge=1)]
+
+
+class StreamError(Exception):
+    """Any failure of the data side. The message says what is wrong and what to do about it."""
+
+
+class RecordInvalidError(StreamError):
+    """A record does not fit the declared schema."""
+
+
+class ExperienceDamagedError(StreamError):
+    """A stored experience file is missing, or its bytes are not what its name says."""
+
+
+class SourceError(StreamError):
+    """A source cannot be read."""
+
+
+class DataLostError(SourceError):
+    """The source no longer holds records that were never ingested; going on would skip them."""
+
+
+class FencedError(StreamError):
+    """Another ingest process has moved this pipeline's offsets; this one must stop."""
+
+
+class RecordSchema(BaseModel):
+    """What every record of a pipeline looks like. Declared once, with the pipeline."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shape: tuple[Dimension, ...] = Field(
+        min_length=1, description="Shape of one record's features, such as [8, 8] or [6]."
+    )
+    dtype: Literal["float32", "uint8"] = Field("float32", description="Type that features are stored in.")
+    classes: tuple[ClassName, ...] = Field(
+        min_length=2, description="The closed set of labels; a label's dense class id is its place here."
+    )
+    groups: tuple[ClassName, ...] = Field((), description="Names of the group columns each record carries.")
+    minimum: float | None = Field(None, description="Smallest feature value allowed.")
+    maximum: float | None = Field(None, description="Largest feature value allowed.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RecordSchema":
+        for name, values in (("classes", self.classes), ("groups", self.groups)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} must not repeat a name")
+        if self.minimum is not None and self.maximum is not None and self.minimum >= self.maximum:
+            raise ValueError("minimum must be below maximum")
+        return self
+
+    @property
+    def size(self) -> int:
+        """Number of feature values in one record."""
+        return math.prod(self.shape)
+
+    def fingerprint(self) -> str:
+        """sha256 of the schema's canonical JSON: equal if and only if the schemas are equal."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Experience:
+    """One bounded, immutable slice of the stream; the unit of training.
+
+    The arrays are read-only and, where the experience is stored, memory-mapped.
+    """
+
+    index: int
+    """0, 1, 2 ... within the pipeline."""
+    inputs: NDArray[np.float32] | NDArray[np.uint8]
+    """(n, *shape)."""
+    labels: NDArray[np.int64]
+    """(n,) dense class ids."""
+    record_ids: NDArray[np.str_]
+    """(n,)."""
+    groups: Mapping[str, NDArray[np.str_]]
+    """Optional group columns, each (n,)."""
+    digest: str
+    """sha256 of the stored bytes."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """Undecoded payloads of one partition, in order."""
+
+    partition: str
+    start: str
+    """The cursor before the first payload: where this batch was read from."""
+    payloads: Sequence[bytes]
+    positions: Sequence[str]
+    """One cursor a payload: a source opened there continues just after it."""
+
+
+class Source(Protocol):
+    """Where records come from. A partition is an ordered log; a cursor is an opaque position in it.
+
+    The same cursor always gives the same next records. A source never acknowledges anything for
+    correctness: the cursors committed with an experience are the only truth.
+    """
+
+    def partitions(self) -> Sequence[str]:
+        """Names of the partitions that exist now."""
+        ...
+
+    def open(self, cursors: Mapping[str, str]) -> None:
+        """Resume just after these cursors; a partition that is not named starts at its beginning.
+
+        Raises:
+            DataLostError: records after a cursor no longer exist in the source.
+        """
+        ...
+
+    def poll(self, max_records: int, timeout_seconds: float) -> Sequence[RawBatch]:
+        """The next payloads, at most `max_records` in all; empty when none arrive within the timeout.
+
+        Raises:
+            SourceError: the source cannot be read.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release connections and files. Closing twice is allowed."""
+        ...
