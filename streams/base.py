@@ -12,14 +12,18 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
 ClassName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Dimension = Annotated[int, Field(ge=1)]
+WireName = Literal["json", "arrow"]
 
 
 class StreamError(Exception):
@@ -27,7 +31,11 @@ class StreamError(Exception):
 
 
 class RecordInvalidError(StreamError):
-    """A record does not fit the declared schema."""
+    """A record does not fit the declared schema. `reason` is the code that a dead letter carries."""
+
+    def __init__(self, detail: str, reason: str = "malformed") -> None:
+        super().__init__(detail)
+        self.reason = reason
 
 
 class ExperienceDamagedError(StreamError):
@@ -105,16 +113,42 @@ class Experience:
         return len(self.labels)
 
 
+class SourceConfig(BaseModel):
+    """What a pipeline says about its source; every source has its own kind."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+
+    def misfit(self, schema: RecordSchema) -> str | None:
+        """Why this source cannot give records of that schema, as a sentence; None when it can."""
+        return None
+
+
+@dataclass(frozen=True)
+class SourceContext:
+    """What a source is built from, besides its config."""
+
+    pipeline: str
+    schema: RecordSchema
+    engine: "Engine"
+
+
 @dataclass(frozen=True)
 class RawBatch:
     """Undecoded payloads of one partition, in order."""
 
     partition: str
     start: str
-    """The cursor before the first payload: where this batch was read from."""
+    """The cursor before the first record: where this batch was read from; empty at the beginning."""
     payloads: Sequence[bytes]
     positions: Sequence[str]
-    """One cursor a payload: a source opened there continues just after it."""
+    """One cursor a record: a source opened there continues just after it."""
+    wire: WireName = "json"
+    """How the payloads are written: "json" is one record a payload, "arrow" one payload of many records."""
+    skip: int = 0
+    """Only "arrow": records at the head of the payload that come before `start`; `positions` begins after
+    them and may end before the payload does, so that a payload can be read in several steps."""
 
 
 class Source(Protocol):
@@ -129,7 +163,8 @@ class Source(Protocol):
         ...
 
     def open(self, cursors: Mapping[str, str]) -> None:
-        """Resume just after these cursors; a partition that is not named starts at its beginning.
+        """Resume just after these cursors; a partition that is not named, or whose cursor is empty, starts
+        at its beginning. May be called again to read from other cursors.
 
         Raises:
             DataLostError: records after a cursor no longer exist in the source.
@@ -137,7 +172,7 @@ class Source(Protocol):
         ...
 
     def poll(self, max_records: int, timeout_seconds: float) -> Sequence[RawBatch]:
-        """The next payloads, at most `max_records` in all; empty when none arrive within the timeout.
+        """The next payloads, at most `max_records` records in all; empty when none arrive in time.
 
         Raises:
             SourceError: the source cannot be read.
@@ -146,4 +181,13 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Release connections and files. Closing twice is allowed."""
+        ...
+
+
+@runtime_checkable
+class TrimmedSource(Source, Protocol):
+    """A source whose records are kept for us alone, and may go once they are in committed experiences."""
+
+    def trim(self, cursors: Mapping[str, str]) -> None:
+        """Forget the records at and before these committed cursors. Safe to skip and safe to repeat."""
         ...

@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 Answer = Literal["pass", "fail", "undecided"]
 Outcome = Literal["promote", "review", "reject"]
 
+Bits = NDArray[np.bool_]
+"""(n,) right/wrong of one model on a holdout's records, in their order."""
+
 VERDICT_SCHEMA = "holdfast.verdict/1"
 
 
@@ -20,7 +23,7 @@ class GateConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     margin: float = Field(0.02, gt=0, lt=1, description="A past holdout may truly lose less than this.")
-    alpha: float = Field(0.05, gt=0, le=0.5, description="Error rate of each promise.")
+    alpha: float = Field(0.05, gt=0, le=0.1, description="Error rate of each promise.")
     learning_margin: float = Field(
         0.02, gt=0, lt=1, description="The new experience may be answered worse than by the champion by less."
     )

@@ -1,0 +1,226 @@
+"""What the API takes and gives, as typed bodies: the OpenAPI description is made from them."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from service import champions, jobs, ledger
+from service.pipelines import PipelineSpec
+from streams.manifest import ExperienceRow
+
+Reason = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=2000),
+    Field(description="Why, for whoever reads the ledger later. Must not be empty."),
+]
+Actor = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=200),
+    Field(description="Who decides."),
+]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class PipelineView(Body):
+    """A pipeline and how it stands."""
+
+    spec: PipelineSpec
+    experiences: int
+    pending_records: int | None = Field(description="Pushed records not yet cut into an experience.")
+    champion_version: int | None
+    live_updates: int = Field(description="Updates queued, running, or awaiting a decision.")
+
+
+class RecordsReceipt(Body):
+    """Records that are stored durably and will be learnt exactly once."""
+
+    accepted: int
+    sequence: int
+    duplicate: bool = Field(description="True: this Idempotency-Key had stored them before.")
+
+
+class UpdateRequest(Body):
+    """What to learn now. Empty: everything that has arrived and was not learnt."""
+
+    experiences: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = Field(
+        None, description="Learn these waiting, carried or parked experiences again."
+    )
+    by: Actor = "anonymous"
+
+
+class UpdateAccepted(Body):
+    update: str
+    state: str
+    href: str
+
+
+class UpdateView(Body):
+    """An update: where it stands, and what came of it."""
+
+    id: str
+    pipeline: str
+    state: jobs.State
+    requested_by: str
+    attempt: int
+    experiences: Sequence[int]
+    base_version: int | None
+    version: int | None
+    outcome: str | None = Field(description="The gate's verdict: promote, review or reject.")
+    reason: str | None
+    accuracy: Mapping[str, float] | None = Field(description="Of the challenger on each holdout.")
+    progress: Mapping[str, Any] | None
+    waits_for: str | None = Field(description="The update that must end, or be decided, before this one.")
+    run_id: str | None = Field(description="The MLflow run with figures and report.")
+    decision: Mapping[str, Any] | None
+    error: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @staticmethod
+    def of(update: jobs.Update, waits_for: jobs.Update | None) -> "UpdateView":
+        return UpdateView(
+            id=update.id,
+            pipeline=update.pipeline,
+            state=update.state,
+            requested_by=update.requested_by,
+            attempt=update.attempt,
+            experiences=update.experiences,
+            base_version=update.base_version,
+            version=update.version,
+            outcome=update.outcome,
+            reason=update.reason,
+            accuracy=update.accuracy,
+            progress=update.progress,
+            waits_for=waits_for.id if waits_for else None,
+            run_id=update.run_id,
+            decision=update.decision,
+            error=update.error,
+            created_at=moment(update.created_at),
+            started_at=moment(update.started_at) if update.started_at else None,
+            finished_at=moment(update.finished_at) if update.finished_at else None,
+        )
+
+
+class DecisionRequest(Body):
+    """A person's answer to a review."""
+
+    decision: Literal["approve", "reject"]
+    reason: Reason
+    by: Actor = "anonymous"
+
+
+class DecisionView(Body):
+    """What there is to decide, or what was decided."""
+
+    update: str
+    state: jobs.State
+    awaits_decision: bool
+    verdict: Mapping[str, Any] | None
+    decision: Mapping[str, Any] | None
+
+
+class RollbackRequest(Body):
+    """Which former champion to bring back."""
+
+    version: Annotated[int, Field(ge=1)] | None = Field(None, description="None: the one before this.")
+    reason: Reason
+    by: Actor = "anonymous"
+
+
+class ChampionView(Body):
+    """The version in use."""
+
+    pipeline: str
+    version: int
+    revision: int
+    since: datetime
+    model_uri: str = Field(description="Where MLflow serves it from.")
+    learnt: Sequence[int] = Field(description="Experiences that it and its ancestors learnt.")
+    update: str
+
+    @staticmethod
+    def of(champion: champions.Champion, version: champions.Version) -> "ChampionView":
+        return ChampionView(
+            pipeline=champion.pipeline,
+            version=champion.version,
+            revision=champion.revision,
+            since=moment(champion.since),
+            model_uri=f"models:/{champion.pipeline}/{champion.version}",
+            learnt=version.learnt,
+            update=version.update_id,
+        )
+
+
+class EntryView(Body):
+    """One decision in the ledger."""
+
+    sequence: int
+    action: ledger.Action
+    actor: str
+    reason: str
+    update: str | None
+    version: int | None
+    previous_version: int | None
+    at: datetime
+    hash: str
+    previous_hash: str
+
+    @staticmethod
+    def of(entry: ledger.Entry) -> "EntryView":
+        return EntryView(
+            sequence=entry.sequence,
+            action=entry.action,
+            actor=entry.actor,
+            reason=entry.reason,
+            update=entry.update_id,
+            version=entry.version,
+            previous_version=entry.previous_version,
+            at=moment(entry.at),
+            hash=entry.hash,
+            previous_hash=entry.previous_hash,
+        )
+
+
+class LedgerView(Body):
+    """The decisions of a pipeline, in order."""
+
+    pipeline: str
+    entries: Sequence[EntryView]
+    intact: bool = Field(description="Whether the chain of hashes holds, over the whole ledger.")
+
+
+class ExperienceView(Body):
+    """An experience: what it holds, and what became of it."""
+
+    index: int
+    state: str
+    note: str
+    train_records: int
+    gate_records: int
+    audit_records: int
+    digest: str
+    cut_reason: str
+
+    @staticmethod
+    def of(row: ExperienceRow, state: tuple[str, str]) -> "ExperienceView":
+        return ExperienceView(
+            index=row.index,
+            state=state[0],
+            note=state[1],
+            train_records=row.train.rows,
+            gate_records=row.gate.rows,
+            audit_records=row.audit.rows,
+            digest=row.train.digest,
+            cut_reason=row.cut_reason,
+        )
+
+
+def moment(seconds: float) -> datetime:
+    """Epoch seconds as a time with its zone."""
+    return datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,99 @@
+"""What has become of each experience: waiting, learnt, carried to the next update, or parked for a person."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Literal
+
+import sqlalchemy as sa
+
+from service.database import backlog
+from service.gate.base import Screen
+
+State = Literal["waiting", "carried", "review", "learnt", "parked"]
+
+
+def add(connection: sa.Connection, pipeline: str, experience: int) -> None:
+    """A new experience waits to be learnt."""
+    connection.execute(
+        sa.insert(backlog).values(
+            pipeline=pipeline, experience=experience, state="waiting", carries=0, note=""
+        )
+    )
+
+
+def to_learn(connection: sa.Connection, pipeline: str, *, limit: int) -> list[int]:
+    """The oldest experiences that the next update learns."""
+    rows = connection.execute(
+        sa.select(backlog.c.experience)
+        .where(backlog.c.pipeline == pipeline, backlog.c.state.in_(["waiting", "carried"]))
+        .order_by(backlog.c.experience)
+        .limit(limit)
+    )
+    return [row.experience for row in rows]
+
+
+def fresh(connection: sa.Connection, pipeline: str) -> int:
+    """How many experiences no update has tried yet."""
+    count = connection.execute(
+        sa.select(sa.func.count())
+        .select_from(backlog)
+        .where(backlog.c.pipeline == pipeline, backlog.c.state == "waiting")
+    ).scalar_one()
+    return int(count)
+
+
+def mark(
+    connection: sa.Connection, pipeline: str, *, experiences: Sequence[int], state: State, note: str
+) -> None:
+    """Set the state of experiences; `note` says why, for a person."""
+    connection.execute(
+        sa.update(backlog)
+        .where(backlog.c.pipeline == pipeline, backlog.c.experience.in_(experiences))
+        .values(state=state, note=note)
+    )
+
+
+def carry_or_park(
+    connection: sa.Connection, pipeline: str, *, experiences: Sequence[int], max_carries: int, note: str
+) -> None:
+    """After a rejection: try again with the next update, a bounded number of times; then a person's."""
+    mine = sa.and_(backlog.c.pipeline == pipeline, backlog.c.experience.in_(experiences))
+    exhausted = backlog.c.carries >= max_carries
+    connection.execute(
+        sa.update(backlog)
+        .where(mine)
+        .values(
+            state=sa.case((exhausted, "parked"), else_="carried"), carries=backlog.c.carries + 1, note=note
+        )
+    )
+
+
+def states(connection: sa.Connection, pipeline: str) -> dict[int, tuple[State, str]]:
+    """State and note of every experience."""
+    rows = connection.execute(
+        sa.select(backlog.c.experience, backlog.c.state, backlog.c.note)
+        .where(backlog.c.pipeline == pipeline)
+        .order_by(backlog.c.experience)
+    )
+    return {row.experience: (row.state, row.note) for row in rows}
+
+
+def save_screen(connection: sa.Connection, pipeline: str, *, experience: int, screen: Screen) -> None:
+    """Keep how an experience looked, as the reference for later ones."""
+    connection.execute(
+        sa.update(backlog)
+        .where(backlog.c.pipeline == pipeline, backlog.c.experience == experience)
+        .values(screen=asdict(screen))
+    )
+
+
+def screens(connection: sa.Connection, pipeline: str, experiences: Sequence[int]) -> list[Screen]:
+    """How these experiences looked, those whose look was kept."""
+    rows = connection.execute(
+        sa.select(backlog.c.screen).where(
+            backlog.c.pipeline == pipeline, backlog.c.experience.in_(experiences)
+        )
+    )
+    return [
+        Screen(**{name: tuple(values) for name, values in row.screen.items()}) for row in rows if row.screen
+    ]

@@ -1,0 +1,93 @@
+"""A small client of the HTTP API, for the command line and the demo."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from service.errors import HoldfastError
+
+FINISHED = ("review", "done", "failed")
+
+
+class ApiError(HoldfastError):
+    """The API answered with a problem document."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        super().__init__(str(document.get("detail", "")), fix=str(document.get("fix", "")), members=document)
+        self.document = document
+
+
+class Client:
+    """Calls the API; every failure is one `ApiError` that says what to do."""
+
+    def __init__(self, url: str, *, timeout_seconds: float = 60.0) -> None:
+        self._url = url
+        self._http = httpx.Client(base_url=url, timeout=timeout_seconds)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._http.close()
+
+    def get(self, path: str) -> Any:
+        """The JSON answer of a GET."""
+        return self._call("GET", path)
+
+    def post(self, path: str, body: Any = None, *, key: str | None = None) -> Any:
+        """The JSON answer of a POST; `key` is its Idempotency-Key."""
+        return self._call("POST", path, body=body, headers={"Idempotency-Key": key} if key else {})
+
+    def push(self, pipeline: str, lines: Sequence[bytes]) -> Any:
+        """Send records, each one JSON text."""
+        headers = {"Content-Type": "application/x-ndjson"}
+        return self._call(
+            "POST", f"/v1/pipelines/{pipeline}/records", content=b"\n".join(lines), headers=headers
+        )
+
+    def follow(self, update: str, *, timeout_seconds: float = 600.0) -> Iterator[Mapping[str, Any]]:
+        """The update, again and again, until it is finished or awaits a decision; that one last."""
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            found = self.get(f"/v1/updates/{update}")
+            yield found
+            if found["state"] in FINISHED:
+                return
+            if time.monotonic() > deadline:
+                raise HoldfastError(
+                    f"Update {update} is still {found['state']} after {timeout_seconds:.0f} seconds.",
+                    fix="See the dispatcher's log; GET /readyz shows which roles are alive.",
+                )
+            time.sleep(0.1)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        try:
+            if content is not None:
+                answer = self._http.request(method, path, content=content, headers=headers)
+            else:
+                answer = self._http.request(method, path, json=body, headers=headers)
+        except httpx.HTTPError as error:
+            raise HoldfastError(
+                f"The API on {self._url} does not answer: {error}.",
+                fix="Start it with `holdfast up`, or name another one with --url.",
+            ) from error
+        document = answer.json()
+        if not answer.is_success:
+            raise ApiError(document)
+        return document

@@ -1,0 +1,170 @@
+"""The dispatcher: claims updates, keeps their leases, and runs each on a warm trainer."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import sqlalchemy as sa
+import structlog
+
+from service import jobs, specs
+from service.database import connect
+from service.errors import ChampionMovedError, LostLeaseError
+from service.jobs import Update
+from service.pool import TrainerPool
+from service.registry import Registry, warm_up
+from service.roles import Presence, instance_name
+from service.settings import Settings
+from service.update import Updater, aliases, project
+from strategies.base import StrategyError
+from streams.base import StreamError
+
+log = structlog.get_logger(__name__)
+
+PROJECT_SECONDS = 1.0
+MEND_SECONDS = 30.0
+
+
+class Heartbeat:
+    """Keeps an update's lease while its work goes on, and records progress."""
+
+    def __init__(self, engine: sa.Engine, update: Update, lease_seconds: float) -> None:
+        self._engine = engine
+        self._update = update
+        self._lease_seconds = lease_seconds
+        self._progress: Mapping[str, Any] = {"stage": "starting"}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name=f"heartbeat-{update.id}", daemon=True)
+
+    def note(self, progress: Mapping[str, Any]) -> None:
+        """What the next beat records."""
+        self._progress = progress
+
+    def __enter__(self) -> "Heartbeat":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(min(1.0, self._lease_seconds / 3)):
+            try:
+                jobs.heartbeat(
+                    self._engine, self._update, lease_seconds=self._lease_seconds, progress=self._progress
+                )
+            except LostLeaseError:
+                # The settlement is fenced: work that goes on without a lease changes nothing.
+                return
+            except sa.exc.OperationalError:
+                log.warning("heartbeat not recorded", update=self._update.id, exc_info=True)
+
+
+def serve(settings: Settings, stop: threading.Event) -> None:
+    """Run updates until `stop` is set. Updates that run then are given back when their lease ends."""
+    engine = connect(settings.database)
+    with ThreadPoolExecutor(1, thread_name_prefix="warm-up") as background:
+        # MLflow's imports and schema take as long as Ray's start: do both at once.
+        warming = background.submit(warm_up, settings)
+        with TrainerPool(settings) as pool:
+            registry = warming.result()
+            updater = Updater(engine, settings, train=pool.run, registry=registry)
+            threads = [
+                threading.Thread(
+                    target=_work,
+                    args=(engine, settings, updater, stop),
+                    name=f"updater-{number}",
+                    daemon=True,
+                )
+                for number in range(settings.trainers)
+            ]
+            threads.append(
+                threading.Thread(
+                    target=_project_all, args=(engine, registry, stop), name="projector", daemon=True
+                )
+            )
+            for thread in threads:
+                thread.start()
+            with Presence(engine, "dispatch"):
+                log.info("dispatcher ready", trainers=settings.trainers)
+                stop.wait()
+    engine.dispose()
+
+
+def _work(engine: sa.Engine, settings: Settings, updater: Updater, stop: threading.Event) -> None:
+    owner = f"{instance_name()}:{threading.current_thread().name}"
+    while not stop.is_set():
+        try:
+            update = jobs.claim(
+                engine, owner, lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts
+            )
+            if update is None:
+                stop.wait(settings.poll_seconds)
+                continue
+            _run_one(engine, settings, updater, update)
+        except sa.exc.OperationalError:
+            log.exception("database unreachable, trying again")
+            stop.wait(1.0)
+
+
+def _run_one(engine: sa.Engine, settings: Settings, updater: Updater, update: Update) -> None:
+    context = {"update": update.id, "pipeline": update.pipeline, "attempt": update.attempt}
+    structlog.contextvars.bind_contextvars(**context)
+    log.info("update started")
+    try:
+        with Heartbeat(engine, update, settings.lease_seconds) as heartbeat:
+            verdict = updater.run(update, heartbeat.note)
+        log.info("update ended", outcome=verdict.outcome if verdict else "nothing to learn")
+    except LostLeaseError:
+        log.warning("lease lost, another worker goes on")
+    except ChampionMovedError as moved:
+        log.warning("champion moved during the update, starting over")
+        _unless_lost(partial(updater.start_over, update, moved))
+    except (StrategyError, StreamError) as error:
+        # The same data and learner would fail the same way again.
+        log.exception("update failed")
+        _unless_lost(partial(updater.fail, update, error))
+    except Exception as error:
+        # The last line of defence of a process that must live on: recorded, and tried again in bounds.
+        log.exception("update attempt failed")
+        message = f"{type(error).__name__}: {error}"
+        _unless_lost(partial(jobs.retry, engine, update, error=message, max_attempts=settings.max_attempts))
+    finally:
+        structlog.contextvars.unbind_contextvars(*context)
+
+
+def _unless_lost(record: Callable[[], object]) -> None:
+    try:
+        record()
+    except LostLeaseError:
+        log.warning("lease lost, another worker goes on")
+
+
+def _project_all(engine: sa.Engine, registry: Registry, stop: threading.Event) -> None:
+    """Follow decisions that were taken elsewhere, and now and then mend aliases that were moved by hand."""
+    known: dict[str, tuple[int | None, int | None]] = {}
+    mend_at = 0.0
+    while not stop.wait(PROJECT_SECONDS):
+        if time.monotonic() > mend_at:
+            known, mend_at = {}, time.monotonic() + MEND_SECONDS
+        try:
+            with engine.begin() as connection:
+                wanted = {name: aliases(connection, name) for name in specs.names(connection)}
+            for name, pair in wanted.items():
+                if known.get(name) != pair:
+                    project(engine, registry, name)
+                    known[name] = pair
+        except Exception:
+            # MLflow may be away for a while; the champion row stands, and the aliases follow later.
+            log.exception("aliases not projected, trying again")
+            stop.wait(5.0)

@@ -1,0 +1,96 @@
+"""The errors of the service. Each becomes one RFC 9457 problem: what is wrong, and what to do.
+
+HoldfastError
+├── PipelineUnknownError, PipelineExistsError, PipelineInvalidError
+├── RecordsInvalidError, BacklogFullError
+├── UpdateUnknownError, UpdateDuplicateError, NothingToLearnError
+├── DecisionConflictError      the update does not await a decision, or its base has moved
+├── ChampionMissingError, VersionUnfitError
+├── ChampionMovedError         a compare-and-set of the champion row failed
+├── LostLeaseError             another worker owns the update now
+├── TrainerDiedError           a trainer process ended in the middle of an update
+└── SettingsError              the service cannot start as configured
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+
+class HoldfastError(Exception):
+    """Any failure the service names.
+
+    Args:
+        detail: what is wrong, one sentence.
+        fix: what to do about it, one sentence.
+        members: extra members of the problem document.
+    """
+
+    status: ClassVar[int] = 500
+    slug: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(self, detail: str, *, fix: str, members: Mapping[str, object] | None = None) -> None:
+        super().__init__(f"{detail} {fix}")
+        self.detail = detail
+        self.fix = fix
+        self.members = dict(members or {})
+
+
+class PipelineUnknownError(HoldfastError):
+    status, slug, title = 404, "pipeline-unknown", "No such pipeline"
+
+
+class PipelineExistsError(HoldfastError):
+    status, slug, title = 409, "pipeline-exists", "A pipeline of that name exists"
+
+
+class PipelineInvalidError(HoldfastError):
+    status, slug, title = 422, "pipeline-invalid", "The pipeline cannot work as declared"
+
+
+class RecordsInvalidError(HoldfastError):
+    status, slug, title = 422, "records-invalid", "Records do not fit the pipeline's schema"
+
+
+class BacklogFullError(HoldfastError):
+    status, slug, title = 429, "backlog-full", "Too many records wait to be learnt"
+
+
+class UpdateUnknownError(HoldfastError):
+    status, slug, title = 404, "update-unknown", "No such update"
+
+
+class UpdateDuplicateError(HoldfastError):
+    status, slug, title = 409, "update-duplicate", "That Idempotency-Key was already used"
+
+
+class NothingToLearnError(HoldfastError):
+    status, slug, title = 409, "nothing-to-learn", "Nothing to learn"
+
+
+class DecisionConflictError(HoldfastError):
+    status, slug, title = 409, "decision-conflict", "This update cannot be decided now"
+
+
+class ChampionMissingError(HoldfastError):
+    status, slug, title = 404, "champion-missing", "No champion yet"
+
+
+class VersionUnfitError(HoldfastError):
+    status, slug, title = 409, "version-unfit", "That version cannot become champion"
+
+
+class ChampionMovedError(HoldfastError):
+    status, slug, title = 409, "champion-moved", "The champion has moved"
+
+
+class LostLeaseError(HoldfastError):
+    slug, title = "lease-lost", "Another worker owns this update now"
+
+
+class TrainerDiedError(HoldfastError):
+    slug, title = "trainer-died", "A trainer process ended in the middle of an update"
+
+
+class SettingsError(HoldfastError):
+    slug, title = "settings", "The service cannot start as configured"

@@ -1,0 +1,99 @@
+"""From evidence to verdict: run the guards, fold their findings. Same evidence, same verdict."""
+
+from collections.abc import Callable, Sequence
+from math import inf
+
+from service.gate import guards
+from service.gate import sentences as say
+from service.gate.base import Evidence, Finding, GateConfig, Outcome, Verdict
+
+Guard = Callable[[Evidence, GateConfig], tuple[Finding, ...]]
+
+
+def _data(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
+    return guards.data(evidence.data, config)
+
+
+BEFORE_LEARNING: tuple[tuple[str, Guard], ...] = (("data", _data),)
+"""Guards of the batch itself."""
+AFTER_LEARNING: tuple[tuple[str, Guard], ...] = (
+    ("retention", guards.retention),
+    ("learning", guards.learning),
+)
+"""Guards of the challenger. A new guard is one function and one line here."""
+
+
+def decide(
+    evidence: Evidence,
+    config: GateConfig,
+    *,
+    before: Sequence[tuple[str, Guard]] = BEFORE_LEARNING,
+    after: Sequence[tuple[str, Guard]] = AFTER_LEARNING,
+) -> Verdict:
+    """Promote, review or reject: any fail rejects, else anything undecided goes to review.
+
+    Promotion needs a pass from every finding, and at least one finding on the challenger itself.
+    """
+    findings = _run(before, evidence, config)
+    if evidence.learnt:
+        on_challenger = _run(after, evidence, config)
+        if not on_challenger:
+            on_challenger = (_nothing("no guard looked at the challenger"),)
+        findings += on_challenger
+    elif all(finding.answer != "fail" for finding in findings):
+        findings += (
+            _nothing("the batch was stopped before it was learnt, yet the data findings do not say why"),
+        )
+    outcome = _fold(findings)
+    reason = _summary(evidence, config) if outcome == "promote" else _deciding(findings, outcome).sentence
+    return Verdict(outcome, reason, findings)
+
+
+def _run(table: Sequence[tuple[str, Guard]], evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
+    findings: list[Finding] = []
+    for name, guard in table:
+        try:
+            findings += guard(evidence, config)
+        # Whatever a guard trips over, its question stays unanswered: that is a finding, and never a pass.
+        except Exception as error:
+            sentence = (
+                f"the {name} guard broke ({type(error).__name__}: {error}), so its question is open; "
+                "repair it and decide again"
+            )
+            findings.append(Finding(name, "undecided", sentence))
+    return tuple(findings)
+
+
+def _nothing(why: str) -> Finding:
+    return Finding("gate", "undecided", f"{why}; there is nothing to promote, a person decides")
+
+
+def _fold(findings: Sequence[Finding]) -> Outcome:
+    answers = {finding.answer for finding in findings}
+    if "fail" in answers:
+        return "reject"
+    return "promote" if answers == {"pass"} else "review"
+
+
+def _deciding(findings: Sequence[Finding], outcome: Outcome) -> Finding:
+    """The worst of the findings that made the outcome: broken data or evidence first, then by loss."""
+    against = [each for each in findings if each.answer == "fail"] if outcome == "reject" else findings
+    return max((each for each in against if each.answer != "pass"), key=_severity)
+
+
+def _severity(finding: Finding) -> float:
+    """How far the loss may go beyond its margin; without such numbers the finding comes first."""
+    return finding.numbers.get("loss_upper", inf) - finding.numbers.get("margin", 0.0)
+
+
+def _summary(evidence: Evidence, config: GateConfig) -> str:
+    """Why the challenger may go out: "all 4 past holdouts kept within 5 points; experience 4 learnt"."""
+    learnt = f"{say.experiences(sorted(each.experience for each in evidence.new))} learnt"
+    margins = {config.margin if each.margin is None else each.margin for each in evidence.past}
+    if not evidence.past:
+        return f"{learnt}; no past holdouts yet"
+    within = f"within {say.with_unit(margins.pop())}" if len(margins) == 1 else "within their margins"
+    count = len(evidence.past)
+    if count == 1:
+        return f"the past holdout kept {within}; {learnt}"
+    return f"{'both' if count == 2 else f'all {count}'} past holdouts kept {within}; {learnt}"

@@ -1,0 +1,80 @@
+"""How the gate speaks: numbers in words that a person can act on. A loss is a share, a point is 0.01."""
+
+from collections.abc import Sequence
+
+
+def points(share: float, *, digits: int = 1) -> str:
+    """A share as points without a unit, no trailing zeros: 0.05 is "5", 0.0078 is "0.8"."""
+    text = f"{100 * share:.{digits}f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text in ("-0", "") else text
+
+
+def with_unit(share: float, *, digits: int = 1) -> str:
+    """The same with its unit: "1 point", "0.8 points"."""
+    number = points(share, digits=digits)
+    return f"{number} {'point' if number == '1' else 'points'}"
+
+
+def percent(share: float) -> str:
+    """A share as a percentage: "62 %"; small ones keep a digit, "0.4 %"."""
+    return f"{points(share, digits=0 if share == 0 or share >= 0.0095 else 1)} %"
+
+
+def records(count: int, kind: str = "") -> str:
+    """A number of records: "1 record", "43 holdout records"."""
+    return f"{count} {kind + ' ' if kind else ''}{'record' if count == 1 else 'records'}"
+
+
+def about(count: int) -> str:
+    """A planned number, to two figures: 227 is "about 230"."""
+    magnitude = 10 ** max(len(str(count)) - 2, 0)
+    return f"about {round(count / magnitude) * magnitude}"
+
+
+def listed(items: Sequence[int]) -> str:
+    """Rising numbers as a person lists them: "4", "4 and 5", "4 to 9", "1, 3 and 8"."""
+    numbers = [str(item) for item in items]
+    if len(items) > 2 and items[-1] - items[0] == len(items) - 1:
+        return f"{numbers[0]} to {numbers[-1]}"
+    return " and ".join([", ".join(numbers[:-1]), numbers[-1]]) if len(numbers) > 1 else "".join(numbers)
+
+
+def experiences(items: Sequence[int]) -> str:
+    """Experiences by number: "experience 4", "experiences 4 and 5"."""
+    return f"experience{'' if len(items) == 1 else 's'} {listed(items)}"
+
+
+def at_worst(upper: float, margin: float) -> str:
+    """The upper limit of a loss that passed, never rounded up to the margin itself when a digit can tell."""
+    worst = points(upper)
+    if worst == points(margin):
+        worst = points(upper, digits=2)
+    if worst == "0":
+        return "at worst nothing lost"
+    return f"at worst {worst} {'point' if worst == '1' else 'points'} lost"
+
+
+def between(lower: float, upper: float) -> str:
+    """A proven loss, from its limits: "between 3.1 and 7.8 points", "about 7.8 points", "up to 2 points"."""
+    if points(lower) == points(upper):
+        return f"about {with_unit(upper)}"
+    if lower <= 0 or points(lower) == "0":
+        return f"up to {with_unit(upper)}"
+    return f"between {points(lower)} and {with_unit(upper)}"
+
+
+def up_to(upper: float) -> str:
+    """The upper limit of an unproven loss: "up to 6.1 points"."""
+    return f"up to {with_unit(upper)}"
+
+
+def were_allowed(margin: float) -> str:
+    """A margin that was exceeded: "2 were allowed", "1 was allowed"."""
+    number = points(margin)
+    return f"{number} {'was' if number == '1' else 'were'} allowed"
+
+
+def flips(n: int, lost: int, gained: int) -> str:
+    """What a comparison rests on: "600 records, 12 got worse, 15 got better"."""
+    return f"{records(n)}, {lost} got worse, {gained} got better"

@@ -1,0 +1,161 @@
+"""The statistics behind the guards: paired tests, limits, sample sizes. Every function takes arrays.
+
+Words: of `n` holdout records, `lost` turned from right to wrong and `gained` from wrong to right when the
+baseline was replaced by the challenger. The loss is `(lost - gained) / n`, a share: 0.02 is two points.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+
+_HALF_FLIP = 0.5
+_BISECTIONS = 50
+"""Halvings of the interval (-1, 1): the limits are exact to 2e-15."""
+
+
+def noninferiority_z(lost: ArrayLike, gained: ArrayLike, *, n: ArrayLike, margin: ArrayLike) -> Floats:
+    """Score statistic of H0 "the true loss is `margin` or more"; small means non-inferior. NaN where n is 0.
+
+    Tango, "Equivalence test and confidence interval for the difference in proportions for the
+    paired-sample design", Statistics in Medicine 17:891 (1998), with the constrained estimate of Nam,
+    Biometrics 53:1422 (1997). The half flip added to `lost` is a continuity correction: without it the exact
+    error rate reaches 1.24 alpha where few records flip, with it no case checked
+    exceeds alpha, for alpha up to 0.1. Above that a few do: at 0.2, zero flips can pass in fewer records than
+    `exact_floor_n`.
+    """
+    b, c, size, m = (np.asarray(value, dtype=np.float64) for value in (lost, gained, n, margin))
+    b = b + _HALF_FLIP
+    with np.errstate(divide="ignore", invalid="ignore"):
+        linear = -(b + c) + m * (2 * size - b + c)
+        constant = -c * m * (1 - m)
+        # Share of gains under H0: the larger root of 2n q^2 + linear q + constant = 0.
+        q = (np.sqrt(linear**2 - 8 * size * constant) - linear) / (4 * size)
+        z = ((b - c) / size - m) / np.sqrt((2 * q + m - m**2) / size)
+    return np.where(size > 0, z, np.nan)
+
+
+def noninferiority_p(lost: ArrayLike, gained: ArrayLike, *, n: ArrayLike, margin: ArrayLike) -> Floats:
+    """One-sided p-value of `noninferiority_z`: at most alpha lets the challenger pass. NaN where n is 0."""
+    return np.asarray(stats.norm.cdf(noninferiority_z(lost, gained, n=n, margin=margin)), dtype=np.float64)
+
+
+def loss_upper(lost: ArrayLike, gained: ArrayLike, *, n: ArrayLike, alpha: float) -> Floats:
+    """One-sided upper limit of the true loss: the smallest margin at which the challenger would pass.
+
+    Inverts `noninferiority_z` by bisection, as Tango (1998) does; negative means a proven gain.
+    """
+    b, c, size = np.broadcast_arrays(*(np.asarray(value, dtype=np.float64) for value in (lost, gained, n)))
+    low, high = np.full(size.shape, -1.0), np.ones(size.shape)
+    critical = stats.norm.ppf(alpha)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        passes = noninferiority_z(b, c, n=size, margin=middle) <= critical
+        low, high = np.where(passes, low, middle), np.where(passes, middle, high)
+    return np.where(size > 0, high, np.nan)
+
+
+def loss_lower(lost: ArrayLike, gained: ArrayLike, *, n: ArrayLike, alpha: float) -> Floats:
+    """One-sided lower limit of the true loss: the upper limit of the gain, with its sign turned."""
+    return -loss_upper(gained, lost, n=n, alpha=alpha)
+
+
+def mcnemar_drop_p(lost: ArrayLike, gained: ArrayLike) -> Floats:
+    """Exact one-sided p-value of H0 "nothing was lost": P(at least `lost` of the flips were losses).
+
+    McNemar, Psychometrika 12:153 (1947), in its exact binomial form. 1 where nothing flipped.
+    """
+    b, c = np.asarray(lost), np.asarray(gained)
+    return np.asarray(stats.binom.sf(b - 1, b + c, 0.5), dtype=np.float64)
+
+
+def mcnemar_gain_p(lost: ArrayLike, gained: ArrayLike) -> Floats:
+    """Exact one-sided p-value of H0 "nothing was gained" (McNemar 1947, binomial form)."""
+    return mcnemar_drop_p(gained, lost)
+
+
+def holm(p_values: ArrayLike) -> Floats:
+    """Adjusted p-values: at alpha, P(any false alarm among them) <= alpha, however they depend on each other.
+
+    Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics
+    6:65 (1979).
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted
+
+
+def needed_n(
+    margin: ArrayLike,
+    alpha: float,
+    *,
+    churn: ArrayLike,
+    power: float = 0.8,
+    true_loss: ArrayLike = 0.0,
+) -> NDArray[np.int64]:
+    """Records that let a challenger which truly lost `true_loss` pass with probability `power`.
+
+    The normal approximation of Nam (1997), with `churn` = P(a record flips) under the alternative and
+    churn + margin bounding it under H0. Against exact power it asks for 5 to 15 % too many, the safe side.
+    """
+    m, psi = np.asarray(margin, dtype=np.float64), np.asarray(churn, dtype=np.float64)
+    spread = stats.norm.isf(alpha) * np.sqrt(psi + m) + stats.norm.ppf(power) * np.sqrt(psi)
+    records = np.ceil((spread / (m - np.asarray(true_loss))) ** 2).astype(np.int64)
+    return np.asarray(np.maximum(records, floor_n(m, alpha)), dtype=np.int64)
+
+
+def needed_n_difference(
+    difference: ArrayLike, alpha: float, *, churn: ArrayLike, power: float = 0.8
+) -> NDArray[np.int64]:
+    """Records that let McNemar's test see a true loss (or gain) of `difference` with probability `power`.
+
+    Connett, Smith and McHugh, "Sample size and power for pair-matched case-control studies", Statistics in
+    Medicine 6:53 (1987).
+    """
+    d, psi = np.abs(np.asarray(difference, dtype=np.float64)), np.asarray(churn, dtype=np.float64)
+    left_over = np.sqrt(np.maximum(psi - d**2, 0.0))
+    spread = stats.norm.isf(alpha) * np.sqrt(psi) + stats.norm.ppf(power) * left_over
+    return np.asarray(np.ceil((spread / d) ** 2), dtype=np.int64)
+
+
+def floor_n(margin: ArrayLike, alpha: float) -> NDArray[np.int64]:
+    """The smallest n at which zero flips pass `noninferiority_z`; with fewer records nothing can.
+
+    With zero flips the statistic is (1/2n - m) / sqrt(m (1 - m) / n), a quadratic in sqrt(n).
+    """
+    m = np.asarray(margin, dtype=np.float64)
+    slope = stats.norm.isf(alpha) * np.sqrt(m * (1 - m))
+    root = (slope + np.sqrt(slope**2 + 2 * m)) / (2 * m)
+    # A hair below the root, so that a product that is whole but for rounding does not ask for one more.
+    return np.asarray(np.ceil(root**2 * (1 - 1e-12)), dtype=np.int64)
+
+
+def exact_floor_n(margin: ArrayLike, alpha: float) -> NDArray[np.int64]:
+    """The n below which no exact procedure can pass: zero losses in n have probability (1 - m)^n > alpha."""
+    return np.asarray(
+        np.ceil(np.log(alpha) / np.log1p(-np.asarray(margin, dtype=np.float64))), dtype=np.int64
+    )
+
+
+def clopper_pearson(right: ArrayLike, n: ArrayLike, *, alpha: float) -> tuple[Floats, Floats]:
+    """Lower and upper limit of an accuracy, each one-sided at `alpha`; 0 and 1 where n is 0.
+
+    Clopper and Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial",
+    Biometrika 26:404 (1934), by beta quantiles.
+    """
+    k, size = np.asarray(right, dtype=np.float64), np.asarray(n, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        lower = np.where(k > 0, stats.beta.ppf(alpha, k, size - k + 1), 0.0)
+        upper = np.where(k < size, stats.beta.isf(alpha, k + 1, size - k), 1.0)
+    return np.asarray(lower, dtype=np.float64), np.asarray(upper, dtype=np.float64)
+
+
+def excess_p(share: ArrayLike, reference: ArrayLike, *, sample: ArrayLike) -> Floats:
+    """Exact one-sided binomial p-value of H0 "the true share is at most `reference`"."""
+    size, expected = np.asarray(sample), np.asarray(reference, dtype=np.float64)
+    seen = np.rint(np.asarray(share, dtype=np.float64) * size)
+    return np.asarray(stats.binom.sf(seen - 1, size, expected), dtype=np.float64)

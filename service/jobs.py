@@ -1,0 +1,284 @@
+"""The lease table: updates as durable jobs. A lease that runs out lets another worker go on.
+
+(update id, attempt) is the fencing token. Everything a worker writes about an update goes through a
+statement that names both, so a worker that lost its lease changes nothing.
+"""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from service import backlog
+from service.database import LIVE_STATES, now, updates
+from service.errors import LostLeaseError, UpdateDuplicateError, UpdateUnknownError
+
+State = Literal["queued", "running", "review", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class Update:
+    """One job: learn one or more experiences, compare, decide, record."""
+
+    id: str
+    pipeline: str
+    request_key: str | None
+    requested_by: str
+    wants_cut: bool
+    """True until the ingest side has cut what is pending; only then can a worker claim the update."""
+    state: State
+    attempt: int
+    owner: str | None
+    lease_until: float | None
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    experiences: Sequence[int]
+    base_version: int | None
+    """The champion that the challenger was made from; None: there was none."""
+    base_revision: int | None
+    """The champion row's revision then: what a later promotion compares with."""
+    progress: Mapping[str, Any] | None
+    outcome: str | None
+    reason: str | None
+    verdict: Mapping[str, Any] | None
+    accuracy: Mapping[str, float] | None
+    """Accuracy of the challenger on each holdout, by experience index."""
+    version: int | None
+    run_id: str | None
+    decision: Mapping[str, Any] | None
+    """What a person decided on a review, with `by`, `reason` and `at`."""
+    error: str | None
+
+
+def enqueue(
+    connection: sa.Connection,
+    pipeline: str,
+    *,
+    requested_by: str,
+    wants_cut: bool = False,
+    request_key: str | None = None,
+) -> str:
+    """Add an update, in the caller's transaction; answers its id.
+
+    Raises:
+        UpdateDuplicateError: `request_key` was already used in this pipeline.
+    """
+    if request_key is not None:
+        _refuse_duplicate(connection, pipeline, request_key)
+    update_id = "u-" + secrets.token_hex(8)
+    values: dict[str, Any] = {
+        "id": update_id,
+        "pipeline": pipeline,
+        "request_key": request_key,
+        "requested_by": requested_by,
+        "wants_cut": wants_cut,
+        "state": "queued",
+        "attempt": 0,
+        "created_at": now(connection),
+        "experiences": [],
+    }
+    connection.execute(sa.insert(updates).values(**values))
+    return update_id
+
+
+def _refuse_duplicate(connection: sa.Connection, pipeline: str, request_key: str) -> None:
+    first = connection.execute(
+        sa.select(updates.c.id).where(updates.c.pipeline == pipeline, updates.c.request_key == request_key)
+    ).scalar()
+    if first is not None:
+        raise UpdateDuplicateError(
+            f"The Idempotency-Key {request_key!r} already started update {first}; no second one was started.",
+            fix=f"Follow it with GET /v1/updates/{first}, or send a new key for a new update.",
+            members={"update": first},
+        )
+
+
+def ensure_queued(connection: sa.Connection, pipeline: str, *, requested_by: str) -> str:
+    """An update still to be claimed, so that it sees what this transaction adds; made if none waits."""
+    waiting = connection.execute(
+        sa.select(updates.c.id)
+        .where(updates.c.pipeline == pipeline, updates.c.state == "queued")
+        .order_by(updates.c.created_at)
+        .limit(1)
+        .with_for_update()
+    ).scalar()
+    return str(waiting) if waiting else enqueue(connection, pipeline, requested_by=requested_by)
+
+
+def get(connection: sa.Connection, update_id: str) -> Update:
+    """One update.
+
+    Raises:
+        UpdateUnknownError: there is none of that id.
+    """
+    row = connection.execute(sa.select(updates).where(updates.c.id == update_id)).first()
+    if row is None:
+        raise UpdateUnknownError(
+            f"There is no update {update_id!r}.",
+            fix="List a pipeline's updates with GET /v1/pipelines/{pipeline}/updates.",
+        )
+    return Update(**row._mapping)
+
+
+def of_pipeline(connection: sa.Connection, pipeline: str, *, limit: int = 100) -> list[Update]:
+    """A pipeline's updates, newest first."""
+    rows = connection.execute(
+        sa.select(updates)
+        .where(updates.c.pipeline == pipeline)
+        .order_by(updates.c.created_at.desc(), updates.c.id)
+        .limit(limit)
+    )
+    return [Update(**row._mapping) for row in rows]
+
+
+def blocking(connection: sa.Connection, update: Update) -> Update | None:
+    """The other update that a queued one waits for: one that runs, or one that a person must decide."""
+    if update.state != "queued":
+        return None
+    row = connection.execute(
+        sa.select(updates).where(
+            updates.c.pipeline == update.pipeline, updates.c.state.in_(["running", "review"])
+        )
+    ).first()
+    return Update(**row._mapping) if row else None
+
+
+def claim(engine: sa.Engine, owner: str, *, lease_seconds: float, max_attempts: int) -> Update | None:
+    """The oldest update that may run now, leased to `owner`; None when there is none.
+
+    An update whose worker went silent is claimed again, as the next attempt, until `max_attempts`.
+    """
+    try:
+        with engine.begin() as connection:
+            moment = now(connection)
+            _give_up_exhausted(connection, moment=moment, max_attempts=max_attempts)
+            update_id = connection.execute(_claimable(moment)).scalar()
+            if update_id is None:
+                return None
+            connection.execute(
+                sa.update(updates)
+                .where(updates.c.id == update_id)
+                .values(
+                    state="running",
+                    attempt=updates.c.attempt + 1,
+                    owner=owner,
+                    lease_until=moment + lease_seconds,
+                    started_at=sa.func.coalesce(updates.c.started_at, moment),
+                )
+            )
+            return get(connection, update_id)
+    except sa.exc.IntegrityError:
+        # Another dispatcher claimed another update of the same pipeline between our look and our write.
+        return None
+
+
+def _claimable(moment: float) -> sa.Select[Any]:
+    other = updates.alias("other")
+    held = sa.exists().where(
+        other.c.pipeline == updates.c.pipeline,
+        other.c.id != updates.c.id,
+        other.c.state.in_(["running", "review"]),
+    )
+    free = sa.and_(updates.c.state == "queued", sa.not_(updates.c.wants_cut), sa.not_(held))
+    silent = sa.and_(updates.c.state == "running", updates.c.lease_until < moment)
+    return (
+        sa.select(updates.c.id)
+        .where(sa.or_(free, silent))
+        .order_by(updates.c.created_at, updates.c.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+
+
+def _give_up_exhausted(connection: sa.Connection, *, moment: float, max_attempts: int) -> None:
+    error = f"Its worker died in each of {max_attempts} attempts; the dispatcher's log says why."
+    rows = connection.execute(
+        sa.select(updates.c.id, updates.c.pipeline, updates.c.experiences)
+        .where(
+            updates.c.state == "running", updates.c.lease_until < moment, updates.c.attempt >= max_attempts
+        )
+        .with_for_update()
+    ).all()
+    for row in rows:
+        connection.execute(
+            sa.update(updates)
+            .where(updates.c.id == row.id)
+            .values(state="failed", finished_at=moment, error=error)
+        )
+        # What killed three workers would kill the next update's too.
+        backlog.mark(connection, row.pipeline, experiences=row.experiences, state="parked", note=error)
+
+
+def heartbeat(
+    engine: sa.Engine, update: Update, *, lease_seconds: float, progress: Mapping[str, Any] | None
+) -> None:
+    """Extend the lease and record progress.
+
+    Raises:
+        LostLeaseError: the update is no longer this attempt's.
+    """
+    with engine.begin() as connection:
+        write(connection, update, {"lease_until": now(connection) + lease_seconds, "progress": progress})
+
+
+def write(connection: sa.Connection, update: Update, values: Mapping[str, Any]) -> None:
+    """Change the update's row, if it is still this attempt's.
+
+    Raises:
+        LostLeaseError: another attempt owns it, or it has ended.
+    """
+    changed = connection.execute(
+        sa.update(updates)
+        .where(
+            updates.c.id == update.id,
+            updates.c.attempt == update.attempt,
+            updates.c.state == "running",
+        )
+        .values(**values)
+    )
+    if changed.rowcount != 1:
+        raise LostLeaseError(
+            f"Update {update.id}, attempt {update.attempt}, is no longer this worker's.",
+            fix="Nothing was written; the attempt that owns it goes on.",
+        )
+
+
+def retry(engine: sa.Engine, update: Update, *, error: str, max_attempts: int) -> bool:
+    """Give the update back after a failure that may pass; False: it has failed for good."""
+    final = update.attempt >= max_attempts
+    with engine.begin() as connection:
+        values: dict[str, Any] = {"owner": None, "lease_until": None, "error": error}
+        if final:
+            values |= {"state": "failed", "finished_at": now(connection)}
+        else:
+            values |= {"state": "queued"}
+        write(connection, update, values)
+    return not final
+
+
+def wanting_cut(connection: sa.Connection, pipeline: str) -> list[str]:
+    """Ids of updates that wait for the ingest side to cut what is pending."""
+    rows = connection.execute(
+        sa.select(updates.c.id).where(
+            updates.c.pipeline == pipeline, updates.c.state == "queued", updates.c.wants_cut
+        )
+    )
+    return [row.id for row in rows]
+
+
+def cut_done(connection: sa.Connection, update_ids: Sequence[str]) -> None:
+    """Let workers claim these updates."""
+    connection.execute(sa.update(updates).where(updates.c.id.in_(update_ids)).values(wants_cut=False))
+
+
+def live(connection: sa.Connection, pipeline: str) -> int:
+    """How many updates of a pipeline have not ended."""
+    count = connection.execute(
+        sa.select(sa.func.count())
+        .select_from(updates)
+        .where(updates.c.pipeline == pipeline, updates.c.state.in_(LIVE_STATES))
+    ).scalar_one()
+    return int(count)

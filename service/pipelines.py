@@ -1,0 +1,92 @@
+"""The pipeline spec: the declared wish to keep one registered model trained on one stream."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Self, Union
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from service.errors import PipelineInvalidError
+from service.gate.base import GateConfig
+from strategies.base import StrategyConfig, StreamInfo
+from strategies.catalog import STRATEGIES
+from streams.base import RecordSchema
+from streams.catalog import SOURCES, SourceConfig
+from streams.ingest import Split
+from streams.triggers import RecordsTrigger
+
+PipelineName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+
+if TYPE_CHECKING:
+    SourceChoice = SourceConfig
+    StrategyChoice = StrategyConfig
+else:
+    # Built from the catalogs, so that a new entry is accepted, documented and validated without an edit here.
+    SourceChoice = Annotated[
+        Union[tuple(spec.config for spec in SOURCES.values())],  # noqa: UP007
+        Field(discriminator="kind"),
+    ]
+    StrategyChoice = Annotated[
+        Union[tuple(spec.config for spec in STRATEGIES.values())],  # noqa: UP007
+        Field(discriminator="name"),
+    ]
+
+
+class PipelineSpec(BaseModel):
+    """A pipeline as its owner declares it: a YAML file, or the body of `POST /v1/pipelines`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    name: PipelineName = Field(description="Also the name of the registered model in MLflow.")
+    record_schema: RecordSchema = Field(alias="schema")
+    source: SourceChoice = Field(default_factory=SOURCES["pushed"].config)
+    trigger: RecordsTrigger = Field(description="When to cut an experience.")
+    split: Split = Field(default_factory=Split)
+    strategy: StrategyChoice
+    gate: GateConfig = Field(default_factory=GateConfig)
+    max_experiences_per_update: int = Field(
+        4, ge=1, le=100, description="A backlog of up to this many experiences is learnt in one update."
+    )
+    max_carries: int = Field(
+        2, ge=0, le=100, description="How often a rejected experience is tried again; then it is parked."
+    )
+
+    @model_validator(mode="after")
+    def _source_fits(self) -> Self:
+        problem = SOURCES[self.source.kind].misfit(self.source, self.record_schema)
+        if problem:
+            raise ValueError(problem)
+        return self
+
+    @property
+    def stream_info(self) -> StreamInfo:
+        schema = self.record_schema
+        return StreamInfo(shape=schema.shape, classes=schema.classes, dtype=schema.dtype)
+
+
+def parse(document: Mapping[str, Any] | str) -> PipelineSpec:
+    """A spec from a YAML text or a mapping.
+
+    Raises:
+        PipelineInvalidError: it says where and why.
+    """
+    try:
+        raw = yaml.safe_load(document) if isinstance(document, str) else document
+        return PipelineSpec.model_validate(raw)
+    except yaml.YAMLError as error:
+        raise PipelineInvalidError(f"This is not YAML: {error}.", fix="Correct the file.") from error
+    except ValidationError as error:
+        errors = describe(error)
+        raise PipelineInvalidError(
+            f"The pipeline is not valid: {errors[0]['where']}: {errors[0]['problem']}.",
+            fix="Correct the fields under `errors`; docs/pipelines.md describes each.",
+            members={"errors": errors},
+        ) from error
+
+
+def describe(error: ValidationError) -> list[dict[str, str]]:
+    """pydantic's errors as `where` and `problem`, without the input, which may be large or secret."""
+    return [
+        {"where": ".".join(str(part) for part in entry["loc"]) or "body", "problem": entry["msg"]}
+        for entry in error.errors(include_url=False, include_input=False, include_context=False)
+    ]

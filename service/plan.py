@@ -1,0 +1,93 @@
+"""What one update is about: which experiences, from which champion, against which holdouts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from service import backlog, champions, holdouts, jobs
+from service.champions import Version
+from service.gate.base import Bits, Screen
+from service.jobs import Update
+from service.pipelines import PipelineSpec
+from service.specs import load_spec
+from streams.manifest import ExperienceRow, Manifest
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Fixed at the update's first attempt, and the same at every later one."""
+
+    update: Update
+    spec: PipelineSpec
+    champion: Version | None
+    lineage: tuple[Version, ...]
+    """The champion's ancestors, oldest first, and itself."""
+    experiences: tuple[int, ...]
+    """What to learn; empty: there is nothing."""
+    rows: Mapping[int, ExperienceRow]
+    """Of the experiences to learn and of those that the champion learnt."""
+    past: Mapping[int, Bits]
+    """The champion's stored answers on past holdouts."""
+    references: tuple[Screen, ...]
+    """How the experiences that the champion learnt looked."""
+
+    @property
+    def learnt_before(self) -> tuple[int, ...]:
+        """What the champion learnt."""
+        return tuple(self.champion.learnt) if self.champion else ()
+
+    @property
+    def learnt_after(self) -> tuple[int, ...]:
+        """What the challenger will have learnt."""
+        return tuple(sorted({*self.learnt_before, *self.experiences}))
+
+    @property
+    def base_version(self) -> int | None:
+        """The champion's version."""
+        return self.champion.version if self.champion else None
+
+
+def make_plan(engine: sa.Engine, update: Update) -> Plan:
+    """The plan of a claimed update; at its first attempt, recorded with it.
+
+    Raises:
+        LostLeaseError: the update is no longer this attempt's.
+    """
+    pipeline = update.pipeline
+    with engine.begin() as connection:
+        spec = load_spec(connection, pipeline)
+        if not update.experiences:
+            update = _fix(connection, update, limit=spec.max_experiences_per_update)
+        lineage = champions.lineage(connection, pipeline, update.base_version)
+        champion = lineage[-1] if lineage else None
+        learnt = tuple(champion.learnt) if champion else ()
+        stored = holdouts.of_version(connection, pipeline, version=champion.version) if champion else {}
+        references = backlog.screens(connection, pipeline, learnt)
+    experiences = tuple(update.experiences)
+    rows = {row.index: row for row in Manifest(engine).experiences(pipeline)}
+    return Plan(
+        update=update,
+        spec=spec,
+        champion=champion,
+        lineage=tuple(lineage),
+        experiences=experiences,
+        rows={index: rows[index] for index in (*experiences, *learnt)},
+        past={index: bits for index, bits in stored.items() if index in learnt},
+        references=tuple(references),
+    )
+
+
+def _fix(connection: sa.Connection, update: Update, *, limit: int) -> Update:
+    """Record what this update learns and from which champion, so that every attempt does the same."""
+    champion = champions.current(connection, update.pipeline)
+    jobs.write(
+        connection,
+        update,
+        {
+            "experiences": backlog.to_learn(connection, update.pipeline, limit=limit),
+            "base_version": champion.version if champion else None,
+            "base_revision": champion.revision if champion else None,
+        },
+    )
+    return jobs.get(connection, update.id)

@@ -1,0 +1,140 @@
+"""Warm trainers on Ray: the only file that imports ray.
+
+A trainer is an actor that has paid for its imports. It keeps nothing between updates but that warmth, so
+its death costs one attempt and no state.
+"""
+
+import os
+import queue
+import secrets
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import structlog
+
+from service import trainer
+from service.errors import TrainerDiedError
+from service.settings import Settings
+from service.trainer import OnProgress, Task
+from strategies.base import StreamInfo
+
+# Ray must neither phone home, nor rebuild an environment in each worker because of how we were started.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+if "HOLDFAST_RAY_ADDRESS" not in os.environ:
+    # A local cluster is this process's own: nobody else needs its token. Ray reads these at its import.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+import ray
+
+log = structlog.get_logger(__name__)
+
+PROGRESS_SECONDS = 0.5
+
+
+class Trainer:
+    """The actor. One thread learns; a second answers questions about progress."""
+
+    def __init__(self) -> None:
+        self._progress: Mapping[str, Any] = {}
+
+    def warm_up(self) -> int:
+        """Ready to learn without a pause; answers the process id."""
+        import torch
+
+        # One trainer has the CPUs Ray gave it; more threads than that fight each other.
+        torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+        trainer.warm_up(StreamInfo(shape=(4,), classes=("a", "b")))
+        return os.getpid()
+
+    def run(self, task: Task) -> None:
+        self._progress = {}
+        trainer.run(task, self._note)
+
+    def progress(self) -> Mapping[str, Any]:
+        return self._progress
+
+    def _note(self, progress: Mapping[str, Any]) -> None:
+        self._progress = progress
+
+
+class TrainerPool:
+    """As many warm trainers as the settings say. Thread-safe; use it as a context manager."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._local = settings.ray_address is None
+        self._idle: queue.Queue[Any] = queue.Queue()
+        self._closed = threading.Event()
+
+    def __enter__(self) -> "TrainerPool":
+        if self._local:
+            ray.init(
+                num_cpus=self._settings.trainers,
+                include_dashboard=False,
+                object_store_memory=100 * 2**20,
+                namespace="holdfast",
+                log_to_driver=False,
+            )
+        else:
+            ray.init(address=self._settings.ray_address, namespace="holdfast", log_to_driver=False)
+        started = [self._start() for _ in range(self._settings.trainers)]
+        ray.get([actor.warm_up.remote() for actor in started])
+        for actor in started:
+            self._idle.put(actor)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._closed.set()
+        ray.shutdown()
+
+    def run(self, task: Task, on_progress: OnProgress) -> None:
+        """Run a task on an idle trainer; its result is in `task.folder` afterwards.
+
+        Raises:
+            StreamError, StrategyError: as `service.trainer.run`.
+            TrainerDiedError: the trainer's process ended; another one takes its place.
+        """
+        actor = self._idle.get()
+        try:
+            self._watch(actor, actor.run.remote(task), on_progress)
+        except ray.exceptions.RayTaskError as error:
+            self._idle.put(actor)
+            raise error.cause from error
+        except ray.exceptions.RayActorError as error:
+            if not self._closed.is_set():
+                self._replace()
+            raise TrainerDiedError(
+                f"The trainer of update {task.update_id} died.",
+                fix="The update is tried again; see Ray's logs for why the process ended.",
+            ) from error
+        else:
+            self._idle.put(actor)
+
+    def _watch(self, actor: Any, running: Any, on_progress: OnProgress) -> None:
+        while True:
+            done, _ = ray.wait([running], timeout=PROGRESS_SECONDS)
+            if done:
+                ray.get(running)
+                return
+            on_progress(ray.get(actor.progress.remote()))
+
+    def _start(self) -> Any:
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= self._settings.trainers else 0
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_concurrency=2)(Trainer)
+        return remote.remote()
+
+    def _replace(self) -> None:
+        log.warning("trainer died, starting another")
+        actor = self._start()
+        ray.get(actor.warm_up.remote())
+        self._idle.put(actor)

@@ -1,0 +1,59 @@
+"""Every setting of the service: environment variables prefixed HOLDFAST_, or the defaults of one machine."""
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """How this installation runs. In production only these values differ from the embedded defaults."""
+
+    model_config = SettingsConfigDict(env_prefix="HOLDFAST_", frozen=True, extra="ignore")
+
+    home: Path = Field(Path("holdfast-home"), description="Folder of everything that the service keeps.")
+    database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; default SQLite in the home.")
+    host: str = Field("127.0.0.1", description="Address that the API listens on.")
+    port: int = Field(8400, ge=0, le=65535, description="Port of the API.")
+    mlflow_tracking_uri: str | None = Field(None, description="MLflow server or store; default SQLite.")
+    mlflow_ui: bool = Field(True, description="Whether `holdfast up` starts MLflow's pages.")
+    mlflow_port: int = Field(8401, ge=0, le=65535, description="Port of MLflow's pages.")
+    ray_address: str | None = Field(None, description="Ray cluster to join; default: a local one.")
+    trainers: int = Field(1, ge=1, le=1024, description="Warm trainers, so updates running side by side.")
+    lease_seconds: float = Field(15.0, gt=0, description="A worker silent for longer loses its update.")
+    max_attempts: int = Field(3, ge=1, description="Attempts at an update before it is given up as failed.")
+    poll_seconds: float = Field(0.1, gt=0, description="Pause between looks at sources and queue.")
+    max_backlog_records: int = Field(5_000_000, ge=1, description="Pushed records that may wait; then 429.")
+    log_format: str = Field("text", pattern="^(text|json)$", description="Form of the log lines.")
+    log_level: str = Field(
+        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least severity logged."
+    )
+
+    @property
+    def root(self) -> Path:
+        """The home as an absolute path."""
+        return self.home.expanduser().resolve()
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy URL in force."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.root / 'holdfast.db'}"
+
+    @property
+    def tracking_uri(self) -> str:
+        """The MLflow tracking URI in force."""
+        return self.mlflow_tracking_uri or f"sqlite:///{self.root / 'mlflow.db'}"
+
+    @property
+    def experiences(self) -> Path:
+        return self.root / "experiences"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.root / "mlflow-artifacts"

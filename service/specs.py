@@ -1,0 +1,43 @@
+"""Pipelines as stored: declared once, read by every role."""
+
+import sqlalchemy as sa
+
+from service.database import now, pipelines
+from service.errors import PipelineExistsError, PipelineUnknownError
+from service.pipelines import PipelineSpec
+
+
+def create(connection: sa.Connection, spec: PipelineSpec) -> None:
+    """Store a new pipeline.
+
+    Raises:
+        PipelineExistsError: the name is taken.
+    """
+    taken = connection.execute(sa.select(pipelines.c.name).where(pipelines.c.name == spec.name)).scalar()
+    if taken:
+        raise PipelineExistsError(
+            f"There is a pipeline {spec.name!r} already; it was not changed.",
+            fix="Choose another name, or go on with the pipeline that exists.",
+        )
+    document = spec.model_dump(mode="json", by_alias=True)
+    connection.execute(sa.insert(pipelines).values(name=spec.name, spec=document, created_at=now(connection)))
+
+
+def load_spec(connection: sa.Connection, name: str) -> PipelineSpec:
+    """One pipeline's spec.
+
+    Raises:
+        PipelineUnknownError: there is none of that name.
+    """
+    document = connection.execute(sa.select(pipelines.c.spec).where(pipelines.c.name == name)).scalar()
+    if document is None:
+        raise PipelineUnknownError(
+            f"There is no pipeline {name!r}.",
+            fix="Create it with POST /v1/pipelines, or list what there is with GET /v1/pipelines.",
+        )
+    return PipelineSpec.model_validate(document)
+
+
+def names(connection: sa.Connection) -> list[str]:
+    """Names of all pipelines, in order."""
+    return [row.name for row in connection.execute(sa.select(pipelines.c.name).order_by(pipelines.c.name))]

@@ -1,0 +1,272 @@
+"""What runs inside a trainer: screen the data, learn, answer the holdouts, leave one complete folder behind.
+
+The folder is named by the update and appears by one rename, so a second attempt at the same update finds
+the first one's work whole, or nothing.
+"""
+
+import base64
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from service.gate import guards
+from service.gate.base import Bits, DataEvidence, GateConfig, Screen
+from service.gate.screen import data_evidence, profile
+from strategies.base import Learner, LearnReport, StreamInfo
+from strategies.catalog import STRATEGIES
+from streams.base import Experience
+from streams.experiences import ExperienceStore
+
+OnProgress = Callable[[Mapping[str, Any]], None]
+
+RESULT_FILE = "result.json"
+LEARNER_FOLDER = "learner"
+SERVED_FILE = "served.pt2"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A stored part of an experience."""
+
+    experience: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything a trainer needs to know; paths are on storage that all workers share."""
+
+    update_id: str
+    folder: Path
+    """Where the result appears."""
+    store: Path
+    """Root of the experience store."""
+    champion: Path | None
+    """The champion's folder; None: there is no champion yet."""
+    strategy: Mapping[str, Any]
+    """The strategy's config, as JSON."""
+    stream: StreamInfo
+    gate: GateConfig
+    learn: tuple[Stored, ...]
+    """Train parts, in order."""
+    new_holdouts: tuple[Stored, ...]
+    """Gate parts of the same experiences."""
+    past_holdouts: tuple[Stored, ...]
+    """Gate parts of what the champion learnt before."""
+    missing_baselines: tuple[int, ...]
+    """Past holdouts whose champion answers are not stored: they are computed here, once."""
+    references: tuple[Screen, ...]
+    """How the experiences that the champion learnt looked."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a trainer found and made."""
+
+    data: DataEvidence
+    stopped: tuple[int, ...]
+    """Experiences that the data guard stopped; when there is one, nothing was learnt."""
+    screens: dict[int, Screen]
+    report: LearnReport | None = None
+    challenger: dict[int, Bits] = field(default_factory=dict)
+    baseline: dict[int, Bits] = field(default_factory=dict)
+    """Of the champion; before there is one, of the majority class of the training part."""
+    train_accuracy: float | None = None
+
+    @property
+    def learnt(self) -> bool:
+        return self.report is not None
+
+
+def run(task: Task, on_progress: OnProgress) -> None:
+    """Do the task and leave the result in `task.folder`.
+
+    Raises:
+        StreamError: a stored experience is missing or damaged.
+        StrategyError: the learner cannot learn this, or diverged.
+    """
+    if (task.folder / RESULT_FILE).exists():
+        return
+    store = ExperienceStore(task.store)
+    parts = [store.open(part.digest, index=part.experience) for part in task.learn]
+    on_progress({"stage": "screening"})
+    result = _screen(task, parts)
+    scratch = task.folder.with_name(f"{task.folder.name}.{os.getpid()}-{time.monotonic_ns()}.tmp")
+    scratch.mkdir(parents=True)
+    try:
+        if not result.stopped:
+            result = _learn(task, parts, result, store=store, scratch=scratch, on_progress=on_progress)
+        _write_result(result, scratch / RESULT_FILE)
+        _publish(scratch, task.folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def read_result(folder: Path) -> Result | None:
+    """The result in a folder; None when no trainer has finished there."""
+    path = folder / RESULT_FILE
+    if not path.exists():
+        return None
+    return msgspec.json.decode(path.read_bytes(), type=Result, dec_hook=_decode_bits)
+
+
+def load_learner(folder: Path) -> Learner:
+    """The learner that an update left in its folder."""
+    from strategies.state import load_any
+
+    return load_any(folder / LEARNER_FOLDER)
+
+
+def _screen(task: Task, parts: Sequence[Experience]) -> Result:
+    """Look at each experience by itself; the first that fails is the evidence, else the newest."""
+    evidence = [
+        data_evidence(
+            part.inputs,
+            part.labels,
+            n_classes=len(task.stream.classes),
+            shape=task.stream.shape,
+            reference=task.references,
+        )
+        for part in parts
+    ]
+    stopped = [
+        position
+        for position, data in enumerate(evidence)
+        if any(finding.answer == "fail" for finding in guards.data(data, task.gate))
+    ]
+    return Result(
+        data=evidence[stopped[0] if stopped else -1],
+        stopped=tuple(parts[position].index for position in stopped),
+        screens={part.index: profile(part.inputs, part.labels) for part in parts},
+    )
+
+
+def _learn(
+    task: Task,
+    parts: Sequence[Experience],
+    screened: Result,
+    *,
+    store: ExperienceStore,
+    scratch: Path,
+    on_progress: OnProgress,
+) -> Result:
+    spec = STRATEGIES[task.strategy["name"]]
+    champion = load_learner(task.champion) if task.champion else None
+    learner = champion or spec.build(spec.config.model_validate(task.strategy), task.stream)
+    experience = merge(parts)
+    new = [store.open(part.digest, index=part.experience) for part in task.new_holdouts]
+    past = [store.open(part.digest, index=part.experience) for part in task.past_holdouts]
+    unanswered = [*new, *(holdout for holdout in past if holdout.index in task.missing_baselines)]
+    baseline = {
+        holdout.index: _right(champion, holdout) if champion else _majority_right(experience, holdout)
+        for holdout in unanswered
+    }
+
+    def report_step(*, step: int, total_steps: int, loss: float) -> None:
+        on_progress({"stage": "learning", "step": step, "total_steps": total_steps, "loss": loss})
+
+    report = learner.learn(experience, report_step)
+    on_progress({"stage": "answering holdouts"})
+    challenger = {holdout.index: _right(learner, holdout) for holdout in [*past, *new]}
+    train_accuracy = float(_right(learner, experience).mean())
+    learner.save(scratch / LEARNER_FOLDER)
+    _export(learner, task.stream, scratch / SERVED_FILE)
+    return replace(
+        screened, report=report, challenger=challenger, baseline=baseline, train_accuracy=train_accuracy
+    )
+
+
+def merge(parts: Sequence[Experience]) -> Experience:
+    """Consecutive experiences as one, with the index of the last."""
+    if len(parts) == 1:
+        return parts[0]
+    return Experience(
+        index=parts[-1].index,
+        inputs=np.concatenate([part.inputs for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        record_ids=np.concatenate([part.record_ids for part in parts]),
+        groups={name: np.concatenate([part.groups[name] for part in parts]) for name in parts[0].groups},
+        digest=hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest(),
+    )
+
+
+def _right(learner: Learner, holdout: Experience) -> Bits:
+    if not len(holdout):
+        return np.zeros(0, dtype=bool)
+    predicted = learner.predict(holdout.inputs).argmax(axis=1)
+    right: Bits = predicted == holdout.labels
+    return right
+
+
+def _majority_right(experience: Experience, holdout: Experience) -> Bits:
+    majority = np.bincount(experience.labels).argmax()
+    right: Bits = holdout.labels == majority
+    return right
+
+
+def _export(learner: Learner, stream: StreamInfo, path: Path) -> None:
+    """Write the served network as a pt2 archive with a free batch size."""
+    import torch
+
+    # Two rows: the exporter would freeze a batch size of one.
+    example = torch.zeros(2, *stream.shape, dtype=torch.float32)
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(learner.served_network().cpu(), (example,), dynamic_shapes=(batch,))
+    torch.export.save(program, path)
+
+
+def _write_result(result: Result, path: Path) -> None:
+    payload = msgspec.json.encode(result, enc_hook=_encode_bits)
+    with path.open("wb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _publish(scratch: Path, folder: Path) -> None:
+    """Rename into place. Where another attempt was first, its folder stays: both are the same update's."""
+    try:
+        scratch.rename(folder)
+    except OSError:
+        if not (folder / RESULT_FILE).exists():
+            raise
+    parent = os.open(folder.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+
+
+def _encode_bits(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return {"n": len(value), "bits": base64.b64encode(np.packbits(value).tobytes()).decode()}
+    raise NotImplementedError(f"{type(value).__name__} has no JSON form here")
+
+
+def _decode_bits(kind: type, value: Any) -> Any:
+    packed = np.frombuffer(base64.b64decode(value["bits"]), dtype=np.uint8)
+    return np.unpackbits(packed, count=value["n"]).astype(bool)
+
+
+def warm_up(stream: StreamInfo) -> None:
+    """Pay for imports and first-call compilation before the first update does."""
+    import tempfile
+
+    spec = STRATEGIES["replay"]
+    learner = spec.build(spec.config.model_validate({"name": "replay", "epochs": 1}), stream)
+    rng = np.random.default_rng(0)
+    inputs = rng.random((64, *stream.shape), dtype=np.float32)
+    labels = rng.integers(0, len(stream.classes), 64)
+    ids = np.array([str(row) for row in range(64)])
+    learner.learn(Experience(0, inputs, labels, ids, {}, ""))
+    profile(inputs, labels)
+    with tempfile.TemporaryDirectory() as folder:
+        _export(learner, stream, Path(folder) / SERVED_FILE)

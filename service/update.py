@@ -1,0 +1,257 @@
+"""One update, told top to bottom: plan, learn, decide, publish, settle.
+
+Each step can be done twice: the trainer's folder and MLflow's run and version are found again by update
+id, and the settlement is one fenced transaction. A crash anywhere repeats steps, never effects.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from service import backlog, champions, holdouts, jobs, ledger
+from service.database import now
+from service.errors import ChampionMovedError
+from service.gate.base import Evidence, PairedAnswers, Verdict
+from service.gate.decide import decide
+from service.jobs import Update
+from service.plan import Plan, make_plan
+from service.publication import accuracies, publication
+from service.registry import Registry
+from service.settings import Settings
+from service.trainer import OnProgress, Result, Stored, Task, read_result
+
+GATE = "gate"
+"""The actor of decisions that no person took."""
+
+
+class Updater:
+    """Runs updates. One per dispatcher; thread-safe."""
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        settings: Settings,
+        *,
+        train: Callable[[Task, OnProgress], None],
+        registry: Registry,
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._train = train
+        self._registry = registry
+
+    def run(self, update: Update, on_progress: OnProgress) -> Verdict | None:
+        """Run a claimed update to its recorded decision; None when there was nothing to learn.
+
+        Raises:
+            LostLeaseError: another worker owns the update; nothing more was written.
+            StreamError, StrategyError: the data or the learner make this update impossible.
+            ChampionMovedError: the champion is not the one that this update started from.
+            TrainerDiedError: worth another attempt.
+        """
+        plan = make_plan(self._engine, update)
+        if not plan.experiences:
+            self._close_empty(update)
+            return None
+        result = self._learn(plan, on_progress)
+        verdict = decide(self._evidence(plan, result), plan.spec.gate)
+        on_progress({"stage": "recording"})
+        told = publication(self._engine, plan, result, verdict, folder=self.folder(update.id))
+        run_id, version = self._registry.publish(told)
+        self._settle(plan, result, verdict, run_id=run_id, version=version)
+        project(self._engine, self._registry, update.pipeline)
+        return verdict
+
+    def _learn(self, plan: Plan, on_progress: OnProgress) -> Result:
+        folder = self.folder(plan.update.id)
+        finished = read_result(folder)
+        if finished is None:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            self._train(self._task(plan, folder), on_progress)
+            finished = read_result(folder)
+        if finished is None:
+            raise FileNotFoundError(
+                f"the trainer of update {plan.update.id} left no result in {folder}; "
+                "trainers and dispatcher must share that storage"
+            )
+        return finished
+
+    def folder(self, update_id: str) -> Path:
+        """Where a trainer leaves an update's checkpoint and answers."""
+        return self._settings.checkpoints / update_id
+
+    def _task(self, plan: Plan, folder: Path) -> Task:
+        learnt = plan.learnt_before
+        return Task(
+            update_id=plan.update.id,
+            folder=folder,
+            store=self._settings.experiences,
+            champion=self.folder(plan.champion.update_id) if plan.champion else None,
+            strategy=plan.spec.strategy.model_dump(mode="json"),
+            stream=plan.spec.stream_info,
+            gate=plan.spec.gate,
+            learn=tuple(Stored(index, plan.rows[index].train.digest) for index in plan.experiences),
+            new_holdouts=tuple(Stored(index, plan.rows[index].gate.digest) for index in plan.experiences),
+            past_holdouts=tuple(Stored(index, plan.rows[index].gate.digest) for index in learnt),
+            missing_baselines=tuple(index for index in learnt if index not in plan.past),
+            references=plan.references,
+        )
+
+    def _evidence(self, plan: Plan, result: Result) -> Evidence:
+        if not result.learnt:
+            return Evidence(data=result.data, first=plan.champion is None, learnt=False)
+        baseline = {**plan.past, **result.baseline}
+
+        def paired(index: int) -> PairedAnswers:
+            return PairedAnswers(
+                experience=index, baseline=baseline.get(index), challenger=result.challenger.get(index)
+            )
+
+        return Evidence(
+            data=result.data,
+            past=tuple(paired(index) for index in plan.learnt_before),
+            new=tuple(paired(index) for index in plan.experiences),
+            first=plan.champion is None,
+        )
+
+    def _settle(
+        self, plan: Plan, result: Result, verdict: Verdict, *, run_id: str, version: int | None
+    ) -> None:
+        """Record everything that follows from the verdict, in one fenced transaction."""
+        values = {
+            "state": "review" if verdict.outcome == "review" else "done",
+            "lease_until": None,
+            "progress": None,
+            "outcome": verdict.outcome,
+            "reason": verdict.reason,
+            "verdict": verdict.as_dict(),
+            "accuracy": {str(index): value for index, value in accuracies(result.challenger).items()},
+            "version": version,
+            "run_id": run_id,
+            "error": None,
+        }
+        with self._engine.begin() as connection:
+            self._keep_answers(connection, plan, result, run_id=run_id, version=version)
+            _act(connection, plan, result, verdict, version=version)
+            jobs.write(connection, plan.update, {**values, "finished_at": now(connection)})
+            if backlog.fresh(connection, plan.update.pipeline):
+                jobs.ensure_queued(connection, plan.update.pipeline, requested_by="trigger")
+
+    def _keep_answers(
+        self, connection: sa.Connection, plan: Plan, result: Result, *, run_id: str, version: int | None
+    ) -> None:
+        pipeline = plan.update.pipeline
+        for experience, screen in result.screens.items():
+            backlog.save_screen(connection, pipeline, experience=experience, screen=screen)
+        if plan.champion:
+            holdouts.save(connection, pipeline, version=plan.champion.version, answered=result.baseline)
+        if version is not None:
+            champions.add_version(
+                connection,
+                pipeline,
+                number=version,
+                update_id=plan.update.id,
+                parent=plan.base_version,
+                learnt=plan.learnt_after,
+                run_id=run_id,
+            )
+            holdouts.save(connection, pipeline, version=version, answered=result.challenger)
+
+    def start_over(self, update: Update, error: ChampionMovedError) -> None:
+        """The champion was moved while this update ran: end it, and compare with the champion of today."""
+        with self._engine.begin() as connection:
+            jobs.write(
+                connection,
+                update,
+                {
+                    "state": "failed",
+                    "finished_at": now(connection),
+                    "lease_until": None,
+                    "error": f"{error.detail} A new update was queued in its place.",
+                },
+            )
+            jobs.ensure_queued(connection, update.pipeline, requested_by="champion moved")
+
+    def _close_empty(self, update: Update) -> None:
+        reason = "Nothing to learn: no record has arrived since the last update."
+        with self._engine.begin() as connection:
+            jobs.write(
+                connection,
+                update,
+                {"state": "done", "finished_at": now(connection), "lease_until": None, "reason": reason},
+            )
+
+    def fail(self, update: Update, error: Exception) -> None:
+        """Record that an update cannot work, and park its experiences for a person."""
+        with self._engine.begin() as connection:
+            present = jobs.get(connection, update.id)
+            note = f"Update {update.id} failed: {error}"
+            backlog.mark(
+                connection, update.pipeline, experiences=present.experiences, state="parked", note=note
+            )
+            jobs.write(
+                connection,
+                update,
+                {"state": "failed", "finished_at": now(connection), "lease_until": None, "error": str(error)},
+            )
+            if backlog.fresh(connection, update.pipeline):
+                jobs.ensure_queued(connection, update.pipeline, requested_by="trigger")
+
+
+def _act(
+    connection: sa.Connection, plan: Plan, result: Result, verdict: Verdict, *, version: int | None
+) -> None:
+    """Do what the verdict says: to the champion, the backlog and the ledger."""
+    pipeline = plan.update.pipeline
+    if verdict.outcome == "promote" and version is not None:
+        champions.promote(
+            connection,
+            pipeline,
+            number=version,
+            expected_revision=plan.update.base_revision,
+            update_id=plan.update.id,
+            actor=GATE,
+            reason=verdict.reason,
+        )
+        backlog.mark(
+            connection, pipeline, experiences=plan.experiences, state="learnt", note=f"version {version}"
+        )
+        return
+    ledger.append(
+        connection,
+        pipeline,
+        action="review" if verdict.outcome == "review" else "reject",
+        actor=GATE,
+        reason=verdict.reason,
+        update_id=plan.update.id,
+        version=version,
+        previous_version=plan.base_version,
+    )
+    if verdict.outcome == "review":
+        note = f"update {plan.update.id} awaits a decision"
+        backlog.mark(connection, pipeline, experiences=plan.experiences, state="review", note=note)
+    elif result.stopped:
+        # The others were never tried: they stay as they are, and go with the next update.
+        backlog.mark(connection, pipeline, experiences=result.stopped, state="parked", note=verdict.reason)
+    else:
+        backlog.carry_or_park(
+            connection,
+            pipeline,
+            experiences=plan.experiences,
+            max_carries=plan.spec.max_carries,
+            note=verdict.reason,
+        )
+
+
+def aliases(connection: sa.Connection, pipeline: str) -> tuple[int | None, int | None]:
+    """The versions that MLflow's aliases `champion` and `challenger` must name."""
+    champion = champions.current(connection, pipeline)
+    return (champion.version if champion else None), champions.challenger(connection, pipeline)
+
+
+def project(engine: sa.Engine, registry: Registry, pipeline: str) -> None:
+    """Make MLflow's aliases follow the champion row."""
+    with engine.begin() as connection:
+        champion, challenger = aliases(connection, pipeline)
+    registry.project(pipeline, {"champion": champion, "challenger": challenger})

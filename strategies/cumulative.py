@@ -1,0 +1,28 @@
+"""Training on all records so far at every experience: the upper bound that others are measured against.
+
+Not bounded: it keeps a copy of every record, and the time of an experience grows with their number. So
+`max_records` has no default, and an experience that would pass it is refused.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from strategies.base import Learner, StrategyConfig, StreamInfo
+
+
+class CumulativeConfig(StrategyConfig):
+    """Where the growth must end."""
+
+    name: Literal["cumulative"] = "cumulative"
+    max_records: int = Field(
+        ge=1, description="Records kept, at most; learning an experience that would pass it is refused."
+    )
+
+
+def build(config: CumulativeConfig, stream_info: StreamInfo) -> Learner:
+    """A fresh learner that keeps no record yet."""
+    from strategies.buffers import CumulativePlugin
+    from strategies.learner import AvalancheLearner
+
+    return AvalancheLearner(config, stream_info, plugins=[CumulativePlugin(config.max_records)])

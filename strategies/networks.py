@@ -1,0 +1,150 @@
+"""The built-in network, the scaling of raw features, and the network that is served.
+
+Pure torch. A network maps raw features (n, *shape), float32 or uint8, to logits (n, rows); a row is the
+place of a class in order of first appearance. `ServedNetwork` turns rows into the declared classes.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+CHUNK_VALUES = 2**22
+"""Feature values that are converted to float64 at a time while the scaling is learnt."""
+
+
+class FeatureScaling(nn.Module):
+    """Centres and scales raw features by what the first experience held.
+
+    Tabular records (one dimension) are scaled per feature, as columns have units of their own; images and
+    the like (more dimensions) by one mean and one deviation, because a pixel that hardly varied yet must not
+    be blown up when it starts to. A constant feature is only centred.
+
+    Beyond `KNEE` deviations the scale turns logarithmic (continuous, with a continuous slope): a feature
+    that was almost constant in the first experience, or one absurd value, cannot blow the network up, and
+    no information is cut off.
+    """
+
+    KNEE = 5.0
+    FINEST = 1e-30
+    """A deviation at or below counts as none, and 1 / FINEST deviations as no end: float32 would overflow."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        size = tuple(shape) if len(shape) == 1 else (1,) * len(shape)
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+
+    @torch.no_grad()
+    def fit(self, inputs: Tensor) -> None:
+        """Learn mean and scale from `inputs` (n, *shape), n >= 1, in float64 and in bounded memory."""
+        over = 0 if self.mean.dim() == 1 else tuple(range(inputs.dim()))
+        chunks = torch.split(inputs, max(1, CHUNK_VALUES // max(1, inputs[0].numel())))
+        count = inputs.numel() // self.mean.numel()
+        mean = sum((chunk.double().sum(over) for chunk in chunks), start=torch.zeros(())) / count
+        squares = sum(((c.double() - mean).square().sum(over) for c in chunks), start=torch.zeros(()))
+        deviation = (squares / count).sqrt()
+        # A column of equal values may show a deviation of rounding size instead of zero.
+        constant = deviation <= 1e-10 * mean.abs() + self.FINEST
+        scale = torch.where(constant, 1.0, 1.0 / deviation.clamp(min=self.FINEST))
+        self.mean.copy_(mean.reshape(self.mean.shape))
+        self.scale.copy_(scale.reshape(self.scale.shape))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        scaled = (inputs.to(torch.float32) - self.mean) * self.scale
+        core = scaled.clamp(-self.KNEE, self.KNEE)
+        beyond = scaled - core
+        return core + beyond.sign() * beyond.abs().clamp(max=1 / self.FINEST).log1p()
+
+
+class GrowingHead(nn.Module):
+    """A linear layer whose rows are added as classes appear; it starts with none."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.weight = nn.Parameter(torch.empty(0, width))
+        self.bias = nn.Parameter(torch.empty(0))
+
+    @property
+    def rows(self) -> int:
+        """Classes the head tells apart so far."""
+        return self.weight.shape[0]
+
+    def grow(self, rows: int, generator: torch.Generator) -> None:
+        """Add rows up to `rows`, drawn as torch draws a linear layer; rows that exist keep their values.
+
+        The parameters are replaced: an optimizer must be bound to them anew. `generator` lives on the CPU.
+        """
+        new = rows - self.rows
+        if new <= 0:
+            return
+        bound = 1.0 / math.sqrt(self.width)
+        weight = torch.empty(new, self.width).uniform_(-bound, bound, generator=generator)
+        bias = torch.empty(new).uniform_(-bound, bound, generator=generator)
+        device = self.weight.device
+        self.weight = nn.Parameter(torch.cat((self.weight.detach(), weight.to(device))))
+        self.bias = nn.Parameter(torch.cat((self.bias.detach(), bias.to(device))))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return nn.functional.linear(features, self.weight, self.bias)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # A saved head may have more rows than this one; torch would refuse the shape.
+        saved = state_dict.get(prefix + "weight")
+        if saved is not None and saved.shape[0] != self.rows:
+            self.weight = nn.Parameter(self.weight.new_empty(saved.shape[0], self.width))
+            self.bias = nn.Parameter(self.bias.new_empty(saved.shape[0]))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Perceptron(nn.Module):
+    """Scaling, hidden layers with ReLU, growing head; any input shape is flattened."""
+
+    def __init__(self, shape: Sequence[int], hidden: Sequence[int]) -> None:
+        super().__init__()
+        widths = (math.prod(shape), *hidden)
+        layers: list[nn.Module] = []
+        for inside, outside in pairwise(widths):
+            layers += [nn.Linear(inside, outside), nn.ReLU()]
+        self.scaling = FeatureScaling(shape)
+        self.body = nn.Sequential(*layers)
+        self.head = GrowingHead(widths[-1])
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Raw features (n, *shape) -> logits (n, rows)."""
+        logits: Tensor = self.head(self.body(self.scaling(inputs).flatten(1)))
+        return logits
+
+
+class ServedNetwork(nn.Module):
+    """Raw features (n, *shape), float32 or uint8 -> probabilities (n, n_classes), float32.
+
+    Column j answers for class id j; a class never learnt has exactly 0. Free of side effects, and exportable
+    by `torch.export` with a dynamic number of records.
+    """
+
+    columns: Tensor
+
+    def __init__(self, network: nn.Module, *, classes_by_row: Sequence[int], n_classes: int) -> None:
+        super().__init__()
+        self.network = network
+        # Classes never learnt point one past the last row, at a column of zeros.
+        columns = torch.full((n_classes,), len(classes_by_row))
+        columns[list(classes_by_row)] = torch.arange(len(classes_by_row))
+        self.register_buffer("columns", columns)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        probabilities = torch.softmax(self.network(inputs), dim=1)
+        return nn.functional.pad(probabilities, (0, 1)).index_select(1, self.columns)
+
+    def detached(self) -> "ServedNetwork":
+        """A copy on the CPU, in evaluation mode, without gradients, that shares nothing with this one."""
+        return copy.deepcopy(self).cpu().eval().requires_grad_(False)

@@ -1,0 +1,47 @@
+"""SOURCES: every source by name. Adding one is one file and one line here.
+
+The catalog can be read, and every config validated, without the library of any source.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from types import MappingProxyType
+
+from sqlalchemy import Engine
+
+from streams.base import RecordSchema, Source, SourceConfig, SourceContext
+from streams.datasets import DatasetsConfig
+from streams.pushed import PushedConfig
+
+__all__ = ["SOURCES", "SourceConfig", "SourceSpec"]
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """One entry of the catalog."""
+
+    config: type[SourceConfig]
+    builder: str
+    """"module:function", imported when a source is built."""
+    summary: str
+
+    def misfit(self, config: SourceConfig, schema: RecordSchema) -> str | None:
+        """Why this source cannot give records of that schema, as a sentence; None when it can."""
+        return config.misfit(schema)
+
+    def build(self, config: SourceConfig, *, pipeline: str, schema: RecordSchema, engine: Engine) -> Source:
+        """The source of one pipeline, not yet open."""
+        module, _, function = self.builder.partition(":")
+        build: Callable[[SourceConfig, SourceContext], Source] = getattr(import_module(module), function)
+        return build(config, SourceContext(pipeline=pipeline, schema=schema, engine=engine))
+
+
+SOURCES: Mapping[str, SourceSpec] = MappingProxyType(
+    {
+        "pushed": SourceSpec(PushedConfig, "streams.pushed:build", "Records that callers send over HTTP."),
+        "datasets": SourceSpec(
+            DatasetsConfig, "streams.datasets:build", "Built-in real digits, rotated or split by class."
+        ),
+    }
+)

@@ -1,0 +1,106 @@
+"""The SQL tables of the data side. The service adds its own to the same metadata and owns the migrations."""
+
+from typing import NamedTuple, Self
+
+import sqlalchemy as sql
+
+from streams.base import SourceError
+
+METADATA = sql.MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+OFFSETS = sql.Table(
+    "offsets",
+    METADATA,
+    sql.Column("pipeline", sql.String(200), primary_key=True),
+    sql.Column("partition", sql.String(200), primary_key=True),
+    sql.Column("cursor", sql.Text, nullable=False),
+)
+EXPERIENCES = sql.Table(
+    "experiences",
+    METADATA,
+    sql.Column("pipeline", sql.String(200), primary_key=True),
+    sql.Column("index", sql.Integer, primary_key=True, autoincrement=False),
+    sql.Column("train_digest", sql.String(64), nullable=False),
+    sql.Column("train_rows", sql.Integer, nullable=False),
+    sql.Column("gate_digest", sql.String(64), nullable=False),
+    sql.Column("gate_rows", sql.Integer, nullable=False),
+    sql.Column("audit_digest", sql.String(64), nullable=False),
+    sql.Column("audit_rows", sql.Integer, nullable=False),
+    sql.Column("schema_fingerprint", sql.String(64), nullable=False),
+    sql.Column("positions", sql.JSON, nullable=False),
+    sql.Column("cut_reason", sql.Text, nullable=False),
+    sql.Column("created_at", sql.Double, nullable=False),
+)
+DEAD_LETTERS = sql.Table(
+    "dead_letters",
+    METADATA,
+    sql.Column("pipeline", sql.String(200), primary_key=True),
+    sql.Column("partition", sql.String(200), primary_key=True),
+    sql.Column("position", sql.String(500), primary_key=True),
+    sql.Column("reason", sql.String(50), nullable=False),
+    sql.Column("detail", sql.Text, nullable=False),
+    sql.Column("payload", sql.LargeBinary, nullable=False),
+    sql.Column("created_at", sql.Double, nullable=False),
+    sql.Index(None, "pipeline", "created_at"),
+)
+TRIGGER_STATES = sql.Table(
+    "trigger_states",
+    METADATA,
+    sql.Column("pipeline", sql.String(200), primary_key=True),
+    sql.Column("state", sql.JSON, nullable=False),
+)
+PUSHED_LOGS = sql.Table(
+    "pushed_logs",
+    METADATA,
+    sql.Column("pipeline", sql.String(200), primary_key=True),
+    sql.Column("last_sequence", sql.Integer, nullable=False),
+)
+PUSHED_BATCHES = sql.Table(
+    "pushed_batches",
+    METADATA,
+    sql.Column("pipeline", sql.String(200), primary_key=True),
+    sql.Column("sequence", sql.Integer, primary_key=True, autoincrement=False),
+    sql.Column("rows", sql.Integer, nullable=False),
+    sql.Column("payload", sql.LargeBinary, nullable=True, comment="Null once it was consumed and trimmed."),
+    sql.Column("request_key", sql.String(200), nullable=True),
+    sql.Column("created_at", sql.Double, nullable=False),
+    sql.UniqueConstraint("pipeline", "request_key"),
+)
+
+PUSHED_PARTITION = "pushed"
+"""The one partition of the pushed log."""
+
+
+class PushedCursor(NamedTuple):
+    """A place in the pushed log: just after `row` records of batch `sequence`. (0, 0) is the beginning."""
+
+    sequence: int
+    row: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The cursor that `str` wrote, or the beginning for an empty text.
+
+        Raises:
+            SourceError: the text is not a cursor of the pushed log.
+        """
+        if not text:
+            return cls(0, 0)
+        try:
+            sequence, row = (int(number) for number in text.split(":"))
+        except ValueError as error:
+            raise SourceError(
+                f"{text[:80]!r} is not a cursor of the pushed log, such as '12:340'."
+            ) from error
+        return cls(sequence, row)
+
+    def __str__(self) -> str:
+        return f"{self.sequence}:{self.row}" if self.sequence else ""

@@ -1,0 +1,184 @@
+"""Imports run downhill: every module has a rank, and each heavy library has one home."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Lowest first. A module may import, at its top or inside a function, only what stands before it.
+RANKS = [
+    "streams.base",
+    "streams.records",
+    "streams.wire",
+    "streams.tables",
+    "streams.manifest",
+    "streams.experiences",
+    "streams.triggers",
+    "streams.pushed",
+    "streams.datasets",
+    "streams.catalog",
+    "streams.ingest",
+    "strategies.base",
+    "strategies.checks",
+    "strategies.batches",
+    "strategies.randomness",
+    "strategies.networks",
+    "strategies.avalanche_parts",
+    "strategies.optimizers",
+    "strategies.state",
+    "strategies.buffers",
+    "strategies.regularizers",
+    "strategies.bridge",
+    "strategies.learner",
+    "strategies.naive",
+    "strategies.replay",
+    "strategies.ewc",
+    "strategies.lwf",
+    "strategies.cumulative",
+    "strategies.catalog",
+    "service.errors",
+    "service.settings",
+    "service.logs",
+    "service.gate.base",
+    "service.gate.stats",
+    "service.gate.sentences",
+    "service.gate.comparisons",
+    "service.gate.screen",
+    "service.gate.guards",
+    "service.gate.decide",
+    "service.pipelines",
+    "service.database",
+    "service.migrations.env",
+    "service.migrations.versions.v0001_first",
+    "service.roles",
+    "service.specs",
+    "service.backlog",
+    "service.jobs",
+    "service.ledger",
+    "service.champions",
+    "service.holdouts",
+    "service.decisions",
+    "service.intake",
+    "service.evidence",
+    "service.registry",
+    "service.trainer",
+    "service.pool",
+    "service.plan",
+    "service.publication",
+    "service.update",
+    "service.dispatcher",
+    "service.ingester",
+    "service.api.problems",
+    "service.api.bodies",
+    "service.api.pipelines",
+    "service.api.updates",
+    "service.api.app",
+    "service.client",
+    "service.pages",
+    "service.up",
+    "service.demo",
+    "service.cli",
+]
+
+# A library, and the only places that may import it.
+HOMES = {
+    "avalanche": ("strategies.",),
+    "mlflow": ("service.registry",),
+    "ray": ("service.pool",),
+    "fastapi": ("service.api.",),
+    "torch": ("strategies.", "service.trainer", "service.pool", "service.registry"),
+}
+
+# Reached by name and late, where the arrow would otherwise run uphill: the catalog line names the builder.
+GATE_MAY_IMPORT = {"numpy", "scipy", "pydantic", "service", "collections", "dataclasses", "math", "typing"}
+
+
+def modules() -> list[str]:
+    found = []
+    for package in ("streams", "strategies", "service"):
+        for path in (ROOT / package).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            if parts[-1] != "__init__":
+                found.append(".".join(parts))
+    return sorted(found)
+
+
+def path_of(module: str) -> Path:
+    return ROOT.joinpath(*module.split(".")).with_suffix(".py")
+
+
+def imports(module: str) -> set[str]:
+    """Dotted names that a module imports, anywhere in it; type-checking blocks are left out."""
+    tree = ast.parse(path_of(module).read_text())
+    skipped = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for statement in block.body
+        for node in ast.walk(statement)
+    }
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return names
+
+
+def test_every_module_has_one_rank() -> None:
+    assert sorted(RANKS) == modules()
+
+
+@pytest.mark.parametrize("module", RANKS)
+def test_imports_run_downhill(module: str) -> None:
+    own = {name for name in imports(module) if name in RANKS}
+    uphill = {name for name in own if RANKS.index(name) >= RANKS.index(module)}
+    assert not uphill, f"{module} imports {sorted(uphill)}, which rank above it"
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_each_heavy_library_has_one_home(library: str) -> None:
+    guests = [
+        module
+        for module in modules()
+        if any(name.split(".")[0] == library for name in imports(module))
+        and not module.startswith(HOMES[library])
+    ]
+    assert not guests, f"{library} is imported by {guests}; its home is {HOMES[library]}"
+
+
+@pytest.mark.parametrize("module", [name for name in RANKS if name.startswith("service.gate.")])
+def test_the_gate_is_pure(module: str) -> None:
+    assert {name.split(".")[0] for name in imports(module)} <= GATE_MAY_IMPORT
+    service = {name for name in imports(module) if name in RANKS}
+    assert all(name.startswith("service.gate.") for name in service)
+
+
+def test_every_package_is_a_docstring() -> None:
+    for path in ROOT.glob("s*/**/__init__.py"):
+        body = ast.parse(path.read_text()).body
+        assert len(body) == 1, path
+        assert isinstance(body[0], ast.Expr), path
+
+
+@pytest.mark.parametrize(
+    ("entry", "forbidden"),
+    [
+        ("service.api.app", ("torch", "ray", "mlflow", "avalanche", "sklearn", "scipy")),
+        ("service.ingester", ("torch", "ray", "mlflow", "avalanche", "sklearn")),
+        ("service.cli", ("torch", "ray", "mlflow", "fastapi", "numpy", "sqlalchemy")),
+        ("strategies.catalog", ("torch", "ray", "mlflow", "avalanche", "sklearn")),
+        ("streams.catalog", ("torch", "ray", "mlflow", "avalanche", "sklearn")),
+    ],
+)
+def test_light_processes_stay_light(entry: str, forbidden: tuple[str, ...]) -> None:
+    script = f"import sys, {entry}; print([name for name in {forbidden!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

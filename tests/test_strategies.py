@@ -1,0 +1,168 @@
+"""The catalog is light, and the strategies do on real data what they are for."""
+
+import subprocess
+import sys
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from scipy.ndimage import rotate
+from sklearn.datasets import load_digits
+
+from strategies import catalog
+from strategies.base import Learner, StrategyConfig, StrategyError, StrategyUnknownError, StreamInfo
+from strategies.catalog import STRATEGIES
+from streams.base import Experience
+
+INFO = StreamInfo(shape=(8, 8), classes=tuple("0123456789"))
+DEGREES = (0, 25, 50, 75, 100)
+TRAIN = 1197
+"""The other 600 images are the holdout: by image, so no rotation of a holdout image is ever trained on."""
+REQUIRED: dict[str, dict[str, Any]] = {"cumulative": {"max_records": 100_000}}
+
+READ_THE_CATALOG = """
+import sys
+from strategies.catalog import STRATEGIES
+for spec in STRATEGIES.values():
+    required = {"max_records": 10} if spec.name == "cumulative" else {}
+    config = spec.config.model_validate({"name": spec.name, "epochs": 3, **required})
+    spec.config.model_validate_json(config.model_dump_json())
+    spec.config.model_json_schema()
+print([name for name in ("torch", "avalanche", "ray", "mlflow") if name in sys.modules])
+"""
+
+
+def test_the_catalog_is_read_and_configs_are_validated_without_torch() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", READ_THE_CATALOG], capture_output=True, text=True, check=True
+    )
+    assert (found.stdout, found.stderr) == ("[]\n", "")
+
+
+def test_each_entry_is_named_as_its_config_and_describes_its_own_knobs() -> None:
+    common = set(StrategyConfig.model_fields)
+    for name, spec in STRATEGIES.items():
+        assert spec.name == name == spec.config.model_fields["name"].default
+        assert spec.summary
+        for knob, field in spec.config.model_fields.items():
+            assert knob in common or field.description
+
+
+def test_the_catalog_cannot_be_changed() -> None:
+    with pytest.raises(TypeError):
+        STRATEGIES["mine"] = STRATEGIES["naive"]  # type: ignore[index]  # that is the point
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    assert catalog.find("replay") is STRATEGIES["replay"]
+    with pytest.raises(StrategyUnknownError, match="naive, replay"):
+        catalog.find("dreaming")
+
+
+def test_the_config_of_another_strategy_is_refused() -> None:
+    with pytest.raises(StrategyError, match="takes a ReplayConfig"):
+        STRATEGIES["replay"].build(STRATEGIES["naive"].config(name="naive"), INFO)
+
+
+def test_cumulative_must_be_told_where_to_end() -> None:
+    with pytest.raises(ValidationError, match="max_records"):
+        STRATEGIES["cumulative"].config(name="cumulative")
+
+
+@cache
+def digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """1,797 images of 8x8 pixels, 0 to 16, shuffled once."""
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))
+    return images[order].reshape(-1, 8, 8).astype(np.float32), labels[order].astype(np.int64)
+
+
+@cache
+def rotated(degrees: int) -> NDArray[np.float32]:
+    turned: NDArray[np.float32] = rotate(digits()[0], degrees, axes=(1, 2), reshape=False, order=1)
+    return turned
+
+
+def experience(index: int, inputs: NDArray[np.float32], labels: NDArray[np.int64]) -> Experience:
+    ids = np.array([str(number) for number in range(len(labels))])
+    return Experience(index, inputs, labels, ids, {}, "")
+
+
+def build(name: str, **settings: Any) -> Learner:
+    torch.set_num_threads(1)
+    spec = STRATEGIES[name]
+    return spec.build(spec.config(device="cpu", **(REQUIRED.get(name, {}) | settings)), INFO)
+
+
+@cache
+def accuracy_on_rotations(name: str) -> tuple[float, NDArray[np.float64]]:
+    """Holdout accuracy on experience 0 right after it, and on each experience after all five."""
+    labels = digits()[1]
+    learner = build(name, **({"capacity": 1200} if name == "replay" else {}))
+    at_first = 0.0
+    for index, degrees in enumerate(DEGREES):
+        learner.learn(experience(index, rotated(degrees)[:TRAIN], labels[:TRAIN]))
+        if index == 0:
+            at_first = _accuracy(learner, rotated(0))
+    return at_first, np.array([_accuracy(learner, rotated(degrees)) for degrees in DEGREES])
+
+
+def _accuracy(learner: Learner, inputs: NDArray[np.float32]) -> float:
+    return float((learner.predict(inputs[TRAIN:]).argmax(1) == digits()[1][TRAIN:]).mean())
+
+
+def test_naive_training_forgets_rotated_digits() -> None:
+    at_first, at_last = accuracy_on_rotations("naive")
+    assert at_first > 0.95
+    assert at_last[-1] > 0.95
+    assert at_first - at_last[0] > 0.39
+
+
+def test_replay_keeps_rotated_digits() -> None:
+    _, at_last = accuracy_on_rotations("replay")
+    assert at_last[0] >= 0.90
+    assert at_last.min() >= 0.90
+
+
+@pytest.mark.parametrize(("name", "margin"), [("ewc", 0.15), ("lwf", 0.05)])
+def test_regularising_keeps_more_of_the_first_experience_than_naive(name: str, margin: float) -> None:
+    _, naive = accuracy_on_rotations("naive")
+    _, at_last = accuracy_on_rotations(name)
+    assert at_last[0] > naive[0] + margin
+    assert at_last[-1] > 0.80  # and still learns the new one
+
+
+def test_cumulative_is_the_upper_bound() -> None:
+    _, cumulative = accuracy_on_rotations("cumulative")
+    for name in STRATEGIES:
+        assert cumulative.mean() >= accuracy_on_rotations(name)[1].mean()
+
+
+@cache
+def accuracy_on_split_digits(name: str, **settings: Any) -> float:
+    """Holdout accuracy on all ten classes after five experiences of two classes each."""
+    images, labels = digits()
+    learner = build(name, **settings)
+    for index in range(5):
+        chosen = np.flatnonzero(np.isin(labels[:TRAIN], (2 * index, 2 * index + 1)))
+        learner.learn(experience(index, images[chosen], labels[chosen]))
+    return _accuracy(learner, images)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("replay", {}),
+        ("replay", {"capacity": 200}),
+        ("replay", {"capacity": 200, "balance": "classes"}),
+        ("cumulative", {}),
+    ],
+)
+def test_with_a_growing_head_the_past_must_be_seen_again(name: str, settings: dict[str, Any]) -> None:
+    naive = accuracy_on_split_digits("naive")
+    assert naive < 0.30  # it answers with the last two classes only
+    assert accuracy_on_split_digits(name, **settings) > naive + 0.50
