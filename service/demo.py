@@ -62,6 +62,11 @@ def run(*, home: Path | None, json_output: bool) -> None:
     started = time.monotonic()
     console = Console(stderr=json_output)
     root = home or Path(tempfile.mkdtemp(prefix="holdfast-demo-"))
+    if root.exists() and any(root.iterdir()):
+        raise HoldfastError(
+            f"{root} holds something already; the demo wants a fresh folder.",
+            fix="Name an empty one with --home, or leave --home out.",
+        )
     settings = Settings(home=root, port=_free_port(), mlflow_port=_free_port(), mlflow_ui=False)
     story = Story()
     console.print(f"[bold]Holdfast[/bold] starts in {settings.root}: API, ingest, Ray trainer, MLflow store.")

@@ -37,6 +37,8 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
+        # Its job workers serve features that nothing here uses, at a gigabyte of memory.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     # A group of its own: the server starts workers, and all of them must go with it.
     process = subprocess.Popen(

@@ -1,7 +1,7 @@
 """Training on all records so far at every experience: the upper bound that others are measured against.
 
-Not bounded: it keeps a copy of every record, and the time of an experience grows with their number. So
-`max_records` has no default, and an experience that would pass it is refused.
+It keeps a copy of every record, and the time of an experience grows with their number. Its bound is a wall,
+not a window: an experience that would pass `max_records` is refused.
 """
 
 from typing import Literal
@@ -16,7 +16,7 @@ class CumulativeConfig(StrategyConfig):
 
     name: Literal["cumulative"] = "cumulative"
     max_records: int = Field(
-        ge=1, description="Records kept, at most; learning an experience that would pass it is refused."
+        100_000, ge=1, description="Records kept, at most; an experience that would pass it is refused."
     )
 
 

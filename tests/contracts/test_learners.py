@@ -26,8 +26,8 @@ from strategies.state import LearnerState, SavableLearner, load_any
 from streams.base import Experience
 
 INFO = StreamInfo(shape=(3, 4), classes=("a", "b", "c", "d", "e"))
-# Settings without a default, and sizes that a tiny stream reaches.
-SETTINGS: dict[str, dict[str, Any]] = {"replay": {"capacity": 20}, "cumulative": {"max_records": 100_000}}
+# Sizes that a tiny stream reaches.
+SETTINGS: dict[str, dict[str, Any]] = {"replay": {"capacity": 20}}
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw": {"optimizer": "adamw", "weight_decay": 0.01},
     "sgd": {"optimizer": "sgd", "learning_rate": 1e-3, "momentum": 0.9},

@@ -1,0 +1,130 @@
+"""kill -9 anywhere: an update finishes once, with one version and one ledger entry."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from service.client import Client
+from service.demo import spec
+from streams.datasets import DIGITS_SCHEMA, DatasetsConfig, digits_step
+from streams.wire import encode_json
+from tests.running import Service, ended, running, wait_for
+
+PIPELINE = "digits"
+STREAM = DatasetsConfig(protocol="rotated-digits", angles=(0.0, 25.0, 50.0))
+# Slow enough to be caught in the middle: some seconds of learning.
+SLOW = {"name": "replay", "capacity": 1200, "epochs": 120}
+SETTINGS = {"HOLDFAST_LEASE_SECONDS": "3"}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running(tmp_path_factory.mktemp("home"), SETTINGS) as started:
+        with started.client() as client:
+            client.post("/v1/pipelines", spec(PIPELINE, SLOW))
+        yield started
+
+
+def push(client: Client, step: int) -> None:
+    client.push(PIPELINE, encode_json(digits_step(STREAM, step), DIGITS_SCHEMA))
+
+
+def learning(client: Client, experience: int) -> str | None:
+    """The id of the update that is learning an experience right now."""
+    for update in client.get(f"/v1/pipelines/{PIPELINE}/updates"):
+        stage = (update["progress"] or {}).get("stage")
+        if experience in update["experiences"] and stage == "learning":
+            return str(update["id"])
+    return None
+
+
+def assert_happened_once(service: Service, client: Client, update: dict[str, Any]) -> None:
+    """One run, one version and one ledger entry of this update; one version each of all updates."""
+    assert update["state"] == "done"
+    assert update["outcome"] == "promote", update["reason"]
+    entries = client.get(f"/v1/pipelines/{PIPELINE}/ledger")
+    assert entries["intact"]
+    assert [entry["update"] for entry in entries["entries"]].count(update["id"]) == 1
+    store = mlflow.MlflowClient(tracking_uri=f"sqlite:///{service.home}/mlflow.db")
+    versions = store.search_model_versions(f"name = '{PIPELINE}'")
+    assert [version.tags["holdfast.update"] for version in versions].count(update["id"]) == 1
+    experiment = store.get_experiment_by_name(PIPELINE)
+    assert experiment is not None
+    runs = store.search_runs([experiment.experiment_id], f"tags.`holdfast.update` = '{update['id']}'")
+    assert len(runs) == 1
+    assert len(versions) == len(entries["entries"])
+
+
+def test_a_killed_dispatcher_comes_back_and_finishes_the_update_once(service: Service) -> None:
+    with service.client() as client:
+        push(client, 0)
+        wait_for(lambda: learning(client, 0), seconds=60, hint="learning")
+        killed = service.kill("dispatch")
+        update = ended(client, PIPELINE, experience=0)
+        assert_happened_once(service, client, update)
+        assert update["attempt"] == 2
+    revived = service.role("dispatch")
+    assert revived is not None
+    assert revived.pid != killed
+
+
+def test_a_killed_trainer_costs_an_attempt_and_nothing_else(service: Service) -> None:
+    with service.client() as client:
+        push(client, 1)
+        wait_for(lambda: learning(client, 1), seconds=60, hint="learning")
+        trainer = next(process for process in service.processes() if "ray::Trainer" in process.name())
+        trainer.kill()
+        update = ended(client, PIPELINE, experience=1)
+        assert_happened_once(service, client, update)
+        assert update["attempt"] == 2
+
+
+def test_after_kill_9_of_everything_up_goes_on_where_it_was(service: Service) -> None:
+    with service.client() as client:
+        push(client, 2)
+        wait_for(lambda: learning(client, 2), seconds=60, hint="learning")
+        service.kill_everything()
+        service.start()
+        update = ended(client, PIPELINE, experience=2)
+        assert_happened_once(service, client, update)
+        assert client.get(f"/v1/pipelines/{PIPELINE}/champion")["learnt"] == [0, 1, 2]
+
+
+def test_a_second_service_in_the_same_home_is_refused(service: Service) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "service.cli", "up"],
+        env=service.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "A service is already up in" in done.stderr
+    assert "HOLDFAST_HOME" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_sigterm_leaves_nothing_running(service: Service) -> None:
+    assert service.stop() == 0
+    assert service.processes() == []
+    assert "SIGTERM received" not in service.log.read_text(), "Ray's stack trace reads like a crash"
+    assert "Traceback" not in tail(service.log), tail(service.log)
+
+
+def test_roles_end_when_their_supervisor_is_killed(service: Service) -> None:
+    service.start()
+    assert service.process is not None
+    os.kill(service.process.pid, 9)
+    service.process.wait()
+    wait_for(lambda: not service.processes(), seconds=40, hint="end of all roles")
+
+
+def tail(path: Path, lines: int = 30) -> str:
+    return "\n".join(path.read_text().splitlines()[-lines:])

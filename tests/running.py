@@ -1,0 +1,154 @@
+"""A whole service as a user starts it, for tests that kill parts of it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+from service.client import Client
+
+T = TypeVar("T")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for(what: Callable[[], T | None], *, seconds: float, hint: str) -> T:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = what()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"within {seconds:.0f} seconds there was no {hint}")
+
+
+@dataclass
+class Service:
+    """`holdfast up` in one home. Started anew in the same home, it goes on where it was."""
+
+    home: Path
+    settings: Mapping[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "HOLDFAST_HOME": str(self.home),
+            "HOLDFAST_PORT": str(self.port),
+            "HOLDFAST_MLFLOW_UI": "false",
+            **self.settings,
+        }
+
+    @property
+    def log(self) -> Path:
+        return self.home / "test.log"
+
+    def start(self) -> None:
+        self.home.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "service.cli", "up"],
+                env=self.environment,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        assert self.process.stdout is not None
+        with self.process.stdout:
+            line = self.process.stdout.readline().decode()
+        assert "holdfast is up" in line, self.log.read_text()
+
+    def client(self) -> Client:
+        return Client(f"http://127.0.0.1:{self.port}")
+
+    def processes(self) -> list[psutil.Process]:
+        """Every living process that was started for this home, Ray's among them."""
+        mine = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("HOLDFAST_HOME") == str(self.home) and process.pid != os.getpid():
+                    mine.append(process)
+            except psutil.Error:
+                continue
+        return [process for process in mine if alive(process)]
+
+    def role(self, name: str) -> psutil.Process | None:
+        return next((process for process in self.processes() if is_role(process, name)), None)
+
+    def kill(self, name: str) -> int:
+        """SIGKILL one role; its process id."""
+        found = wait_for(lambda: self.role(name), seconds=10, hint=f"role {name}")
+        found.send_signal(signal.SIGKILL)
+        return int(found.pid)
+
+    def kill_everything(self) -> None:
+        for process in self.processes():
+            try:
+                process.send_signal(signal.SIGKILL)
+            except psutil.NoSuchProcess:
+                continue
+        wait_for(lambda: not self.processes(), seconds=20, hint="end of all processes")
+        if self.process is not None:
+            self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM to `holdfast up`; its exit status."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def is_role(process: psutil.Process, name: str) -> bool:
+    try:
+        line = process.cmdline()
+    except psutil.Error:
+        return False
+    return line[1:5] == ["-m", "service.cli", "serve", name]
+
+
+@contextmanager
+def running(home: Path, settings: Mapping[str, str] | None = None) -> Iterator[Service]:
+    """A service that is up; whatever happens, nothing of it is left."""
+    service = Service(home, settings or {})
+    try:
+        service.start()
+        yield service
+        service.stop()
+    finally:
+        service.kill_everything()
+
+
+def ended(client: Client, pipeline: str, *, experience: int, seconds: float = 120.0) -> dict[str, Any]:
+    """The update that took an experience, once it has ended or awaits a decision."""
+
+    def look() -> dict[str, Any] | None:
+        for update in client.get(f"/v1/pipelines/{pipeline}/updates"):
+            if experience in update["experiences"] and update["state"] in ("done", "review", "failed"):
+                return dict(update)
+        return None
+
+    return wait_for(look, seconds=seconds, hint=f"end of the update of experience {experience}")
