@@ -53,15 +53,27 @@ def mark(
     )
 
 
+def park(connection: sa.Connection, pipeline: str, *, experiences: Sequence[int], note: str) -> None:
+    """Leave experiences to a person. What the champion has learnt by now, after a rollback say, stays so."""
+    connection.execute(
+        sa.update(backlog).where(_unlearnt(pipeline, experiences)).values(state="parked", note=note)
+    )
+
+
+def _unlearnt(pipeline: str, experiences: Sequence[int]) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        backlog.c.pipeline == pipeline, backlog.c.experience.in_(experiences), backlog.c.state != "learnt"
+    )
+
+
 def carry_or_park(
     connection: sa.Connection, pipeline: str, *, experiences: Sequence[int], max_carries: int, note: str
 ) -> None:
     """After a rejection: try again with the next update, a bounded number of times; then a person's."""
-    mine = sa.and_(backlog.c.pipeline == pipeline, backlog.c.experience.in_(experiences))
     exhausted = backlog.c.carries >= max_carries
     connection.execute(
         sa.update(backlog)
-        .where(mine)
+        .where(_unlearnt(pipeline, experiences))
         .values(
             state=sa.case((exhausted, "parked"), else_="carried"), carries=backlog.c.carries + 1, note=note
         )

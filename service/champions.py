@@ -99,6 +99,17 @@ def add_version(
     )
 
 
+def require_unmoved(connection: sa.Connection, pipeline: str, *, expected_revision: int | None) -> None:
+    """Make sure that a challenger was compared with the champion of now; the caller holds the pipeline.
+
+    Raises:
+        ChampionMovedError: the champion is another one.
+    """
+    champion = current(connection, pipeline)
+    if (champion.revision if champion else None) != expected_revision:
+        raise _moved(pipeline)
+
+
 def promote(
     connection: sa.Connection,
     pipeline: str,
@@ -213,15 +224,18 @@ def _move(connection: sa.Connection, pipeline: str, *, number: int, expected_rev
         )
         moved = result.rowcount == 1
     if not moved:
-        raise ChampionMovedError(
-            f"The champion of {pipeline!r} is no longer the one that version {number} was compared with.",
-            fix="Start a new update: it will be compared with the champion of today.",
-            members={"version": number},
-        )
+        raise _moved(pipeline)
     connection.execute(
         sa.update(versions)
         .where(
             versions.c.pipeline == pipeline, versions.c.version == number, versions.c.promoted_at.is_(None)
         )
         .values(promoted_at=moment)
+    )
+
+
+def _moved(pipeline: str) -> ChampionMovedError:
+    return ChampionMovedError(
+        f"The champion of {pipeline!r} is no longer the one that this update was compared with.",
+        fix="Start a new update: it will be compared with the champion of today.",
     )

@@ -4,16 +4,17 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
-from service.errors import HoldfastError
+from service.errors import HoldfastError, SettingsError
 
 FINISHED = ("review", "done", "failed")
 
 
 class ApiError(HoldfastError):
-    """The API answered with a problem document."""
+    """The API answered with a problem document, `document`."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         super().__init__(str(document.get("detail", "")), fix=str(document.get("fix", "")), members=document)
@@ -24,8 +25,21 @@ class Client:
     """Calls the API; every failure is one `ApiError` that says what to do."""
 
     def __init__(self, url: str, *, timeout_seconds: float = 60.0) -> None:
+        """
+        Raises:
+            SettingsError: `url` is not one that could be called.
+        """
         self._url = url
-        self._http = httpx.Client(base_url=url, timeout=timeout_seconds)
+        try:
+            self._http = httpx.Client(base_url=url, timeout=timeout_seconds)
+            usable = self._http.base_url.scheme in ("http", "https") and bool(self._http.base_url.host)
+        except httpx.InvalidURL:
+            usable = False
+        if not usable:
+            raise SettingsError(
+                f"{url!r} is not the URL of an API.",
+                fix="Give one such as http://127.0.0.1:8400 with --url or HOLDFAST_URL.",
+            )
 
     def __enter__(self) -> "Client":
         return self
@@ -46,18 +60,17 @@ class Client:
         """The JSON answer of a POST; `key` is its Idempotency-Key."""
         return self._call("POST", path, body=body, headers={"Idempotency-Key": key} if key else {})
 
-    def push(self, pipeline: str, lines: Sequence[bytes]) -> Any:
-        """Send records, each one JSON text."""
-        headers = {"Content-Type": "application/x-ndjson"}
-        return self._call(
-            "POST", f"/v1/pipelines/{pipeline}/records", content=b"\n".join(lines), headers=headers
-        )
+    def push(self, pipeline: str, lines: Sequence[bytes], *, key: str | None = None) -> Any:
+        """Send records, each one JSON text; `key` is the Idempotency-Key."""
+        headers = {"Content-Type": "application/x-ndjson", **({"Idempotency-Key": key} if key else {})}
+        path = f"/v1/pipelines/{segment(pipeline)}/records"
+        return self._call("POST", path, content=b"\n".join(lines), headers=headers)
 
     def follow(self, update: str, *, timeout_seconds: float = 600.0) -> Iterator[Mapping[str, Any]]:
         """The update, again and again, until it is finished or awaits a decision; that one last."""
         deadline = time.monotonic() + timeout_seconds
         while True:
-            found = self.get(f"/v1/updates/{update}")
+            found = self.get(f"/v1/updates/{segment(update)}")
             yield found
             if found["state"] in FINISHED:
                 return
@@ -87,7 +100,23 @@ class Client:
                 f"The API on {self._url} does not answer: {error}.",
                 fix="Start it with `holdfast up`, or name another one with --url.",
             ) from error
-        document = answer.json()
-        if not answer.is_success:
-            raise ApiError(document)
-        return document
+        try:
+            document = answer.json()
+        except ValueError as error:
+            raise self._stranger(answer) from error
+        if answer.is_success:
+            return document
+        if not isinstance(document, dict) or "fix" not in document:
+            raise self._stranger(answer)
+        raise ApiError(document)
+
+    def _stranger(self, answer: httpx.Response) -> HoldfastError:
+        return HoldfastError(
+            f"{self._url} answers, but not as Holdfast's API does (status {answer.status_code}).",
+            fix="Name the API with --url or HOLDFAST_URL.",
+        )
+
+
+def segment(name: str) -> str:
+    """A name as one segment of a path, whatever it holds."""
+    return quote(name, safe="")

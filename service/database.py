@@ -1,5 +1,6 @@
 """The service's tables, engine and migrations. SQLite (WAL) and PostgreSQL are treated alike."""
 
+import sqlite3
 import time
 from pathlib import Path
 
@@ -7,9 +8,16 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
+from service.errors import SettingsError
 from streams.manifest import METADATA
 
 LIVE_STATES = ("queued", "running", "review")
+
+LOCK_SECONDS = 30.0
+"""How long a transaction waits for SQLite's one writer."""
+
+_PIPELINE_LOCKS = 42424
+"""The first half of the advisory locks of pipelines; the second is a hash of the name."""
 
 pipelines = sa.Table(
     "pipelines",
@@ -129,26 +137,89 @@ roles = sa.Table(
 
 
 def connect(url: str) -> sa.Engine:
-    """An engine whose transactions take the write lock at their start (SQLite) and survive power loss."""
-    if not url.startswith("sqlite"):
-        return sa.create_engine(url, pool_pre_ping=True)
-    engine = sa.create_engine(url, connect_args={"timeout": 30})
+    """An engine whose transactions take the write lock at their start (SQLite) and survive power loss.
+
+    Raises:
+        SettingsError: the URL names another kind of database, or its driver is not installed.
+    """
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as error:
+        # Neither the URL nor the library's message about it: both hold the password.
+        raise SettingsError(
+            "HOLDFAST_DATABASE_URL is not a database URL.",
+            fix="Write it as postgresql://user:password@host/name or sqlite:////folder/file.db.",
+        ) from error
+    if parsed.get_backend_name() == "postgresql":
+        return _connect_postgresql(parsed)
+    if parsed.get_backend_name() != "sqlite":
+        raise SettingsError(
+            f"HOLDFAST_DATABASE_URL names a {parsed.get_backend_name()!r} database.",
+            fix="Holdfast keeps its tables in SQLite or PostgreSQL.",
+        )
+    engine = sa.create_engine(parsed, connect_args={"timeout": LOCK_SECONDS})
     sa.event.listen(engine, "connect", _prepare_sqlite)
     sa.event.listen(engine, "begin", _begin_immediate)
     return engine
+
+
+def _connect_postgresql(url: sa.URL) -> sa.Engine:
+    try:
+        return sa.create_engine(
+            # The plain scheme would pick another driver, which is not ours.
+            url.set(drivername="postgresql+psycopg"),
+            pool_pre_ping=True,
+            # What waited for a lock must see what the one before it wrote, whatever the server's default.
+            isolation_level="READ COMMITTED",
+        )
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"The database is PostgreSQL, and its driver is missing: {error}.",
+            fix="Install it: pip install 'holdfast[postgres]'.",
+        ) from error
 
 
 def _prepare_sqlite(connection: sa.engine.interfaces.DBAPIConnection, _record: object) -> None:
     # SQLAlchemy's own BEGIN below replaces the driver's, which would start transactions too late.
     connection.isolation_level = None
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
+    _write_ahead(cursor)
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
 
 
+def _write_ahead(cursor: sa.engine.interfaces.DBAPICursor) -> None:
+    """Turn the write-ahead log on, which of processes that open a new file at once only one may do.
+
+    SQLite refuses the others at once instead of letting them wait; after the first it costs nothing.
+    """
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
+
+
 def _begin_immediate(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def lock_pipeline(connection: sa.Connection, pipeline: str) -> None:
+    """Hold a pipeline until the transaction ends: what is decided about it is decided one by one.
+
+    Taken first in every transaction that moves a champion, appends to a ledger or ends an update, so that
+    none of them waits in a circle. On SQLite the transaction itself is the lock.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(
+            sa.text("SELECT pg_advisory_xact_lock(:space, hashtext(:pipeline))"),
+            {"space": _PIPELINE_LOCKS, "pipeline": pipeline},
+        )
 
 
 def now(connection: sa.Connection) -> float:
@@ -162,7 +233,9 @@ def now(connection: sa.Connection) -> float:
 def migrate(engine: sa.Engine) -> None:
     """Bring the schema to this release. Safe to run from several processes at once."""
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    # The option is a format string, so a per cent sign in the path must be written twice.
+    scripts = str(Path(__file__).parent / "migrations").replace("%", "%%")
+    config.set_main_option("script_location", scripts)
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             # One migrator at a time; the lock goes with the transaction.

@@ -6,8 +6,8 @@ from typing import Literal
 import sqlalchemy as sa
 
 from service import backlog, champions, jobs, ledger
-from service.database import now, updates
-from service.errors import DecisionConflictError, NothingToLearnError
+from service.database import lock_pipeline, now, updates
+from service.errors import ChampionMovedError, DecisionConflictError, NothingToLearnError
 
 Choice = Literal["approve", "reject"]
 
@@ -23,18 +23,14 @@ def decide_review(
         ChampionMovedError: approved, but the champion is not the one it was compared with.
     """
     with engine.begin() as connection:
+        lock_pipeline(connection, jobs.get(connection, update_id).pipeline)
         update = jobs.get(connection, update_id)
         decision = {"choice": choice, "by": actor, "reason": reason, "at": now(connection)}
         _close(connection, update, decision)
         if choice == "approve":
             return _approve(connection, update, actor=actor, reason=reason)
-        backlog.mark(
-            connection,
-            update.pipeline,
-            experiences=update.experiences,
-            state="parked",
-            note=f"rejected by {actor}: {reason}",
-        )
+        note = f"rejected by {actor}: {reason}"
+        backlog.park(connection, update.pipeline, experiences=update.experiences, note=note)
         return ledger.append(
             connection,
             update.pipeline,
@@ -53,22 +49,26 @@ def _approve(connection: sa.Connection, update: jobs.Update, *, actor: str, reas
             f"Update {update.id} made no version, so there is nothing to promote.",
             fix="Reject it, or start a new update.",
         )
-    backlog.mark(
-        connection,
-        update.pipeline,
-        experiences=update.experiences,
-        state="learnt",
-        note=f"version {update.version}, approved by {actor}",
-    )
-    return champions.promote(
-        connection,
-        update.pipeline,
-        number=update.version,
-        expected_revision=update.base_revision,
-        update_id=update.id,
-        actor=actor,
-        reason=reason,
-    )
+    try:
+        entry = champions.promote(
+            connection,
+            update.pipeline,
+            number=update.version,
+            expected_revision=update.base_revision,
+            update_id=update.id,
+            actor=actor,
+            reason=reason,
+        )
+    except ChampionMovedError as moved:
+        raise ChampionMovedError(
+            moved.detail,
+            # The review blocks the pipeline, so a new update alone would wait behind it.
+            fix="Reject it, then start an update with its experiences: it is compared with today's champion.",
+            members={"experiences": list(update.experiences), "version": update.version},
+        ) from moved
+    note = f"version {update.version}, approved by {actor}"
+    backlog.mark(connection, update.pipeline, experiences=update.experiences, state="learnt", note=note)
+    return entry
 
 
 def _close(connection: sa.Connection, update: jobs.Update, decision: dict[str, object]) -> None:
@@ -102,6 +102,7 @@ def roll_back(
         ChampionMissingError, VersionUnfitError, ChampionMovedError: as `champions.roll_back`.
     """
     with engine.begin() as connection:
+        lock_pipeline(connection, pipeline)
         before = champions.current(connection, pipeline)
         entry = champions.roll_back(connection, pipeline, number=version, actor=actor, reason=reason)
         left = champions.version(connection, pipeline, before.version) if before else None

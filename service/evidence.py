@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 
+LARGEST_INCHES = 24.0
+MOST_NUMBERS = 40
+"""A matrix with more rows or columns is drawn as colours only: a pipeline may learn for years."""
+MOST_CHARACTERS = 4500
+"""Of a version's description: MLflow's store has a column of 5000."""
+
 
 @dataclass(frozen=True)
 class RetentionMatrix:
@@ -40,6 +46,8 @@ class RetentionMatrix:
         over the same j of max over earlier rows l of R[l, j] - R[T, j] (Chaudhry et al. 2018, arXiv
         1801.10112); the maximum runs over rows that had learnt j.
         """
+        if not self.versions:
+            return {}
         last = len(self.versions) - 1
         learnt = [j for j, anchor in enumerate(self.anchors) if anchor is not None]
         final = self.accuracy[last, learnt]
@@ -52,7 +60,8 @@ class RetentionMatrix:
                 continue
             earlier = self.accuracy[anchor:last, j]
             moved.append(self.accuracy[last, j] - self.accuracy[anchor, j])
-            forgotten.append(np.nanmax(earlier) - self.accuracy[last, j] if len(earlier) else np.nan)
+            # fmax passes over what was not measured, and stays NaN where nothing was.
+            forgotten.append(np.fmax.reduce(earlier) - self.accuracy[last, j])
         for name, values in (("BWT", moved), ("forgetting", forgotten)):
             if values and not np.isnan(values).any():
                 result[name] = float(np.mean(values))
@@ -90,15 +99,16 @@ def retention_figure(matrix: RetentionMatrix) -> "Figure":
     from matplotlib.figure import Figure
 
     rows, columns = matrix.accuracy.shape
-    figure = Figure(figsize=(1.6 + 0.9 * columns, 1.4 + 0.55 * rows), layout="constrained")
+    width, height = min(1.6 + 0.9 * columns, LARGEST_INCHES), min(1.4 + 0.55 * rows, LARGEST_INCHES)
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(matrix.accuracy, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
-    for i in range(rows):
-        for j in range(columns):
-            if not np.isnan(matrix.accuracy[i, j]):
-                axes.text(j, i, f"{matrix.accuracy[i, j]:.2f}", ha="center", va="center", fontsize=9)
-    axes.set_xticks(range(columns), [str(experience) for experience in matrix.experiences])
-    axes.set_yticks(range(rows), list(matrix.versions))
+    if max(rows, columns) <= MOST_NUMBERS:
+        for i, j in np.argwhere(~np.isnan(matrix.accuracy)):
+            axes.text(j, i, f"{matrix.accuracy[i, j]:.2f}", ha="center", va="center", fontsize=9)
+    across, down = (range(0, size, 1 + size // MOST_NUMBERS) for size in (columns, rows))
+    axes.set_xticks(across, [str(matrix.experiences[j]) for j in across])
+    axes.set_yticks(down, [matrix.versions[i] for i in down])
     axes.set_xlabel("holdout of experience")
     axes.set_title("Retention: accuracy on each holdout", fontsize=10)
     figure.colorbar(image, ax=axes, label="accuracy")
@@ -156,10 +166,22 @@ def _shaded(matrix: RetentionMatrix) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def markdown_summary(verdict: Verdict) -> str:
-    """What MLflow shows on a version's page: the outcome, and each finding in its own words."""
+    """What MLflow shows on a version's page: the outcome, and findings in their own words, worst first."""
     signs = {"pass": "passed", "fail": "**failed**", "undecided": "*undecided*"}
-    lines = [f"**{verdict.outcome}**: {verdict.reason}", "", "| guard | answer | finding |", "|---|---|---|"]
-    lines += [
-        f"| {finding.guard} | {signs[finding.answer]} | {finding.sentence} |" for finding in verdict.findings
+    head = f"**{verdict.outcome}**: {_cell(verdict.reason)}\n\n| guard | answer | finding |\n|---|---|---|"
+    order = ("fail", "undecided", "pass")
+    rows = [
+        f"| {_cell(finding.guard)} | {signs[finding.answer]} | {_cell(finding.sentence)} |"
+        for finding in sorted(verdict.findings, key=lambda finding: order.index(finding.answer))
     ]
-    return "\n".join(lines)
+    lengths = np.cumsum([len(head), *(1 + len(row) for row in rows)])
+    shown = int(np.searchsorted(lengths, MOST_CHARACTERS, side="right")) - 1
+    left_out = len(rows) - max(shown, 0)
+    rest = [f"\n{left_out} more findings are in report.html."] if left_out else []
+    return "\n".join([head, *rows[: max(shown, 0)], *rest])
+
+
+def _cell(text: str) -> str:
+    """Text that stays in its cell of a markdown table, whatever an error message in it holds."""
+    bounded = text if len(text) <= MOST_CHARACTERS // 3 else text[: MOST_CHARACTERS // 3] + " ..."
+    return " ".join(bounded.split()).replace("|", "\\|").replace("<", "&lt;")

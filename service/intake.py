@@ -6,6 +6,7 @@ import msgspec
 import sqlalchemy as sa
 
 from service import backlog, decisions, jobs, specs
+from service.database import lock_pipeline
 from service.errors import BacklogFullError, NothingToLearnError, RecordsInvalidError
 from streams.manifest import Manifest
 from streams.pushed import PushedLog, Receipt
@@ -46,6 +47,11 @@ def push(
     decoded = decode_json(payloads, spec.record_schema, positions=[str(row) for row in range(len(payloads))])
     if decoded.rejected:
         raise _refused(decoded, len(payloads))
+    if len(payloads) > max_backlog_records:
+        raise BacklogFullError(
+            f"{len(payloads)} records are more than may ever wait in {pipeline!r}: {max_backlog_records}.",
+            fix="Send fewer records a request.",
+        )
     waiting = Manifest(engine).pending_records(pipeline)
     if waiting + len(payloads) > max_backlog_records:
         raise BacklogFullError(
@@ -63,7 +69,12 @@ def _payloads(body: bytes, content_type: str) -> list[bytes]:
     elif media_type in ("application/json", ""):
         try:
             envelope = msgspec.json.decode(body, type=_Envelope)
-        except msgspec.MsgspecError as error:
+        except msgspec.DecodeError as error:
+            if not isinstance(error, msgspec.ValidationError):
+                raise RecordsInvalidError(
+                    f"The body is not JSON: {error}.",
+                    fix="Send UTF-8 text as RFC 8259 has it; NaN and Infinity are no numbers there.",
+                ) from error
             raise RecordsInvalidError(
                 f"The body is not an object with a list of records: {error}.",
                 fix='Send {"records": [{"id": "a1", "features": [...], "label": "..."}, ...]}.',
@@ -118,6 +129,8 @@ def request_update(
     pushed = spec.source.kind == "pushed"
     pending = manifest.pending_records(pipeline) if pushed else None
     with engine.begin() as connection:
+        # So that nothing asked for again is settled between the look at its state and the change.
+        lock_pipeline(connection, pipeline)
         update_id = jobs.enqueue(
             connection,
             pipeline,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from service import backlog
-from service.database import LIVE_STATES, now, updates
+from service.database import LIVE_STATES, lock_pipeline, now, updates
 from service.errors import LostLeaseError, UpdateDuplicateError, UpdateUnknownError
 
 State = Literal["queued", "running", "review", "done", "failed"]
@@ -66,8 +66,6 @@ def enqueue(
     Raises:
         UpdateDuplicateError: `request_key` was already used in this pipeline.
     """
-    if request_key is not None:
-        _refuse_duplicate(connection, pipeline, request_key)
     update_id = "u-" + secrets.token_hex(8)
     values: dict[str, Any] = {
         "id": update_id,
@@ -80,27 +78,34 @@ def enqueue(
         "created_at": now(connection),
         "experiences": [],
     }
-    connection.execute(sa.insert(updates).values(**values))
+    try:
+        # Only the insert itself can tell: the same request may arrive twice at this moment.
+        with connection.begin_nested():
+            connection.execute(sa.insert(updates).values(**values))
+    except sa.exc.IntegrityError as error:
+        raise _duplicate(connection, pipeline, request_key) from error
     return update_id
 
 
-def _refuse_duplicate(connection: sa.Connection, pipeline: str, request_key: str) -> None:
+def _duplicate(connection: sa.Connection, pipeline: str, request_key: str | None) -> UpdateDuplicateError:
     first = connection.execute(
         sa.select(updates.c.id).where(updates.c.pipeline == pipeline, updates.c.request_key == request_key)
-    ).scalar()
-    if first is not None:
-        raise UpdateDuplicateError(
-            f"The Idempotency-Key {request_key!r} already started update {first}; no second one was started.",
-            fix=f"Follow it with GET /v1/updates/{first}, or send a new key for a new update.",
-            members={"update": first},
-        )
+    ).scalar_one()
+    return UpdateDuplicateError(
+        f"The Idempotency-Key {request_key!r} already started update {first}; no second one was started.",
+        fix=f"Follow it with GET /v1/updates/{first}, or send a new key for a new update.",
+        members={"update": first},
+    )
 
 
 def ensure_queued(connection: sa.Connection, pipeline: str, *, requested_by: str) -> str:
-    """An update still to be claimed, so that it sees what this transaction adds; made if none waits."""
+    """An update still to be claimed, so that it sees what this transaction adds; made if none waits.
+
+    One that waits for its next attempt does not count: what it learns was fixed at its first.
+    """
     waiting = connection.execute(
         sa.select(updates.c.id)
-        .where(updates.c.pipeline == pipeline, updates.c.state == "queued")
+        .where(updates.c.pipeline == pipeline, updates.c.state == "queued", updates.c.attempt == 0)
         .order_by(updates.c.created_at)
         .limit(1)
         .with_for_update()
@@ -114,7 +119,10 @@ def get(connection: sa.Connection, update_id: str) -> Update:
     Raises:
         UpdateUnknownError: there is none of that id.
     """
-    row = connection.execute(sa.select(updates).where(updates.c.id == update_id)).first()
+    row = None
+    # PostgreSQL cannot even be asked for a text that holds a NUL.
+    if "\0" not in update_id:
+        row = connection.execute(sa.select(updates).where(updates.c.id == update_id)).first()
     if row is None:
         raise UpdateUnknownError(
             f"There is no update {update_id!r}.",
@@ -151,11 +159,12 @@ def claim(engine: sa.Engine, owner: str, *, lease_seconds: float, max_attempts: 
 
     An update whose worker went silent is claimed again, as the next attempt, until `max_attempts`.
     """
+    for exhausted in _exhausted(engine, max_attempts):
+        _give_up(engine, exhausted, max_attempts)
     try:
         with engine.begin() as connection:
             moment = now(connection)
-            _give_up_exhausted(connection, moment=moment, max_attempts=max_attempts)
-            update_id = connection.execute(_claimable(moment)).scalar()
+            update_id = connection.execute(_claimable(moment, max_attempts)).scalar()
             if update_id is None:
                 return None
             connection.execute(
@@ -175,7 +184,7 @@ def claim(engine: sa.Engine, owner: str, *, lease_seconds: float, max_attempts: 
         return None
 
 
-def _claimable(moment: float) -> sa.Select[Any]:
+def _claimable(moment: float, max_attempts: int) -> sa.Select[Any]:
     other = updates.alias("other")
     held = sa.exists().where(
         other.c.pipeline == updates.c.pipeline,
@@ -183,7 +192,7 @@ def _claimable(moment: float) -> sa.Select[Any]:
         other.c.state.in_(["running", "review"]),
     )
     free = sa.and_(updates.c.state == "queued", sa.not_(updates.c.wants_cut), sa.not_(held))
-    silent = sa.and_(updates.c.state == "running", updates.c.lease_until < moment)
+    silent = sa.and_(_silent(moment), updates.c.attempt < max_attempts)
     return (
         sa.select(updates.c.id)
         .where(sa.or_(free, silent))
@@ -193,23 +202,41 @@ def _claimable(moment: float) -> sa.Select[Any]:
     )
 
 
-def _give_up_exhausted(connection: sa.Connection, *, moment: float, max_attempts: int) -> None:
+def _silent(moment: float) -> sa.ColumnElement[bool]:
+    return sa.and_(updates.c.state == "running", updates.c.lease_until < moment)
+
+
+def _exhausted(engine: sa.Engine, max_attempts: int) -> list[Update]:
+    """Updates whose last worker went silent as well."""
+    with engine.begin() as connection:
+        rows = connection.execute(
+            sa.select(updates).where(_silent(now(connection)), updates.c.attempt >= max_attempts)
+        )
+        return [Update(**row._mapping) for row in rows]
+
+
+def _give_up(engine: sa.Engine, update: Update, max_attempts: int) -> None:
     error = f"Its worker died in each of {max_attempts} attempts; the dispatcher's log says why."
-    rows = connection.execute(
-        sa.select(updates.c.id, updates.c.pipeline, updates.c.experiences)
-        .where(
-            updates.c.state == "running", updates.c.lease_until < moment, updates.c.attempt >= max_attempts
-        )
-        .with_for_update()
-    ).all()
-    for row in rows:
-        connection.execute(
+    with engine.begin() as connection:
+        lock_pipeline(connection, update.pipeline)
+        moment = now(connection)
+        given_up = connection.execute(
             sa.update(updates)
-            .where(updates.c.id == row.id)
-            .values(state="failed", finished_at=moment, error=error)
+            .where(updates.c.id == update.id, updates.c.attempt == update.attempt, _silent(moment))
+            .values(state="failed", finished_at=moment, lease_until=None, error=error)
         )
-        # What killed three workers would kill the next update's too.
-        backlog.mark(connection, row.pipeline, experiences=row.experiences, state="parked", note=error)
+        if given_up.rowcount == 1:
+            # What killed three workers would kill the next update's too.
+            _set_aside(connection, update.id, error=error)
+
+
+def _set_aside(connection: sa.Connection, update_id: str, *, error: str) -> None:
+    """After a failure: what the update tried is a person's now; what it did not try gets an update."""
+    update = get(connection, update_id)
+    note = f"Update {update.id} failed: {error}"
+    backlog.park(connection, update.pipeline, experiences=update.experiences, note=note)
+    if backlog.fresh(connection, update.pipeline):
+        ensure_queued(connection, update.pipeline, requested_by="trigger")
 
 
 def heartbeat(
@@ -246,17 +273,41 @@ def write(connection: sa.Connection, update: Update, values: Mapping[str, Any]) 
         )
 
 
-def retry(engine: sa.Engine, update: Update, *, error: str, max_attempts: int) -> bool:
-    """Give the update back after a failure that may pass; False: it has failed for good."""
-    final = update.attempt >= max_attempts
+def confirm(engine: sa.Engine, update: Update) -> None:
+    """Make sure that the update is still this attempt's, before something is done that cannot be fenced.
+
+    Raises:
+        LostLeaseError: it is not.
+    """
     with engine.begin() as connection:
-        values: dict[str, Any] = {"owner": None, "lease_until": None, "error": error}
-        if final:
-            values |= {"state": "failed", "finished_at": now(connection)}
-        else:
-            values |= {"state": "queued"}
+        write(connection, update, {"owner": update.owner})
+
+
+def retry(engine: sa.Engine, update: Update, *, error: str, max_attempts: int) -> bool:
+    """Give the update back after a failure that may pass; False: it has failed for good.
+
+    Raises:
+        LostLeaseError: the update is no longer this attempt's.
+    """
+    if update.attempt >= max_attempts:
+        fail(engine, update, error=error)
+        return False
+    with engine.begin() as connection:
+        write(connection, update, {"state": "queued", "owner": None, "lease_until": None, "error": error})
+    return True
+
+
+def fail(engine: sa.Engine, update: Update, *, error: str) -> None:
+    """End an update that cannot work, and park its experiences for a person.
+
+    Raises:
+        LostLeaseError: the update is no longer this attempt's.
+    """
+    with engine.begin() as connection:
+        lock_pipeline(connection, update.pipeline)
+        values = {"state": "failed", "finished_at": now(connection), "lease_until": None, "error": error}
         write(connection, update, values)
-    return not final
+        _set_aside(connection, update.id, error=error)
 
 
 def wanting_cut(connection: sa.Connection, pipeline: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import sqlalchemy as sa
 
-from service.database import ledger, now
+from service.database import ledger, lock_pipeline, now
 
 Action = Literal["promote", "review", "reject", "rollback"]
 
@@ -52,8 +52,10 @@ def append(
 ) -> Entry:
     """Add one entry, in the caller's transaction.
 
-    Two transactions that append to one chain cannot both commit: the second violates the primary key.
+    Appends to one chain follow one another: the second waits until the first has committed, and continues
+    from its entry. The primary key would refuse a fork all the same.
     """
+    lock_pipeline(connection, pipeline)
     last = connection.execute(
         sa.select(ledger.c.sequence, ledger.c.hash)
         .where(ledger.c.pipeline == pipeline)
@@ -92,7 +94,8 @@ def entries(connection: sa.Connection, pipeline: str, *, after: int = 0, limit: 
 def first_break(chain: list[Entry]) -> int | None:
     """The sequence of the first entry that does not follow from the one before it; None: the chain holds.
 
-    `chain` starts at the first entry of the pipeline.
+    `chain` starts at the first entry of the pipeline. Entries taken off its end leave a shorter chain that
+    holds: whoever must rule that out keeps the newest hash somewhere else.
     """
     previous_hash = GENESIS
     for sequence, entry in enumerate(chain, start=1):

@@ -87,6 +87,9 @@ def parse(document: Mapping[str, Any] | str) -> PipelineSpec:
 def describe(error: ValidationError) -> list[dict[str, str]]:
     """pydantic's errors as `where` and `problem`, without the input, which may be large or secret."""
     return [
-        {"where": ".".join(str(part) for part in entry["loc"]) or "body", "problem": entry["msg"]}
+        {
+            "where": ".".join(str(part) for part in entry["loc"]) or "body",
+            "problem": entry["msg"].removeprefix("Value error, ").rstrip("."),
+        }
         for entry in error.errors(include_url=False, include_input=False, include_context=False)
     ]

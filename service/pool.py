@@ -7,8 +7,10 @@ its death costs one attempt and no state.
 import os
 import queue
 import secrets
+import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -24,6 +26,8 @@ from strategies.base import StreamInfo
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Its handler answers SIGTERM with a stack trace and an abort, where we mean to stop cleanly.
+os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
 if "HOLDFAST_RAY_ADDRESS" not in os.environ:
     # A local cluster is this process's own: nobody else needs its token. Ray reads these at its import.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -72,6 +76,15 @@ class TrainerPool:
         self._closed = threading.Event()
 
     def __enter__(self) -> "TrainerPool":
+        with _own_signal_handlers():
+            self._connect()
+        started = [self._start() for _ in range(self._settings.trainers)]
+        ray.get([actor.warm_up.remote() for actor in started])
+        for actor in started:
+            self._idle.put(actor)
+        return self
+
+    def _connect(self) -> None:
         if self._local:
             ray.init(
                 num_cpus=self._settings.trainers,
@@ -82,11 +95,6 @@ class TrainerPool:
             )
         else:
             ray.init(address=self._settings.ray_address, namespace="holdfast", log_to_driver=False)
-        started = [self._start() for _ in range(self._settings.trainers)]
-        ray.get([actor.warm_up.remote() for actor in started])
-        for actor in started:
-            self._idle.put(actor)
-        return self
 
     def __exit__(
         self,
@@ -138,3 +146,17 @@ class TrainerPool:
         actor = self._start()
         ray.get(actor.warm_up.remote())
         self._idle.put(actor)
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Put our handlers back: Ray's start replaces them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)

@@ -6,7 +6,8 @@ projection of the champion row, since MLflow's own have neither compare-and-set 
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -36,6 +37,11 @@ if TYPE_CHECKING:
 
 UPDATE_TAG = "holdfast.update"
 ALIASES = ("champion", "challenger")
+METRICS_A_CALL = 500
+"""MLflow takes at most 1000 metrics a call; a pipeline that has learnt for long has more."""
+
+_FLUENT = threading.Lock()
+"""Reading and exporting a graph is not thread-safe, and MLflow keeps its store and active run in globals."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +71,11 @@ class Registry:
     """MLflow, seen from one process. Thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
-        mlflow.set_tracking_uri(settings.tracking_uri)
-        mlflow.set_registry_uri(settings.tracking_uri)
-        self._client = mlflow.MlflowClient()
+        self._client = mlflow.MlflowClient(settings.tracking_uri, settings.tracking_uri)
         self._artifacts = settings.artifacts
         self._own_store = settings.mlflow_tracking_uri is None
         self._experiments: dict[str, str] = {}
-        # Exporting a graph is not thread-safe, and MLflow keeps the active run in globals.
-        self._lock = threading.Lock()
+        self._uri = settings.tracking_uri
 
     def publish(self, publication: Publication) -> tuple[str, int | None]:
         """Write the run and, where something was learnt, the version; answers (run id, version)."""
@@ -134,9 +137,11 @@ class Registry:
                 run_name=publication.update_id,
                 tags={UPDATE_TAG: publication.update_id},
             ).info.run_id
+        metrics = [Metric(name, value, moment, 0) for name, value in publication.metrics.items()]
+        for start in range(0, len(metrics), METRICS_A_CALL):
+            self._client.log_batch(run_id, metrics=metrics[start : start + METRICS_A_CALL])
         self._client.log_batch(
             run_id,
-            metrics=[Metric(name, value, moment, 0) for name, value in publication.metrics.items()],
             params=[Param(name, value) for name, value in publication.params.items()],
             tags=[
                 *(RunTag(name, value) for name, value in publication.tags.items()),
@@ -154,7 +159,7 @@ class Registry:
         self._ensure_model(name)
         found = self._client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
         if found:
-            number = int(found[0].version)
+            number = min(int(version.version) for version in found)
         else:
             model_id = self._log_model(run_id, publication, served)
             number = int(
@@ -185,8 +190,8 @@ class Registry:
 
         n_classes = len(publication.classes)
         shape = publication.input_shape
-        network = torch.export.load(served).module()
-        with self._lock, mlflow.start_run(run_id=run_id, log_system_metrics=False):
+        with _FLUENT, _active_run(run_id, self._uri):
+            network = torch.export.load(served).module()
             info = mlflow.pytorch.log_model(
                 network,
                 name="model",
@@ -203,6 +208,19 @@ class Registry:
         return str(info.model_id)
 
 
+@contextmanager
+def _active_run(run_id: str, uri: str) -> Iterator[None]:
+    """`run_id` of this store as MLflow's active run."""
+    _use(uri)
+    with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+        yield
+
+
+def _use(uri: str) -> None:
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+
+
 def warm_up(settings: Settings) -> "Registry":
     """A registry whose store has its schema and whose slow imports are paid for."""
     registry = Registry(settings)
@@ -212,5 +230,5 @@ def warm_up(settings: Settings) -> "Registry":
 
 def load(pipeline: str, *, settings: Settings, alias: str = "champion") -> Any:
     """The served model of a pipeline, as mlflow.pyfunc loads it."""
-    mlflow.set_tracking_uri(settings.tracking_uri)
+    _use(settings.tracking_uri)
     return mlflow.pyfunc.load_model(f"models:/{pipeline}@{alias}")

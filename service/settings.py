@@ -15,7 +15,12 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; default SQLite in the home.")
     host: str = Field("127.0.0.1", description="Address that the API listens on.")
     port: int = Field(8400, ge=0, le=65535, description="Port of the API.")
-    mlflow_tracking_uri: str | None = Field(None, description="MLflow server or store; default SQLite.")
+    mlflow_tracking_uri: str | None = Field(
+        None,
+        # It may hold a password.
+        repr=False,
+        description="MLflow server or store; default SQLite.",
+    )
     mlflow_ui: bool = Field(True, description="Whether `holdfast up` starts MLflow's pages.")
     mlflow_port: int = Field(8401, ge=0, le=65535, description="Port of MLflow's pages.")
     ray_address: str | None = Field(None, description="Ray cluster to join; default: a local one.")

@@ -13,14 +13,17 @@ def create(connection: sa.Connection, spec: PipelineSpec) -> None:
     Raises:
         PipelineExistsError: the name is taken.
     """
-    taken = connection.execute(sa.select(pipelines.c.name).where(pipelines.c.name == spec.name)).scalar()
-    if taken:
+    document = spec.model_dump(mode="json", by_alias=True)
+    row = {"name": spec.name, "spec": document, "created_at": now(connection)}
+    try:
+        # Only the insert itself can tell: another caller may declare the same name at this moment.
+        with connection.begin_nested():
+            connection.execute(sa.insert(pipelines).values(row))
+    except sa.exc.IntegrityError as error:
         raise PipelineExistsError(
             f"There is a pipeline {spec.name!r} already; it was not changed.",
             fix="Choose another name, or go on with the pipeline that exists.",
-        )
-    document = spec.model_dump(mode="json", by_alias=True)
-    connection.execute(sa.insert(pipelines).values(name=spec.name, spec=document, created_at=now(connection)))
+        ) from error
 
 
 def load_spec(connection: sa.Connection, name: str) -> PipelineSpec:
@@ -29,7 +32,10 @@ def load_spec(connection: sa.Connection, name: str) -> PipelineSpec:
     Raises:
         PipelineUnknownError: there is none of that name.
     """
-    document = connection.execute(sa.select(pipelines.c.spec).where(pipelines.c.name == name)).scalar()
+    document = None
+    # PostgreSQL cannot even be asked for a text that holds a NUL.
+    if "\0" not in name:
+        document = connection.execute(sa.select(pipelines.c.spec).where(pipelines.c.name == name)).scalar()
     if document is None:
         raise PipelineUnknownError(
             f"There is no pipeline {name!r}.",

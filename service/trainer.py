@@ -52,7 +52,8 @@ class Task:
     champion: Path | None
     """The champion's folder; None: there is no champion yet."""
     strategy: Mapping[str, Any]
-    """The strategy's config, as JSON."""
+    """The strategy's config, as JSON. It builds the first learner; once there is a champion, its restored
+    learner keeps the config it was built with. (A pipeline cannot be changed yet, so the two are equal.)"""
     stream: StreamInfo
     gate: GateConfig
     learn: tuple[Stored, ...]
@@ -99,6 +100,9 @@ def run(task: Task, on_progress: OnProgress) -> None:
     parts = [store.open(part.digest, index=part.experience) for part in task.learn]
     on_progress({"stage": "screening"})
     result = _screen(task, parts)
+    for leftover in task.folder.parent.glob(f"{task.folder.name}.*.tmp"):
+        # Of a trainer that was killed. One that is only slow has lost its lease, and may fail.
+        shutil.rmtree(leftover, ignore_errors=True)
     scratch = task.folder.with_name(f"{task.folder.name}.{os.getpid()}-{time.monotonic_ns()}.tmp")
     scratch.mkdir(parents=True)
     try:
@@ -221,6 +225,8 @@ def _export(learner: Learner, stream: StreamInfo, path: Path) -> None:
     batch = {0: torch.export.Dim("batch")}
     program = torch.export.export(learner.served_network().cpu(), (example,), dynamic_shapes=(batch,))
     torch.export.save(program, path)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _write_result(result: Result, path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from service import backlog, champions, holdouts, jobs, ledger
-from service.database import now
+from service.database import lock_pipeline, now
 from service.errors import ChampionMovedError
 from service.gate.base import Evidence, PairedAnswers, Verdict
 from service.gate.decide import decide
@@ -58,6 +58,8 @@ class Updater:
         verdict = decide(self._evidence(plan, result), plan.spec.gate)
         on_progress({"stage": "recording"})
         told = publication(self._engine, plan, result, verdict, folder=self.folder(update.id))
+        # MLflow knows no fence: a worker that has lost its lease must not write there a second time.
+        jobs.confirm(self._engine, update)
         run_id, version = self._registry.publish(told)
         self._settle(plan, result, verdict, run_id=run_id, version=version)
         project(self._engine, self._registry, update.pipeline)
@@ -131,12 +133,16 @@ class Updater:
             "run_id": run_id,
             "error": None,
         }
+        pipeline, base = plan.update.pipeline, plan.update.base_revision
         with self._engine.begin() as connection:
+            lock_pipeline(connection, pipeline)
+            jobs.write(connection, plan.update, {**values, "finished_at": now(connection)})
+            # Also a rejection is worth nothing against a champion that was rolled back meanwhile.
+            champions.require_unmoved(connection, pipeline, expected_revision=base)
             self._keep_answers(connection, plan, result, run_id=run_id, version=version)
             _act(connection, plan, result, verdict, version=version)
-            jobs.write(connection, plan.update, {**values, "finished_at": now(connection)})
-            if backlog.fresh(connection, plan.update.pipeline):
-                jobs.ensure_queued(connection, plan.update.pipeline, requested_by="trigger")
+            if backlog.fresh(connection, pipeline):
+                jobs.ensure_queued(connection, pipeline, requested_by="trigger")
 
     def _keep_answers(
         self, connection: sa.Connection, plan: Plan, result: Result, *, run_id: str, version: int | None
@@ -161,6 +167,7 @@ class Updater:
     def start_over(self, update: Update, error: ChampionMovedError) -> None:
         """The champion was moved while this update ran: end it, and compare with the champion of today."""
         with self._engine.begin() as connection:
+            lock_pipeline(connection, update.pipeline)
             jobs.write(
                 connection,
                 update,
@@ -183,20 +190,12 @@ class Updater:
             )
 
     def fail(self, update: Update, error: Exception) -> None:
-        """Record that an update cannot work, and park its experiences for a person."""
-        with self._engine.begin() as connection:
-            present = jobs.get(connection, update.id)
-            note = f"Update {update.id} failed: {error}"
-            backlog.mark(
-                connection, update.pipeline, experiences=present.experiences, state="parked", note=note
-            )
-            jobs.write(
-                connection,
-                update,
-                {"state": "failed", "finished_at": now(connection), "lease_until": None, "error": str(error)},
-            )
-            if backlog.fresh(connection, update.pipeline):
-                jobs.ensure_queued(connection, update.pipeline, requested_by="trigger")
+        """Record that an update cannot work, and park its experiences for a person.
+
+        Raises:
+            LostLeaseError: another worker owns the update.
+        """
+        jobs.fail(self._engine, update, error=str(error))
 
 
 def _act(
@@ -233,7 +232,7 @@ def _act(
         backlog.mark(connection, pipeline, experiences=plan.experiences, state="review", note=note)
     elif result.stopped:
         # The others were never tried: they stay as they are, and go with the next update.
-        backlog.mark(connection, pipeline, experiences=result.stopped, state="parked", note=verdict.reason)
+        backlog.park(connection, pipeline, experiences=result.stopped, note=verdict.reason)
     else:
         backlog.carry_or_park(
             connection,

@@ -25,4 +25,9 @@ def program(name: str, *, package: str, folders: Sequence[str] = ()) -> Path:
     places = [place for pattern in folders for place in Path("/").glob(f"{pattern.lstrip('/')}/{name}")]
     if not places:
         missing(f"the program {name!r}", package=package)
-    return max(places, key=lambda place: [(len(part), part) for part in place.parts])
+    return max(
+        places,
+        key=lambda place: [
+            (part.isdigit(), int(part) if part.isdigit() else 0, part) for part in place.parts
+        ],
+    )

@@ -3,12 +3,13 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import sqlalchemy as sa
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, FastAPI
 
 from service import roles
-from service.api import pipelines, problems, updates
+from service.api import pipelines, problems, records, reference, updates
+from service.api.bodies import Alive, Ready, RoleView
+from service.api.doors import SecureAnswers
+from service.api.parameters import Engine
 from service.database import connect, migrate
 from service.settings import Settings
 
@@ -18,46 +19,56 @@ Holdfast keeps a torch model learning from a live stream and never lets a worse 
 Every error is an RFC 9457 problem document with a `fix` member that says what to do.
 """
 
+health = APIRouter(tags=["health"])
+
 
 def create_app(settings: Settings) -> FastAPI:
-    """The ASGI app; it owns its database engine for as long as it runs."""
+    """The ASGI app; it owns its database engine for as long as it runs.
+
+    Raises:
+        SettingsError: the database is of a kind that is not supported, or its driver is missing.
+    """
+    engine = connect(settings.database)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine = connect(settings.database)
         migrate(engine)
         app.state.engine = engine
         app.state.settings = settings
         yield
         engine.dispose()
 
-    app = FastAPI(title="Holdfast", version="1", description=DESCRIPTION, lifespan=lifespan, redoc_url=None)
+    app = FastAPI(
+        title="Holdfast",
+        version="1",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        # A redirect would send a body to wherever the Host header points; the problem names the right path.
+        redirect_slashes=False,
+    )
     problems.install(app)
-    app.include_router(pipelines.router)
-    app.include_router(updates.router)
-    app.add_api_route("/healthz", _healthz, methods=["GET"], tags=["health"], summary="The process lives")
-    app.add_api_route("/readyz", _readyz, methods=["GET"], tags=["health"], summary="Requests are answered")
+    app.add_middleware(SecureAnswers)
+    for router in (pipelines.router, records.router, updates.router, health, reference.router):
+        app.include_router(router)
+    app.openapi = lambda: reference.describe(app)  # type: ignore[method-assign]  # FastAPI's documented hook
     return app
 
 
-def _healthz() -> dict[str, str]:
-    return {"status": "alive"}
+@health.get("/healthz", summary="The process lives")
+def healthz() -> Alive:
+    """Asks nothing of the database."""
+    return Alive()
 
 
-def _readyz(request: Request) -> JSONResponse:
-    """200 when the database answers; `roles` lists the other parts that were heard of lately."""
-    try:
-        with request.app.state.engine.begin() as connection:
-            present = roles.seen(connection)
-    except sa.exc.SQLAlchemyError:
-        return problems.problem(
-            503,
-            slug="database-away",
-            title="The database does not answer",
-            detail="The API is up, and its database does not answer.",
-            fix="See the API's log, and check HOLDFAST_DATABASE_URL.",
-        )
-    heard = [
-        {"role": role.role, "instance": role.instance, "seconds_ago": role.seconds_ago} for role in present
-    ]
-    return JSONResponse({"status": "ready", "roles": heard})
+@health.get("/readyz", summary="Requests are answered")
+def readyz(engine: Engine) -> Ready:
+    """200 when the database answers, else 503; `roles` are the other parts that were heard of lately."""
+    with engine.begin() as connection:
+        present = roles.seen(connection)
+    return Ready(
+        roles=[
+            RoleView(role=role.role, instance=role.instance, seconds_ago=role.seconds_ago) for role in present
+        ]
+    )

@@ -4,22 +4,33 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from service import champions, jobs, ledger
+from service.api.parameters import MAX_INTEGER
 from service.pipelines import PipelineSpec
 from streams.manifest import ExperienceRow
+
+
+def _storable(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("holds a NUL character: send plain text")
+    return text
+
 
 Reason = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=2000),
+    AfterValidator(_storable),
     Field(description="Why, for whoever reads the ledger later. Must not be empty."),
 ]
 Actor = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=200),
+    AfterValidator(_storable),
     Field(description="Who decides."),
 ]
+Index = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 
 
 class Body(BaseModel):
@@ -47,7 +58,7 @@ class RecordsReceipt(Body):
 class UpdateRequest(Body):
     """What to learn now. Empty: everything that has arrived and was not learnt."""
 
-    experiences: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = Field(
+    experiences: Annotated[list[Index], Field(min_length=1, max_length=1000)] | None = Field(
         None, description="Learn these waiting, carried or parked experiences again."
     )
     by: Actor = "anonymous"
@@ -128,7 +139,9 @@ class DecisionView(Body):
 class RollbackRequest(Body):
     """Which former champion to bring back."""
 
-    version: Annotated[int, Field(ge=1)] | None = Field(None, description="None: the one before this.")
+    version: Annotated[int, Field(ge=1, le=MAX_INTEGER)] | None = Field(
+        None, description="None: the one before this."
+    )
     reason: Reason
     by: Actor = "anonymous"
 
@@ -192,6 +205,7 @@ class LedgerView(Body):
 
     pipeline: str
     entries: Sequence[EntryView]
+    next_after: int | None = Field(description="The `after` of the next page; null: this is the last.")
     intact: bool = Field(description="Whether the chain of hashes holds, over the whole ledger.")
 
 
@@ -224,3 +238,24 @@ class ExperienceView(Body):
 def moment(seconds: float) -> datetime:
     """Epoch seconds as a time with its zone."""
     return datetime.fromtimestamp(seconds, UTC)
+
+
+class Alive(Body):
+    """The process answers."""
+
+    status: Literal["alive"] = "alive"
+
+
+class RoleView(Body):
+    """One process of the service."""
+
+    role: str
+    instance: str = Field(description="Host and process id.")
+    seconds_ago: float = Field(description="When it was last heard of.")
+
+
+class Ready(Body):
+    """The database answers, and these roles were heard of in the last ten seconds."""
+
+    status: Literal["ready"] = "ready"
+    roles: Sequence[RoleView]

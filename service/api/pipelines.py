@@ -1,45 +1,30 @@
-"""Pipelines: declare one, send it records, read its champion, ledger and experiences, roll back."""
+"""Pipelines: declare one, read its champion, ledger and experiences, roll back."""
 
 from typing import Annotated, Any
 
 import sqlalchemy as sa
-from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Query
 
-from service import backlog, champions, decisions, intake, jobs, ledger, specs
+from service import backlog, champions, decisions, jobs, ledger, specs
 from service.api.bodies import (
     ChampionView,
     EntryView,
     ExperienceView,
     LedgerView,
     PipelineView,
-    RecordsReceipt,
     RollbackRequest,
     UpdateView,
 )
+from service.api.doors import JsonRoute
+from service.api.parameters import MAX_INTEGER, Engine, Limit, PipelineName
 from service.errors import ChampionMissingError
 from service.pipelines import PipelineSpec, parse
-from service.settings import Settings
 from streams.manifest import Manifest
 
-router = APIRouter(prefix="/v1/pipelines", tags=["pipelines"])
+router = APIRouter(prefix="/v1/pipelines", tags=["pipelines"], route_class=JsonRoute)
 
-IdempotencyKey = Annotated[
-    str | None,
-    Header(alias="Idempotency-Key", min_length=1, max_length=255, description="Makes a retry safe."),
-]
-
-
-def engine_of(request: Request) -> sa.Engine:
-    engine: sa.Engine = request.app.state.engine
-    return engine
-
-
-def settings_of(request: Request) -> Settings:
-    settings: Settings = request.app.state.settings
-    return settings
-
-
-Engine = Annotated[sa.Engine, Depends(engine_of)]
+First = Annotated[int, Query(ge=0, le=MAX_INTEGER, description="Index of the first experience.")]
+After = Annotated[int, Query(ge=0, le=MAX_INTEGER, description="Sequence of the last entry already read.")]
 
 
 @router.post(
@@ -49,13 +34,7 @@ Engine = Annotated[sa.Engine, Depends(engine_of)]
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {
-                "application/json": {
-                    "schema": PipelineSpec.model_json_schema(
-                        ref_template="#/components/schemas/{model}", mode="validation"
-                    )
-                }
-            },
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/PipelineDeclaration"}}},
         }
     },
 )
@@ -75,58 +54,26 @@ def list_all(engine: Engine) -> list[PipelineView]:
 
 
 @router.get("/{pipeline}", summary="One pipeline and how it stands")
-def show(pipeline: str, engine: Engine) -> PipelineView:
+def show(pipeline: PipelineName, engine: Engine) -> PipelineView:
     with engine.begin() as connection:
         spec = specs.load_spec(connection, pipeline)
     return _view(engine, spec)
 
 
-@router.post(
-    "/{pipeline}/records",
-    status_code=202,
-    summary="Send records",
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {"type": "object", "properties": {"records": {"type": "array"}}}
-                },
-                "application/x-ndjson": {"schema": {"type": "string"}},
-            },
-        }
-    },
-)
-async def push(pipeline: str, request: Request, engine: Engine, key: IdempotencyKey = None) -> RecordsReceipt:
-    """All of them are stored durably before the answer, or none: one bad record refuses the request."""
-    from starlette.concurrency import run_in_threadpool
-
-    body = await request.body()
-    receipt = await run_in_threadpool(
-        intake.push,
-        engine,
-        pipeline,
-        body=body,
-        content_type=request.headers.get("content-type", "application/json"),
-        request_key=key,
-        max_backlog_records=settings_of(request).max_backlog_records,
-    )
-    return RecordsReceipt(accepted=receipt.records, sequence=receipt.sequence, duplicate=receipt.duplicate)
-
-
 @router.get("/{pipeline}/experiences", summary="Experiences, and what became of each")
-def experiences(pipeline: str, engine: Engine) -> list[ExperienceView]:
+def experiences(
+    pipeline: PipelineName, engine: Engine, first: First = 0, limit: Limit = 1000
+) -> list[ExperienceView]:
+    """Oldest first, from the experience with index `first`."""
     with engine.begin() as connection:
         specs.load_spec(connection, pipeline)
         states = backlog.states(connection, pipeline)
-    rows = Manifest(engine).experiences(pipeline)
+    rows = Manifest(engine).experiences(pipeline)[first : first + limit]
     return [ExperienceView.of(row, states.get(row.index, ("waiting", ""))) for row in rows]
 
 
 @router.get("/{pipeline}/updates", summary="Updates, newest first")
-def updates(
-    pipeline: str, engine: Engine, limit: Annotated[int, Query(ge=1, le=1000)] = 100
-) -> list[UpdateView]:
+def updates(pipeline: PipelineName, engine: Engine, limit: Limit = 100) -> list[UpdateView]:
     with engine.begin() as connection:
         specs.load_spec(connection, pipeline)
         listed = jobs.of_pipeline(connection, pipeline, limit=limit)
@@ -134,14 +81,14 @@ def updates(
 
 
 @router.get("/{pipeline}/champion", summary="The version in use")
-def champion(pipeline: str, engine: Engine) -> ChampionView:
+def champion(pipeline: PipelineName, engine: Engine) -> ChampionView:
     with engine.begin() as connection:
         specs.load_spec(connection, pipeline)
         return _champion(connection, pipeline)
 
 
 @router.post("/{pipeline}/rollback", summary="Bring a former champion back")
-def roll_back(pipeline: str, body: RollbackRequest, engine: Engine) -> ChampionView:
+def roll_back(pipeline: PipelineName, body: RollbackRequest, engine: Engine) -> ChampionView:
     with engine.begin() as connection:
         specs.load_spec(connection, pipeline)
     decisions.roll_back(engine, pipeline, version=body.version, actor=body.by, reason=body.reason)
@@ -150,16 +97,29 @@ def roll_back(pipeline: str, body: RollbackRequest, engine: Engine) -> ChampionV
 
 
 @router.get("/{pipeline}/ledger", summary="Every decision, in order")
-def read_ledger(pipeline: str, engine: Engine, response: Response) -> LedgerView:
+def read_ledger(pipeline: PipelineName, engine: Engine, after: After = 0, limit: Limit = 1000) -> LedgerView:
+    """Oldest first, from the entry after `after`. `intact` is of the whole ledger, whatever the page."""
     with engine.begin() as connection:
         specs.load_spec(connection, pipeline)
-        chain = ledger.entries(connection, pipeline, limit=1_000_000)
-    response.headers["Cache-Control"] = "no-store"
+    chain = _whole_ledger(engine, pipeline)
+    page = chain[after : after + limit]
     return LedgerView(
         pipeline=pipeline,
-        entries=[EntryView.of(entry) for entry in chain],
+        entries=[EntryView.of(entry) for entry in page],
+        next_after=after + limit if after + limit < len(chain) else None,
         intact=ledger.first_break(chain) is None,
     )
+
+
+def _whole_ledger(engine: sa.Engine, pipeline: str) -> list[ledger.Entry]:
+    """Every entry, read in short transactions: on SQLite a long one would keep the writers waiting."""
+    chain: list[ledger.Entry] = []
+    while True:
+        with engine.begin() as connection:
+            more = ledger.entries(connection, pipeline, after=chain[-1].sequence if chain else 0)
+        chain += more
+        if not more:
+            return chain
 
 
 def _champion(connection: sa.Connection, pipeline: str) -> ChampionView:

@@ -1,7 +1,11 @@
 """Every error as an RFC 9457 problem document: what is wrong, and what to do."""
 
-from collections.abc import Mapping
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import sqlalchemy as sa
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -9,14 +13,62 @@ from starlette.exceptions import HTTPException
 
 from service.errors import HoldfastError
 
-MEDIA_TYPE = "application/problem+json"
+log = structlog.get_logger(__name__)
 
-FIXES = {
-    404: "See /docs for what there is.",
-    405: "See /docs for the methods of this path.",
-    413: "Send the records in several requests.",
-    415: "Send application/json or application/x-ndjson.",
+MEDIA_TYPE = "application/problem+json"
+SHOWN_ERRORS = 20
+
+SECURITY_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
 }
+"""Of every answer. The page under /docs has a policy of its own, which lets it load its own files."""
+
+# pydantic speaks to programmers; these are its commonest complaints in a caller's words.
+WORDS = {
+    "missing": "is missing",
+    "extra_forbidden": "is not a field of this request",
+    "string_too_short": "must not be empty",
+    "string_type": "must be a text",
+    "string_unicode": "holds half a surrogate pair: send plain text",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "int_parsing_size": "is too large a number",
+    "list_type": "must be a list",
+    "model_attributes_type": "must be a JSON object",
+    "dict_type": "must be a JSON object",
+}
+
+
+class RefusedError(HTTPException):
+    """A request that is turned away at the door, before its body means anything."""
+
+    def __init__(
+        self,
+        status: int,
+        *,
+        slug: str,
+        title: str,
+        detail: str,
+        fix: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, detail, dict(headers or {}))
+        self.slug, self.title, self.fix = slug, title, fix
+
+
+def not_json(reason: str) -> RefusedError:
+    """The body is no JSON at all."""
+    return RefusedError(
+        400,
+        slug="not-json",
+        title="The body is not JSON",
+        detail=f"The body cannot be read as JSON: {reason}.",
+        fix="Send one JSON document in UTF-8; NaN and Infinity are not JSON.",
+    )
 
 
 def problem(
@@ -27,6 +79,7 @@ def problem(
     detail: str,
     fix: str,
     members: Mapping[str, object] | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     """One problem document. `fix` and `members` are extension members."""
     document = {
@@ -37,8 +90,13 @@ def problem(
         "detail": detail,
         "fix": fix,
     }
-    headers = {"Retry-After": "1"} if status == 429 else None
-    return JSONResponse(document, status_code=status, media_type=MEDIA_TYPE, headers=headers)
+    retry = {"Retry-After": "1"} if status in (429, 503) else {}
+    return JSONResponse(
+        document,
+        status_code=status,
+        media_type=MEDIA_TYPE,
+        headers={**SECURITY_HEADERS, **retry, **(headers or {})},
+    )
 
 
 def install(app: FastAPI) -> None:
@@ -46,6 +104,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HoldfastError, _ours)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    for error in (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError):
+        app.add_exception_handler(error, _database_away)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -65,9 +125,10 @@ def _ours(_request: Request, error: Exception) -> JSONResponse:
 def _invalid(_request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise error
+    found: Sequence[Any] = error.errors()
     errors = [
-        {"where": ".".join(str(part) for part in entry["loc"]), "problem": entry["msg"]}
-        for entry in error.errors()
+        {"where": _where(entry["loc"]), "problem": WORDS.get(entry["type"], entry["msg"])}
+        for entry in found[:SHOWN_ERRORS]
     ]
     first = errors[0]
     return problem(
@@ -80,24 +141,63 @@ def _invalid(_request: Request, error: Exception) -> JSONResponse:
     )
 
 
-def _http(_request: Request, error: Exception) -> JSONResponse:
+def _where(location: Sequence[Any]) -> str:
+    """Where the fault is, as the caller wrote it: the body's own fields need no prefix."""
+    kind, *rest = (str(part) for part in location)
+    if not rest:
+        return f"the {kind}"
+    path = ".".join(rest)
+    return path if kind == "body" else f"{kind} {path}"
+
+
+def _http(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
+    headers = error.headers or {}
+    if isinstance(error, RefusedError):
+        return problem(
+            error.status_code,
+            slug=error.slug,
+            title=error.title,
+            detail=error.detail,
+            fix=error.fix,
+            headers=headers,
+        )
+    status, title, detail, fix = error.status_code, str(error.detail), f"{error.detail}.", "See /docs."
+    if status == 404:
+        title, detail = "Nothing is here", f"There is nothing at {request.url.path[:200]!r}."
+        fix = "See /docs for the paths there are; they end without a slash."
+    elif status == 405:
+        title, detail = (
+            "Not with this method",
+            f"{request.method} does nothing at {request.url.path[:200]!r}.",
+        )
+        fix = f"This path takes {headers.get('allow', headers.get('Allow', 'another method'))}; see /docs."
+    return problem(status, slug=f"http-{status}", title=title, detail=detail, fix=fix, headers=headers)
+
+
+def _database_away(_request: Request, error: Exception) -> JSONResponse:
+    log.error("database does not answer", exc_info=error)
     return problem(
-        error.status_code,
-        slug=f"http-{error.status_code}",
-        title=str(error.detail),
-        detail=f"{error.detail}.",
-        fix=FIXES.get(error.status_code, "See /docs."),
+        503,
+        slug="database-away",
+        title="The database does not answer",
+        detail="The API is up, and its database does not answer.",
+        fix="Try again in a moment. If it stays: see the API's log, and check HOLDFAST_DATABASE_URL.",
     )
 
 
-def _unexpected(_request: Request, _error: Exception) -> JSONResponse:
-    # The server logs the traceback; a caller learns nothing of our inside.
+def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    # The log has the traceback; a caller learns nothing of our inside but where to look it up.
+    incident = secrets.token_hex(6)
+    log.error(
+        "request failed", incident=incident, method=request.method, path=request.url.path, exc_info=error
+    )
     return problem(
         500,
         slug="internal",
         title="Internal error",
-        detail="Something failed inside the service. Nothing was promoted by this request.",
-        fix="Try again; if it stays, the API's log has the reason.",
+        detail="Something failed inside the service.",
+        fix=f"See whether the request took effect, then try again; the API's log names incident {incident}.",
+        members={"incident": incident},
     )

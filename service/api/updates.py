@@ -6,14 +6,15 @@ from fastapi import APIRouter, Body, Response
 
 from service import decisions, intake, jobs
 from service.api.bodies import DecisionRequest, DecisionView, UpdateAccepted, UpdateRequest, UpdateView
-from service.api.pipelines import Engine, IdempotencyKey
+from service.api.doors import JsonRoute
+from service.api.parameters import Engine, IdempotencyKey, PipelineName, UpdateId
 
-router = APIRouter(prefix="/v1", tags=["updates"])
+router = APIRouter(prefix="/v1", tags=["updates"], route_class=JsonRoute)
 
 
 @router.post("/pipelines/{pipeline}/updates", status_code=202, summary="Learn now")
 def start(
-    pipeline: str,
+    pipeline: PipelineName,
     engine: Engine,
     response: Response,
     body: Annotated[UpdateRequest | None, Body()] = None,
@@ -30,21 +31,21 @@ def start(
 
 
 @router.get("/updates/{update}", summary="One update")
-def show(update: str, engine: Engine) -> UpdateView:
+def show(update: UpdateId, engine: Engine) -> UpdateView:
     with engine.begin() as connection:
         found = jobs.get(connection, update)
         return UpdateView.of(found, jobs.blocking(connection, found))
 
 
 @router.get("/updates/{update}/decision", summary="What there is to decide, or was decided")
-def show_decision(update: str, engine: Engine) -> DecisionView:
+def show_decision(update: UpdateId, engine: Engine) -> DecisionView:
     with engine.begin() as connection:
         found = jobs.get(connection, update)
     return _view(found)
 
 
 @router.post("/updates/{update}/decision", summary="Approve or reject")
-def decide(update: str, body: DecisionRequest, engine: Engine) -> DecisionView:
+def decide(update: UpdateId, body: DecisionRequest, engine: Engine) -> DecisionView:
     """Only an update in review takes a decision, and only one. The reason goes to the ledger."""
     decisions.decide_review(engine, update, choice=body.decision, actor=body.by, reason=body.reason)
     with engine.begin() as connection:

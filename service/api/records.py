@@ -1,0 +1,66 @@
+"""Records: sent by callers, durable before the answer."""
+
+import msgspec
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+
+from service import intake
+from service.api.bodies import RecordsReceipt
+from service.api.doors import RecordsRoute
+from service.api.parameters import Engine, IdempotencyKey, PipelineName, settings_of
+from service.errors import RecordsInvalidError
+from streams.wire import JsonRecord
+
+router = APIRouter(prefix="/v1/pipelines", tags=["records"], route_class=RecordsRoute)
+
+(RECORD,), COMPONENTS = msgspec.json.schema_components(
+    (JsonRecord,), ref_template="#/components/schemas/{name}"
+)
+"""The record as the decoder has it, for the description of the API."""
+
+
+@router.post(
+    "/{pipeline}/records",
+    status_code=202,
+    summary="Send records",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["records"],
+                        "additionalProperties": False,
+                        "properties": {"records": {"type": "array", "minItems": 1, "items": RECORD}},
+                    }
+                },
+                "application/x-ndjson": {
+                    "schema": {"type": "string", "description": "One record, as JSON, a line."}
+                },
+            },
+        }
+    },
+)
+async def push(
+    pipeline: PipelineName, request: Request, engine: Engine, key: IdempotencyKey = None
+) -> RecordsReceipt:
+    """All of them are stored durably before the answer, or none: one bad record refuses the request."""
+    body = await request.body()
+    # Decoding and the durable write take their time: not on the loop that answers everybody else.
+    try:
+        receipt = await run_in_threadpool(
+            intake.push,
+            engine,
+            pipeline,
+            body=body,
+            content_type=request.headers.get("content-type", ""),
+            request_key=key,
+            max_backlog_records=settings_of(request).max_backlog_records,
+        )
+    except RecursionError as error:
+        raise RecordsInvalidError(
+            "The body is nested too deeply to be a list of records.",
+            fix="Nest features no deeper than the pipeline's shape, or send them flat.",
+        ) from error
+    return RecordsReceipt(accepted=receipt.records, sequence=receipt.sequence, duplicate=receipt.duplicate)

@@ -1,0 +1,295 @@
+"""The commands that call the API: what a person or a script does with pipelines and updates."""
+
+import json
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from service.errors import HoldfastError, SettingsError
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.client import Client
+
+pipeline_app = typer.Typer(help="Declare and read pipelines.", no_args_is_help=True, rich_markup_mode=None)
+update_app = typer.Typer(
+    help="Start, follow and decide updates.", no_args_is_help=True, rich_markup_mode=None
+)
+
+Url = Annotated[
+    str | None,
+    typer.Option("--url", envvar="HOLDFAST_URL", help="The API; default: the one of the settings."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Reason = Annotated[str, typer.Option("--reason", "-m", help="Why; it goes to the ledger.")]
+By = Annotated[str, typer.Option("--by", envvar="USER", help="Who decides.")]
+
+
+@pipeline_app.command("create")
+def pipeline_create(file: Annotated[Path, typer.Argument(help="YAML file.")], url: Url = None) -> None:
+    """Declare a pipeline from a YAML file."""
+    with _client(url) as client:
+        # The API checks it: whoever calls needs no part of the service, and the answer is its own.
+        view = client.post("/v1/pipelines", _document(file))
+    typer.echo(f"Pipeline {view['spec']['name']} is declared.")
+
+
+@pipeline_app.command("list")
+def pipeline_list(json_output: Json = False, url: Url = None) -> None:
+    """List pipelines and how each stands."""
+    with _client(url) as client:
+        views = client.get("/v1/pipelines")
+    if json_output:
+        return _print(views)
+    for view in views:
+        champion = f"champion v{view['champion_version']}" if view["champion_version"] else "no champion"
+        waiting = f", {view['pending_records']} records wait to be cut" if view["pending_records"] else ""
+        count = view["experiences"]
+        typer.echo(
+            f"{view['spec']['name']}: {champion}, {count} experience{'' if count == 1 else 's'}{waiting}"
+        )
+
+
+@pipeline_app.command("show")
+def pipeline_show(pipeline: str, url: Url = None) -> None:
+    """One pipeline, as JSON."""
+    with _client(url) as client:
+        _print(client.get(_path(pipeline)))
+
+
+@pipeline_app.command("experiences")
+def pipeline_experiences(pipeline: str, json_output: Json = False, url: Url = None) -> None:
+    """What the stream was cut into, and what became of each experience."""
+    with _client(url) as client:
+        views = client.get(_path(pipeline, "experiences"))
+    if json_output:
+        return _print(views)
+    for view in views:
+        note = f": {view['note']}" if view["note"] else ""
+        typer.echo(f"{view['index']:>4}  {view['state']:<8}  {view['train_records']} records{note}")
+
+
+def push(
+    pipeline: str,
+    file: Annotated[typer.FileBinaryRead, typer.Argument(help="NDJSON: one record a line; - is stdin.")],
+    batch: Annotated[int, typer.Option(min=1, help="Records a request.")] = 1000,
+    key: Annotated[
+        str | None, typer.Option(help="Names this sending: the same again stores nothing twice.")
+    ] = None,
+    url: Url = None,
+) -> None:
+    """Send the records of a file."""
+    lines = (line.strip() for line in file)
+    records = (line for line in lines if line)
+    sent = 0
+    with _client(url) as client:
+        while chunk := list(islice(records, batch)):
+            # The place in the file is part of the key, so that a sending that broke off can be repeated.
+            _send(client, pipeline, chunk, first=sent + 1, key=f"{key}:{sent}" if key else None)
+            sent += len(chunk)
+            _note(f"{sent} records sent")
+    _note("")
+    if not sent:
+        raise HoldfastError(f"There is no record in {file.name}.", fix="Write one JSON record a line.")
+    typer.echo(f"{sent} record{' is' if sent == 1 else 's are'} stored and will be learnt once.")
+
+
+def _send(client: "Client", pipeline: str, chunk: list[bytes], *, first: int, key: str | None) -> None:
+    try:
+        client.push(pipeline, chunk, key=key)
+    except HoldfastError as error:
+        if first == 1:
+            raise
+        raise HoldfastError(
+            f"The first {first - 1} records are stored; from record {first} on none is: {error.detail}",
+            fix=error.fix,
+        ) from error
+
+
+@update_app.command("start")
+def update_start(
+    pipeline: str,
+    key: Annotated[str | None, typer.Option(help="Idempotency-Key: makes a retry safe.")] = None,
+    experience: Annotated[
+        list[int] | None,
+        typer.Option(help="Learn this waiting, carried or parked experience; may be repeated."),
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Wait until it is decided, or awaits a person.")] = True,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait at most.")] = 600.0,
+    json_output: Json = False,
+    by: By = "anonymous",
+    url: Url = None,
+) -> None:
+    """Learn now what has arrived. A failed update is exit status 1; a rejected one is not a failure."""
+    with _client(url) as client:
+        body = {"by": by, "experiences": experience or None}
+        accepted = client.post(_path(pipeline, "updates"), body, key=key)
+        last: Any = accepted
+        if wait:
+            for last in client.follow(accepted["update"], timeout_seconds=timeout):
+                _note(f"{last['id']}: {last['state']} {(last['progress'] or {}).get('stage', '')}")
+            _note("")
+    if json_output:
+        _print(last)
+    elif not wait:
+        typer.echo(accepted["update"])
+    else:
+        typer.echo(
+            f"{last['id']}: {last['outcome'] or last['state']}. {last['reason'] or last['error'] or ''}"
+        )
+    if last["state"] == "failed":
+        raise typer.Exit(1)
+
+
+@update_app.command("list")
+def update_list(
+    pipeline: str,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most this many.")] = 20,
+    json_output: Json = False,
+    url: Url = None,
+) -> None:
+    """A pipeline's updates, newest first."""
+    with _client(url) as client:
+        views = client.get(f"{_path(pipeline, 'updates')}?limit={limit}")
+    if json_output:
+        return _print(views)
+    for view in views:
+        typer.echo(
+            f"{view['id']}  {view['created_at'][:19]}  {view['state']:<7}  {view['outcome'] or '':<7}  "
+            f"{view['reason'] or view['error'] or ''}".rstrip()
+        )
+
+
+@update_app.command("show")
+def update_show(update: str, url: Url = None) -> None:
+    """One update, as JSON."""
+    with _client(url) as client:
+        _print(client.get(f"/v1/updates/{_segment(update)}"))
+
+
+@update_app.command("approve")
+def update_approve(update: str, reason: Reason, by: By = "anonymous", url: Url = None) -> None:
+    """Promote an update that awaits a decision."""
+    _decide(update, "approve", reason=reason, by=by, url=url)
+
+
+@update_app.command("reject")
+def update_reject(update: str, reason: Reason, by: By = "anonymous", url: Url = None) -> None:
+    """Turn an update down that awaits a decision."""
+    _decide(update, "reject", reason=reason, by=by, url=url)
+
+
+def champion(pipeline: str, url: Url = None) -> None:
+    """The version in use, as JSON."""
+    with _client(url) as client:
+        _print(client.get(_path(pipeline, "champion")))
+
+
+def rollback(
+    pipeline: str,
+    reason: Reason,
+    version: Annotated[int | None, typer.Option(min=1, help="Default: the one before this.")] = None,
+    by: By = "anonymous",
+    url: Url = None,
+) -> None:
+    """Bring a former champion back."""
+    with _client(url) as client:
+        body = {"version": version, "reason": reason, "by": by}
+        view = client.post(_path(pipeline, "rollback"), body)
+    typer.echo(f"Version {view['version']} is the champion of {pipeline} again.")
+
+
+def ledger(pipeline: str, json_output: Json = False, url: Url = None) -> None:
+    """Every decision, in order. A broken chain of hashes is exit status 1."""
+    after: int | None = 0
+    entries: list[Any] = []
+    with _client(url) as client:
+        while after is not None:
+            view = client.get(f"{_path(pipeline, 'ledger')}?after={after}")
+            entries += view["entries"]
+            after = view["next_after"]
+    if json_output:
+        _print({"pipeline": pipeline, "entries": entries, "intact": view["intact"]})
+    else:
+        for entry in entries:
+            version = f"v{entry['version']}" if entry["version"] else "no version"
+            typer.echo(
+                f"{entry['sequence']:>4}  {entry['at'][:19]}  {entry['action']:<8}  {version:<10}  "
+                f"{entry['actor']}: {entry['reason']}"
+            )
+        typer.echo("The chain of hashes holds." if view["intact"] else "THE CHAIN OF HASHES IS BROKEN.")
+    if not view["intact"]:
+        raise typer.Exit(1)
+
+
+def _decide(update: str, decision: str, *, reason: str, by: str, url: str | None) -> None:
+    with _client(url) as client:
+        body = {"decision": decision, "reason": reason, "by": by}
+        view = client.post(f"/v1/updates/{_segment(update)}/decision", body)
+    done = "approved" if decision == "approve" else "rejected"
+    typer.echo(f"{update}: {done} by {view['decision']['by']}.")
+
+
+def read_settings() -> Settings:
+    """The settings, or one sentence about the variable that is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        told = "; ".join(
+            f"HOLDFAST_{str(wrong['loc'][0]).upper()}: {wrong['msg']}" for wrong in error.errors()
+        )
+        raise SettingsError(
+            f"{told}.", fix="Correct the environment; docs/operations.md lists every setting."
+        ) from error
+
+
+def _client(url: str | None) -> "Client":
+    from service.client import Client
+
+    if url is None:
+        settings = read_settings()
+        url = f"http://{settings.host}:{settings.port}"
+    return Client(url)
+
+
+def _path(pipeline: str, *rest: str) -> str:
+    return "/".join(["/v1/pipelines", _segment(pipeline), *rest])
+
+
+def _segment(name: str) -> str:
+    from service.client import segment
+
+    return segment(name)
+
+
+def _document(file: Path) -> Any:
+    """What a YAML file holds, where JSON can carry it."""
+    import yaml
+
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        json.dumps(document, allow_nan=False)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file} cannot be read: {error}.", fix="Name a readable UTF-8 file.") from error
+    except yaml.YAMLError as error:
+        raise HoldfastError(f"{file} is not YAML: {error}.", fix="Correct the file.") from error
+    except (TypeError, ValueError) as error:
+        raise HoldfastError(
+            f"{file} holds what a pipeline cannot: {error}.",
+            fix="Use texts, numbers, lists and mappings.",
+        ) from error
+    return document
+
+
+def _print(document: Any) -> None:
+    typer.echo(json.dumps(document, indent=2))
+
+
+def _note(text: str) -> None:
+    """Progress for a person at a terminal; silent where nobody watches."""
+    if sys.stderr.isatty():
+        typer.echo(f"\r\033[K{text}", nl=False, err=True)

@@ -1,0 +1,60 @@
+"""Fixtures that several files share: real databases, of both kinds."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from service.database import connect, migrate
+from service.settings import Settings
+from tests import postgres
+
+KINDS = ("sqlite", "postgresql")
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[postgres.Server]:
+    """One PostgreSQL server for all tests that ask for it."""
+    with postgres.server() as server:
+        yield server
+
+
+@pytest.fixture(params=KINDS)
+def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database without tables."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'empty.db'}"
+        return
+    server: postgres.Server = request.getfixturevalue("postgres_server")
+    url = server.empty_database()
+    yield url
+    server.drop(url)
+
+
+@pytest.fixture(params=KINDS)
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
+    """A migrated database of this test alone."""
+    server: postgres.Server | None = None
+    url = f"sqlite:///{tmp_path / 'test.db'}"
+    if request.param == "postgresql":
+        server = request.getfixturevalue("postgres_server")
+        url = server.migrated_database()
+    engine = connect(url)
+    if server is None:
+        migrate(engine)
+    yield engine
+    engine.dispose()
+    if server is not None:
+        server.drop(url)
+
+
+@pytest.fixture(scope="session")
+def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store on SQLite with its schema: copied, because making it takes seconds."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    from service.registry import warm_up
+
+    settings = Settings(home=folder)
+    warm_up(settings)
+    return folder / "mlflow.db"

@@ -1,0 +1,125 @@
+"""Migrations, and how each database is opened."""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from service import database as module
+from service.database import connect, lock_pipeline, migrate, now
+from service.errors import SettingsError
+from streams.manifest import METADATA
+from tests import postgres
+from tests.threads import together
+
+
+def differences(engine: sa.Engine) -> list[object]:
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        return list(compare_metadata(context, METADATA))
+
+
+def test_migrations_from_empty_give_exactly_the_declared_tables(empty_database_url: str) -> None:
+    engine = connect(empty_database_url)
+    migrate(engine)
+    assert differences(engine) == []
+    engine.dispose()
+
+
+def test_migrating_twice_is_harmless(empty_database_url: str) -> None:
+    engine = connect(empty_database_url)
+    migrate(engine)
+    with engine.begin() as connection:
+        connection.execute(sa.text("INSERT INTO pipelines VALUES ('kept', '{}', 0)"))
+    migrate(engine)
+    with engine.begin() as connection:
+        assert connection.execute(sa.text("SELECT name FROM pipelines")).scalar() == "kept"
+    assert differences(engine) == []
+    engine.dispose()
+
+
+def test_processes_that_migrate_at_once_do_not_disturb_each_other(empty_database_url: str) -> None:
+    script = "import sys; from service.database import connect, migrate; migrate(connect(sys.argv[1]))"
+    command = [sys.executable, "-W", "error", "-c", script, empty_database_url]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, errors
+    engine = connect(empty_database_url)
+    assert differences(engine) == []
+    engine.dispose()
+
+
+def test_sqlite_survives_power_loss_and_lets_readers_go_on(tmp_path: Path) -> None:
+    engine = connect(f"sqlite:///{tmp_path / 'test.db'}")
+    with engine.begin() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+    engine.dispose()
+
+
+def test_postgresql_lets_a_waiter_see_what_it_waited_for(postgres_server: postgres.Server) -> None:
+    engine = connect(
+        postgres_server.url(postgres.TEMPLATE) + "?options=-cdefault_transaction_isolation=serializable"
+    )
+    with engine.begin() as connection:
+        assert connection.exec_driver_sql("SHOW transaction_isolation").scalar() == "read committed"
+    engine.dispose()
+
+
+def test_a_folder_with_a_per_cent_sign_can_be_migrated_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "100% ours"
+    shutil.copytree(Path(module.__file__).parent / "migrations", folder / "migrations")
+    monkeypatch.setattr(module, "__file__", str(folder / "database.py"))
+    engine = connect(f"sqlite:///{tmp_path / 'test.db'}")
+    migrate(engine)
+    assert differences(engine) == []
+    engine.dispose()
+
+
+def test_the_clock_is_the_time_of_day_in_seconds(database: sa.Engine) -> None:
+    with database.begin() as connection:
+        assert now(connection) == pytest.approx(time.time(), abs=60)
+        assert now(connection) >= now(connection) - 1e-3
+
+
+def test_one_pipeline_is_held_by_one_transaction_at_a_time(database: sa.Engine) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def hold(number: int) -> None:
+        for _ in range(5):
+            with database.begin() as connection:
+                lock_pipeline(connection, "p")
+                inside.append(number)
+                most.append(len(inside))
+                inside.remove(number)
+
+    together(8, hold)
+    assert max(most) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("mysql://root:secret@host/name", "names a 'mysql' database"),
+        ("not a url with secret", "is not a database URL"),
+    ],
+)
+def test_another_database_is_refused_without_showing_the_password(url: str, told: str) -> None:
+    with pytest.raises(SettingsError, match=told) as caught:
+        connect(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(SettingsError, match=r"holdfast\[postgres\]"):
+        connect("postgresql://postgres@127.0.0.1:1/name")

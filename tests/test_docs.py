@@ -1,0 +1,325 @@
+"""The documentation is true: its tables are the catalogs', its examples run, its links lead somewhere."""
+
+import ast
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import fields
+from itertools import dropwhile
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer.main
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+import service.errors
+from service import cli
+from service.errors import HoldfastError
+from service.gate import stats
+from service.gate.base import VERDICT_SCHEMA, Finding, GateConfig, Verdict
+from service.gate.decide import AFTER_LEARNING, BEFORE_LEARNING
+from service.pipelines import PipelineSpec, parse
+from service.settings import Settings
+from strategies.base import StrategyConfig
+from strategies.catalog import STRATEGIES
+from streams.base import RecordSchema
+from streams.catalog import SOURCES
+from streams.ingest import Split
+from streams.triggers import RecordsTrigger
+from streams.wire import JsonRecord
+from tests.api_parts import Api, learn, running_api, settle
+from tests.test_api import ROUTES
+from tests.test_layers import RANKS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "deploy" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+DOORS = {
+    "request-invalid",
+    "not-json",
+    "media-type",
+    "body-too-large",
+    "http-404",
+    "http-405",
+    "database-away",
+    "internal",
+}
+"""Problems that the API itself raises, besides the service's errors."""
+NEVER_ANSWERED = {"lease-lost", "trainer-died", "settings", "internal"}
+"""Errors that no route raises."""
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.M | re.S)
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Every `make` and `holdfast` line of the shell blocks, as words from the program's name on."""
+    for block in [*blocks(text, "sh"), *blocks(text, "")]:
+        for line in block.replace("\\\n", " ").splitlines():
+            if re.match(r"(\w+=\S* )*(\.venv/bin/)?(holdfast|make)\b", line):
+                words = shlex.split(line, comments=True)
+                yield list(dropwhile(lambda word: "=" in word, words))
+
+
+def default_of(model: type[BaseModel], name: str) -> str:
+    """A field's default as the tables show it."""
+    field = model.model_fields[name]
+    if field.is_required():
+        return "required"
+    if field.default is PydanticUndefined:
+        return "see below"
+    value = field.default
+    if value is None:
+        return "unset"
+    return f"`{json.dumps(value, default=str)}`".replace('"', "")
+
+
+def rows(model: type[BaseModel], *, prefix: str = "", inherited: bool = False) -> list[str]:
+    """The table rows that a model must have; with the description where the model has one."""
+    own = model.model_fields if inherited else set(model.model_fields) - set(model.__mro__[1].model_fields)  # type: ignore[attr-defined]
+    found = []
+    for name, field in model.model_fields.items():
+        if name not in own or name in ("name", "kind"):
+            continue
+        shown = f"{prefix}{(field.alias or name).upper() if prefix.isupper() else field.alias or name}"
+        described = f" {field.description} |" if field.description else ""
+        found.append(f"| `{shown}` | {default_of(model, name)} |{described}")
+    return found
+
+
+SPEC_MODELS: list[type[BaseModel]] = [PipelineSpec, RecordSchema, RecordsTrigger, Split, GateConfig]
+
+
+@pytest.mark.parametrize("model", SPEC_MODELS, ids=lambda model: model.__name__)
+def test_every_field_of_a_pipeline_is_described_with_its_default(model: type[BaseModel]) -> None:
+    text = page("pipelines.md")
+    for row in rows(model):
+        assert row in text
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_has_its_row_and_its_fields(name: str) -> None:
+    text = page("pipelines.md")
+    assert f"| `{name}` | {SOURCES[name].summary} |" in text
+    for row in rows(SOURCES[name].config):
+        assert row in text
+
+
+def test_no_source_or_strategy_is_described_that_is_not_there() -> None:
+    named = re.findall(r"^\| `([a-z]+)` \| [A-Z][^|]*\. \|$", page("pipelines.md"), flags=re.M)
+    assert set(SOURCES) <= set(named)
+    table = re.findall(r"^\| `(\w+)` \|", page("strategies.md").split("## Knobs")[0], flags=re.M)
+    assert sorted(set(table)) == sorted(STRATEGIES)
+
+
+def test_the_knobs_of_every_strategy_are_described() -> None:
+    text = page("strategies.md")
+    for row in rows(StrategyConfig):
+        assert row in text
+    for spec in STRATEGIES.values():
+        for row in rows(spec.config):
+            assert row in text
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_has_its_row(name: str) -> None:
+    spec = STRATEGIES[name]
+    (row,) = re.findall(
+        rf"^\| `{name}` \| {re.escape(spec.summary)} \|.*$", page("strategies.md"), flags=re.M
+    )
+    assert (spec.paper or "none") in row
+
+
+def test_every_setting_is_described_with_its_default() -> None:
+    text = page("operations.md")
+    expected = rows(Settings, prefix="HOLDFAST_")
+    for row in expected:
+        assert row in text
+    named = re.findall(r"^\| `(HOLDFAST_\w+)`", text, flags=re.M)
+    assert len(named) == len(expected)
+
+
+def test_the_gate_page_names_every_guard_and_the_form_of_a_verdict() -> None:
+    text = page("gate.md")
+    for name, _ in (*BEFORE_LEARNING, *AFTER_LEARNING):
+        assert f"| {name} |" in text
+    guards = ast.parse((ROOT / "service" / "gate" / "guards.py").read_text())
+    literals = {node.value for node in ast.walk(guards) if isinstance(node, ast.Constant)}
+    for finding in ("values", "labels", "anomalies", "retention", "learning", "first_update"):
+        assert finding in literals
+        assert f"`{finding}`" in text
+    (verdict,) = (json.loads(block) for block in blocks(text, "json"))
+    assert verdict["schema"] == VERDICT_SCHEMA
+    assert set(verdict) == {"schema", *(field.name for field in fields(Verdict))}
+    for found in verdict["findings"]:
+        assert set(found) == {field.name for field in fields(Finding)}
+
+
+def test_the_numbers_that_help_to_choose_a_margin_are_the_gates_own() -> None:
+    found = re.findall(r"^\| (\d+) points? \| (\d+) \| ([\d,]+) \| ([\d,]+) \|$", page("gate.md"), flags=re.M)
+    assert len(found) >= 3
+    for margin_points, floor, few, many in found:
+        margin = int(margin_points) / 100
+        assert int(floor) == int(stats.floor_n(margin, 0.05))
+        for churn, told in ((0.02, few), (0.06, many)):
+            assert int(told.replace(",", "")) == int(stats.needed_n(margin, 0.05, churn=churn, power=0.8))
+
+
+def test_every_module_has_its_line_in_the_architecture() -> None:
+    text = page("architecture.md")
+    for module in RANKS:
+        package, _, rest = module.partition(".")
+        if "migrations" not in rest:
+            assert f"`{rest.replace('.', '/')}.py`" in text, f"{package}: {rest}"
+
+
+def test_every_yaml_example_is_a_pipeline_that_works() -> None:
+    found = [block for path in PAGES for block in blocks(path.read_text(), "yaml")]
+    assert found
+    for block in found:
+        parse(block)
+
+
+def test_the_record_in_the_documentation_has_the_fields_of_a_record() -> None:
+    named = set(re.findall(r"^\| `(\w+)` \|", page("pipelines.md").split("## Records")[1], flags=re.M))
+    assert named == set(JsonRecord.__struct_fields__)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_command_in_the_documentation_exists(path: Path) -> None:
+    verbs = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.M)[0].split()
+    for words in commands(path.read_text()):
+        if words[0] == "make":
+            assert set(word for word in words[1:] if "=" not in word) <= set(verbs), words
+        else:
+            _check_command(words[1:])
+
+
+def _check_command(words: list[str]) -> None:
+    command: Any = typer.main.get_command(cli.app)
+    while words and hasattr(command, "commands") and not words[0].startswith("-"):
+        assert words[0] in command.commands, words
+        command, words = command.commands[words[0]], words[1:]
+    known = {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
+    for word in words:
+        if word.startswith("-") and word != "-":
+            assert word.split("=")[0] in known | {"--help"}, (command.name, word)
+
+
+def test_every_command_of_the_program_is_in_the_documentation() -> None:
+    told = " ".join(path.read_text() for path in PAGES)
+    command: Any = typer.main.get_command(cli.app)
+    assert isinstance(command, click.Command) or hasattr(command, "commands")
+    for name, inner in command.commands.items():
+        for rest in getattr(inner, "commands", {"": None}):
+            assert f"holdfast {name} {rest}".rstrip() in told
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_relative_link_leads_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+def test_every_problem_is_in_the_table_with_its_status() -> None:
+    table = dict(re.findall(r"^\| `([a-z0-9-]+)` \| (\d{3}) \|", page("api.md"), flags=re.M))
+    ours = {
+        error.slug: error.status
+        for error in vars(service.errors).values()
+        if isinstance(error, type) and issubclass(error, HoldfastError)
+    }
+    for slug in NEVER_ANSWERED:
+        ours.pop(slug, None)
+    assert set(table) == set(ours) | DOORS
+    for slug, status in ours.items():
+        assert int(table[slug]) == status
+
+
+def test_the_examples_of_the_api_answer_as_documented(tmp_path: Path) -> None:
+    """Every curl command in its order, with what happens between them done by the service's own functions."""
+    text = page("api.md")
+    examples = re.findall(
+        r"^```sh\n(curl .*?)^```\n+Answer: `(\d{3})`(?:\n+```json\n(.*?)^```)?", text, flags=re.M | re.S
+    )
+    assert len(examples) == len(re.findall(r"^curl ", text, flags=re.M))
+    seen = set()
+    with running_api(tmp_path) as api:
+        variables = {"$API": api.url, "$UPDATE": "none"}
+        for command, status, answer in examples:
+            method, path, got = _curl(api, command, variables)
+            assert got.status_code == int(status), (command, got.text)
+            seen.add((method, re.sub(r"/u-[0-9a-f]+", "/{update}", path.replace("/sensors", "/{pipeline}"))))
+            if answer:
+                documented, real = json.loads(answer), got.json()
+                assert _shape(documented) == _shape(real), command
+            if path.endswith("/sensors/updates") and method == "POST":
+                variables["$UPDATE"] = got.json()["update"]
+                settle(api, "sensors", got.json()["update"], "review")
+            if path.endswith("/decision") and method == "POST":
+                learn(api, "sensors", "promote")
+        described = api.http.get("/openapi.json").json()["paths"]
+    routes = {(method.upper(), path) for path, each in described.items() for method in each}
+    assert {(method, path.split("?")[0]) for method, path in seen} >= routes
+
+
+def test_every_call_in_the_readme_is_to_a_route_that_is_there() -> None:
+    known = {re.sub(r"{\w+}", "*", path) for _, path in ROUTES}
+    called = re.findall(r"curl .*?(/v1/[^\s'\"?]+|/healthz|/readyz)", (ROOT / "README.md").read_text())
+    for path in called:
+        steps = path.split("/")
+        assert any(
+            len(steps) == len(route.split("/"))
+            and all(want in ("*", step) for want, step in zip(route.split("/"), steps, strict=True))
+            for route in known
+        ), path
+
+
+def _curl(api: Api, command: str, variables: dict[str, str]) -> tuple[str, str, Any]:
+    for name, value in variables.items():
+        command = command.replace(name, value)
+    words = shlex.split(command.replace("\\\n", " "))[1:]
+    method, headers, body, url = "GET", {}, None, ""
+    while words:
+        word = words.pop(0)
+        if word == "-H":
+            name, _, value = words.pop(0).partition(": ")
+            headers[name] = value
+        elif word == "--json":
+            body, method = words.pop(0), "POST"
+            headers.setdefault("Content-Type", "application/json")
+        elif word == "-X":
+            method = words.pop(0)
+        else:
+            url = word
+    path = url.removeprefix(api.url)
+    return method, path, api.http.request(method, path, content=body, headers=headers)
+
+
+def _shape(document: Any) -> Any:
+    """Names and nesting of a document; lists by their first element."""
+    if isinstance(document, dict):
+        if set(document) <= {"0", "1", "2"}:
+            return "by number"
+        return {name: _shape(value) for name, value in document.items() if name not in LOOSE}
+    if isinstance(document, list):
+        return [_shape(document[0])] if document else []
+    return "value"
+
+
+LOOSE = {"verdict", "decision", "progress", "spec", "errors", "accuracy", "roles", "experiences", "learnt"}
+"""Members whose content depends on the pipeline, or which may be null; their presence is all that counts."""

@@ -1,0 +1,177 @@
+"""Pipeline specs: what is refused, with where and why; and how they are stored."""
+
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import yaml
+
+from service import specs
+from service.errors import PipelineExistsError, PipelineInvalidError, PipelineUnknownError
+from service.pipelines import PipelineSpec, parse
+from strategies.catalog import STRATEGIES
+from tests.threads import outcome, together
+
+GOOD: dict[str, Any] = {
+    "name": "fraud",
+    "schema": {"shape": [6], "classes": ["no", "yes"]},
+    "trigger": {"records": 500},
+    "strategy": {"name": "replay"},
+}
+DROP = object()
+
+
+def changed(path: str, value: object) -> dict[str, Any]:
+    """The good document with one thing changed; `path` is dotted."""
+    document: dict[str, Any] = yaml.safe_load(yaml.safe_dump(GOOD))
+    *parents, last = path.split(".")
+    place = document
+    for parent in parents:
+        place = place.setdefault(parent, {})
+    if value is DROP:
+        del place[last]
+    else:
+        place[last] = value
+    return document
+
+
+def test_a_small_document_is_a_whole_pipeline() -> None:
+    spec = parse(yaml.safe_dump(GOOD))
+    assert spec == parse(GOOD)
+    assert (spec.source.kind, spec.trigger.records, spec.strategy.name) == ("pushed", 500, "replay")
+    assert (spec.split.gate, spec.gate.margin, spec.max_carries) == (0.25, 0.02, 2)
+    assert spec.stream_info.shape == (6,)
+
+
+def test_a_spec_survives_being_written_and_read() -> None:
+    spec = parse(changed("gate.margin", 0.1))
+    assert parse(spec.model_dump(mode="json", by_alias=True)) == spec
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_of_the_catalog_can_be_named(strategy: str) -> None:
+    assert parse(changed("strategy", {"name": strategy})).strategy.name == strategy
+
+
+BAD: list[tuple[str, object, str, str]] = [
+    ("name", DROP, "name", "Field required"),
+    ("name", "Fraud", "name", "should match pattern"),
+    ("name", "-fraud", "name", "should match pattern"),
+    ("name", "a" * 64, "name", "should match pattern"),
+    ("name", "fraud\n", "name", "should match pattern"),
+    ("name", "a/b", "name", "should match pattern"),
+    ("name", 7, "name", "valid string"),
+    ("colour", "red", "colour", "Extra inputs are not permitted"),
+    ("schema", DROP, "schema", "Field required"),
+    ("schema.shape", [], "schema.shape", "at least 1 item"),
+    ("schema.shape", [0], "schema.shape.0", "greater than or equal to 1"),
+    ("schema.classes", ["one"], "schema.classes", "at least 2 items"),
+    ("schema.classes", ["a", "a"], "schema", "classes must not repeat a name"),
+    ("schema.classes", ["", "a"], "schema.classes.0", "at least 1 character"),
+    ("schema.dtype", "float64", "schema.dtype", "'float32' or 'uint8'"),
+    ("schema.minimum", "low", "schema.minimum", "valid number"),
+    ("schema.extra", 1, "schema.extra", "Extra inputs are not permitted"),
+    ("source", {"kind": "carrier-pigeon"}, "source", "'carrier-pigeon' found using 'kind'"),
+    ("source", {}, "source", "Unable to extract tag using discriminator 'kind'"),
+    ("source", {"kind": "datasets"}, "body", "The built-in digits have shape [8, 8]"),
+    ("source", {"kind": "pushed", "url": "x"}, "source.pushed.url", "Extra inputs are not permitted"),
+    ("trigger", DROP, "trigger", "Field required"),
+    ("trigger.records", 0, "trigger.records", "greater than or equal to 1"),
+    ("trigger.records", 10**9, "trigger.records", "less than or equal to"),
+    ("trigger.kind", "full-moon", "trigger.kind", "'records'"),
+    ("split.gate", 1.0, "split.gate", "less than 1"),
+    ("split", {"gate": 0.6, "audit": 0.5}, "split", "gate and audit together must be below 1"),
+    ("split.gate", -0.1, "split.gate", "greater than or equal to 0"),
+    ("strategy", DROP, "strategy", "Field required"),
+    ("strategy", {"name": "magic"}, "strategy", "'magic' found using 'name'"),
+    ("strategy.epochs", 0, "strategy.replay.epochs", "greater than or equal to 1"),
+    ("strategy.learning_rate", float("inf"), "strategy.replay.learning_rate", "finite number"),
+    ("strategy.hidden", [0], "strategy.replay.hidden.0", "greater than or equal to 1"),
+    ("strategy.colour", 1, "strategy.replay.colour", "Extra inputs are not permitted"),
+    ("gate.margin", 0, "gate.margin", "greater than 0"),
+    ("gate.margin", 1, "gate.margin", "less than 1"),
+    ("gate.alpha", 0.5, "gate.alpha", "less than or equal to 0.1"),
+    ("gate.first_update", "always", "gate.first_update", "'gate' or 'review'"),
+    ("max_experiences_per_update", 0, "max_experiences_per_update", "greater than or equal to 1"),
+    ("max_carries", -1, "max_carries", "greater than or equal to 0"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "where", "why"), BAD)
+def test_a_bad_spec_is_refused_with_where_and_why(path: str, value: object, where: str, why: str) -> None:
+    with pytest.raises(PipelineInvalidError) as caught:
+        parse(changed(path, value))
+    errors: Any = caught.value.members["errors"]
+    (error,) = [each for each in errors if each["where"] == where]
+    assert why in error["problem"]
+    assert "Value error" not in caught.value.detail
+    assert f"{errors[0]['where']}: {errors[0]['problem']}." in caught.value.detail
+    assert ".." not in caught.value.detail
+
+
+def test_several_problems_are_told_at_once() -> None:
+    with pytest.raises(PipelineInvalidError) as caught:
+        parse({"name": "fraud"})
+    errors: Any = caught.value.members["errors"]
+    assert {error["where"] for error in errors} == {"schema", "trigger", "strategy"}
+
+
+@pytest.mark.parametrize("document", ["", "just text", "- a\n- b", "3", "null"])
+def test_what_is_no_mapping_is_refused(document: str) -> None:
+    with pytest.raises(PipelineInvalidError, match="body"):
+        parse(document)
+
+
+@pytest.mark.parametrize("document", ["a: [", "a: b: c", "\ttab: 1", "!!python/object/apply:os.getcwd []"])
+def test_what_is_no_yaml_is_refused(document: str) -> None:
+    with pytest.raises(PipelineInvalidError, match="This is not YAML"):
+        parse(document)
+
+
+def test_a_key_that_is_no_text_is_refused() -> None:
+    with pytest.raises(PipelineInvalidError):
+        parse("1: one")
+
+
+def test_the_input_is_not_repeated_in_the_problem() -> None:
+    with pytest.raises(PipelineInvalidError) as caught:
+        parse(changed("colour", "hunter2"))
+    assert "hunter2" not in str(caught.value) + str(caught.value.members)
+
+
+def create(engine: sa.Engine, spec: PipelineSpec) -> None:
+    with engine.begin() as connection:
+        specs.create(connection, spec)
+
+
+def test_a_pipeline_is_read_as_it_was_declared(database: sa.Engine) -> None:
+    spec = parse(GOOD)
+    create(database, spec)
+    create(database, parse(changed("name", "abuse")))
+    with database.begin() as connection:
+        assert specs.load_spec(connection, "fraud") == spec
+        assert specs.names(connection) == ["abuse", "fraud"]
+
+
+def test_a_name_is_taken_once_and_the_first_stays_as_it_was(database: sa.Engine) -> None:
+    create(database, parse(GOOD))
+    with pytest.raises(PipelineExistsError, match="'fraud' already; it was not changed"):
+        create(database, parse(changed("trigger.records", 7)))
+    with database.begin() as connection:
+        assert specs.load_spec(connection, "fraud").trigger.records == 500
+
+
+def test_of_eight_who_declare_one_name_at_once_one_succeeds(database: sa.Engine) -> None:
+    candidates = [parse(changed("trigger.records", 100 + number)) for number in range(8)]
+    outcomes = together(8, lambda number: outcome(lambda: create(database, candidates[number])))
+    won = [number for number, each in enumerate(outcomes) if each is None]
+    assert len(won) == 1, outcomes
+    assert sum(isinstance(each, PipelineExistsError) for each in outcomes) == 7
+    with database.begin() as connection:
+        assert specs.load_spec(connection, "fraud") == candidates[won[0]]
+
+
+@pytest.mark.parametrize("name", ["nothing", "", "\0", "fraud\0", "'; DROP TABLE pipelines; --"])
+def test_a_name_that_nobody_declared_is_unknown(database: sa.Engine, name: str) -> None:
+    with database.begin() as connection, pytest.raises(PipelineUnknownError):
+        specs.load_spec(connection, name)

@@ -1,0 +1,122 @@
+"""Settings: every name is a promise; secrets are not shown."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings
+
+NAMES = {
+    "home",
+    "database_url",
+    "host",
+    "port",
+    "mlflow_tracking_uri",
+    "mlflow_ui",
+    "mlflow_port",
+    "ray_address",
+    "trainers",
+    "lease_seconds",
+    "max_attempts",
+    "poll_seconds",
+    "max_backlog_records",
+    "log_format",
+    "log_level",
+}
+"""A new one must be added here, which is the moment to ask whether it is needed."""
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        monkeypatch.delenv(f"HOLDFAST_{name.upper()}", raising=False)
+
+
+def test_these_are_all_settings_and_each_is_described() -> None:
+    assert set(Settings.model_fields) == NAMES
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_every_setting_is_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {
+        "home": "/srv/holdfast",
+        "database_url": "postgresql://u:p@db/holdfast",
+        "host": "0.0.0.0",
+        "port": 1,
+        "mlflow_tracking_uri": "http://mlflow:5000",
+        "mlflow_ui": False,
+        "mlflow_port": 2,
+        "ray_address": "ray://head:10001",
+        "trainers": 3,
+        "lease_seconds": 4.5,
+        "max_attempts": 5,
+        "poll_seconds": 6.5,
+        "max_backlog_records": 7,
+        "log_format": "json",
+        "log_level": "DEBUG",
+    }
+    assert set(given) == NAMES
+    for name, value in given.items():
+        monkeypatch.setenv(f"HOLDFAST_{name.upper()}", str(value))
+    settings = Settings()
+    assert settings.database == given.pop("database_url")
+    assert settings.home == Path(given.pop("home"))
+    assert {name: getattr(settings, name) for name in given} == given
+    assert settings.tracking_uri == "http://mlflow:5000"
+
+
+def test_the_defaults_keep_everything_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings()
+    root = tmp_path / "holdfast-home"
+    assert settings.root == root
+    assert settings.database == f"sqlite:///{root}/holdfast.db"
+    assert settings.tracking_uri == f"sqlite:///{root}/mlflow.db"
+    folders = {settings.experiences, settings.checkpoints, settings.artifacts}
+    assert len(folders) == 3
+    assert {folder.parent for folder in folders} == {root}
+    assert settings.host == "127.0.0.1"
+
+
+def test_a_home_may_be_named_relative_to_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Settings(home=Path("~/keeps")).root == tmp_path / "keeps"
+
+
+def test_passwords_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLDFAST_DATABASE_URL", "postgresql://user:hunter2@db/holdfast")
+    monkeypatch.setenv("HOLDFAST_MLFLOW_TRACKING_URI", "https://user:hunter2@mlflow")
+    settings = Settings()
+    assert "hunter2" not in repr(settings) + str(settings)
+    assert "hunter2" not in repr(settings.database_url)
+    assert "hunter2" in settings.database
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "70000"),
+        ("trainers", "0"),
+        ("lease_seconds", "0"),
+        ("max_attempts", "0"),
+        ("poll_seconds", "-1"),
+        ("max_backlog_records", "0"),
+        ("log_format", "xml"),
+        ("log_level", "LOUD"),
+        ("mlflow_ui", "perhaps"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"HOLDFAST_{name.upper()}", value)
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    assert [error["loc"] for error in caught.value.errors()] == [(name,)]
+
+
+def test_settings_do_not_change_while_a_process_runs() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().port = 1  # type: ignore[misc]
