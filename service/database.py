@@ -37,6 +37,8 @@ updates = sa.Table(
     sa.Column("wants_cut", sa.Boolean, nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("failures", sa.Integer, nullable=False),
+    sa.Column("not_before", sa.Double, nullable=False),
     sa.Column("owner", sa.String(255)),
     sa.Column("lease_until", sa.Double),
     sa.Column("created_at", sa.Double, nullable=False),
@@ -159,7 +161,7 @@ def connect(url: str) -> sa.Engine:
         )
     engine = sa.create_engine(parsed, connect_args={"timeout": LOCK_SECONDS})
     sa.event.listen(engine, "connect", _prepare_sqlite)
-    sa.event.listen(engine, "begin", _begin_immediate)
+    sa.event.listen(engine, "begin", _begin)
     return engine
 
 
@@ -205,8 +207,11 @@ def _write_ahead(cursor: sa.engine.interfaces.DBAPICursor) -> None:
             return
 
 
-def _begin_immediate(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+def _begin(connection: sa.Connection) -> None:
+    # The write lock at the start, so that no transaction finds out halfway that it cannot have it; but for
+    # `reading`, which writes nothing.
+    mode = connection.get_execution_options().get("sqlite_begin", "IMMEDIATE")
+    connection.exec_driver_sql(f"BEGIN {mode}")
 
 
 def lock_pipeline(connection: sa.Connection, pipeline: str) -> None:

@@ -22,11 +22,14 @@ from service.settings import Settings
 from service.update import Updater, aliases, project
 from strategies.base import StrategyError
 from streams.base import StreamError
+from streams.tables import reading
 
 log = structlog.get_logger(__name__)
 
 PROJECT_SECONDS = 1.0
 MEND_SECONDS = 30.0
+RETRY_SECONDS = 2.0
+STOP_SECONDS = 5.0
 
 
 class Heartbeat:
@@ -66,7 +69,7 @@ class Heartbeat:
             except LostLeaseError:
                 # The settlement is fenced: work that goes on without a lease changes nothing.
                 return
-            except sa.exc.OperationalError:
+            except sa.exc.SQLAlchemyError:
                 log.warning("heartbeat not recorded", update=self._update.id, exc_info=True)
 
 
@@ -98,6 +101,9 @@ def serve(settings: Settings, stop: threading.Event) -> None:
             with Presence(engine, "dispatch"):
                 log.info("dispatcher ready", trainers=settings.trainers)
                 stop.wait()
+        # The trainers are gone, so the updates in work fail at once: time to give them back.
+        for thread in threads:
+            thread.join(STOP_SECONDS)
     engine.dispose()
 
 
@@ -111,13 +117,15 @@ def _work(engine: sa.Engine, settings: Settings, updater: Updater, stop: threadi
             if update is None:
                 stop.wait(settings.poll_seconds)
                 continue
-            _run_one(engine, settings, updater, update)
-        except sa.exc.OperationalError:
+            _run_one(engine, settings, updater, update, stop)
+        except sa.exc.SQLAlchemyError:
             log.exception("database unreachable, trying again")
             stop.wait(1.0)
 
 
-def _run_one(engine: sa.Engine, settings: Settings, updater: Updater, update: Update) -> None:
+def _run_one(
+    engine: sa.Engine, settings: Settings, updater: Updater, update: Update, stop: threading.Event
+) -> None:
     context = {"update": update.id, "pipeline": update.pipeline, "attempt": update.attempt}
     structlog.contextvars.bind_contextvars(**context)
     log.info("update started")
@@ -136,9 +144,21 @@ def _run_one(engine: sa.Engine, settings: Settings, updater: Updater, update: Up
         _unless_lost(partial(updater.fail, update, error))
     except Exception as error:
         # The last line of defence of a process that must live on: recorded, and tried again in bounds.
+        if stop.is_set():
+            log.info("update given back, because this dispatcher stops")
+            _unless_lost(partial(jobs.release, engine, update))
+            return
         log.exception("update attempt failed")
-        message = f"{type(error).__name__}: {error}"
-        _unless_lost(partial(jobs.retry, engine, update, error=message, max_attempts=settings.max_attempts))
+        _unless_lost(
+            partial(
+                jobs.retry,
+                engine,
+                update,
+                error=f"{type(error).__name__}: {error}",
+                max_attempts=settings.max_attempts,
+                pause_seconds=RETRY_SECONDS,
+            )
+        )
     finally:
         structlog.contextvars.unbind_contextvars(*context)
 
@@ -158,7 +178,7 @@ def _project_all(engine: sa.Engine, registry: Registry, stop: threading.Event) -
         if time.monotonic() > mend_at:
             known, mend_at = {}, time.monotonic() + MEND_SECONDS
         try:
-            with engine.begin() as connection:
+            with reading(engine) as connection:
                 wanted = {name: aliases(connection, name) for name in specs.names(connection)}
             for name, pair in wanted.items():
                 if known.get(name) != pair:

@@ -8,6 +8,7 @@ import structlog
 
 from service import backlog, jobs, specs
 from service.database import connect
+from service.errors import PipelineInvalidError
 from service.pipelines import PipelineSpec
 from service.roles import Presence
 from service.settings import Settings
@@ -16,6 +17,7 @@ from streams.catalog import SOURCES
 from streams.experiences import ExperienceStore
 from streams.ingest import Ingest
 from streams.manifest import ExperienceRow, Manifest
+from streams.tables import reading
 
 log = structlog.get_logger(__name__)
 
@@ -55,7 +57,7 @@ class PipelineIngest:
 
     def _turn(self) -> bool:
         ingest = self._open()
-        with self._engine.begin() as connection:
+        with reading(self._engine) as connection:
             asked = jobs.wanting_cut(connection, self._spec.name)
         if not asked:
             return ingest.step(0.0) is not None
@@ -102,17 +104,13 @@ class PipelineIngest:
 def serve(settings: Settings, stop: threading.Event) -> None:
     """Ingest every declared pipeline until `stop` is set."""
     engine = connect(settings.database)
-    open_pipelines: dict[str, PipelineIngest] = {}
+    open_pipelines: dict[str, PipelineIngest | None] = {}
     with Presence(engine, "ingest"):
         log.info("ingest ready")
         while not stop.is_set():
             try:
-                with engine.begin() as connection:
-                    for name in specs.names(connection):
-                        if name not in open_pipelines:
-                            spec = specs.load_spec(connection, name)
-                            open_pipelines[name] = PipelineIngest(engine, settings, spec)
-                busy = [pipeline.turn() for pipeline in open_pipelines.values()]
+                _open_new(engine, settings, open_pipelines)
+                busy = [pipeline.turn() for pipeline in open_pipelines.values() if pipeline]
             except sa.exc.OperationalError:
                 log.exception("database unreachable, trying again")
                 busy = []
@@ -120,5 +118,21 @@ def serve(settings: Settings, stop: threading.Event) -> None:
             if not any(busy):
                 stop.wait(settings.poll_seconds)
     for pipeline in open_pipelines.values():
-        pipeline.close()
+        if pipeline:
+            pipeline.close()
     engine.dispose()
+
+
+def _open_new(
+    engine: sa.Engine, settings: Settings, open_pipelines: dict[str, PipelineIngest | None]
+) -> None:
+    """Take up pipelines declared since the last look; one that this release cannot read stops no other."""
+    with reading(engine) as connection:
+        for name in specs.names(connection):
+            if name in open_pipelines:
+                continue
+            try:
+                open_pipelines[name] = PipelineIngest(engine, settings, specs.load_spec(connection, name))
+            except PipelineInvalidError:
+                open_pipelines[name] = None
+                log.exception("pipeline left out until the next start", pipeline=name)

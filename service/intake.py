@@ -10,6 +10,7 @@ from service.database import lock_pipeline
 from service.errors import BacklogFullError, NothingToLearnError, RecordsInvalidError
 from streams.manifest import Manifest
 from streams.pushed import PushedLog, Receipt
+from streams.tables import reading
 from streams.wire import Decoded, decode_json
 
 MAX_BODY_BYTES = 256 * 2**20
@@ -36,7 +37,7 @@ def push(
         RecordsInvalidError: the body is not a list of records, is empty, or holds one that does not fit.
         BacklogFullError: too many records wait already.
     """
-    with engine.begin() as connection:
+    with reading(engine) as connection:
         spec = specs.load_spec(connection, pipeline)
     if spec.source.kind != "pushed":
         raise RecordsInvalidError(
@@ -124,7 +125,7 @@ def request_update(
         NothingToLearnError: nothing has arrived, and nothing is left over.
     """
     manifest = Manifest(engine)
-    with engine.begin() as connection:
+    with reading(engine) as connection:
         spec = specs.load_spec(connection, pipeline)
     pushed = spec.source.kind == "pushed"
     pending = manifest.pending_records(pipeline) if pushed else None

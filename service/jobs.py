@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from service import backlog
 from service.database import LIVE_STATES, lock_pipeline, now, updates
 from service.errors import LostLeaseError, UpdateDuplicateError, UpdateUnknownError
+from streams.tables import reading
 
 State = Literal["queued", "running", "review", "done", "failed"]
 
@@ -30,6 +31,11 @@ class Update:
     """True until the ingest side has cut what is pending; only then can a worker claim the update."""
     state: State
     attempt: int
+    """Rises with every claim: with the id, the fencing token."""
+    failures: int
+    """Attempts that failed or fell silent; one that was given back in good order is none."""
+    not_before: float
+    """No attempt starts sooner."""
     owner: str | None
     lease_until: float | None
     created_at: float
@@ -75,6 +81,8 @@ def enqueue(
         "wants_cut": wants_cut,
         "state": "queued",
         "attempt": 0,
+        "failures": 0,
+        "not_before": 0.0,
         "created_at": now(connection),
         "experiences": [],
     }
@@ -157,8 +165,11 @@ def blocking(connection: sa.Connection, update: Update) -> Update | None:
 def claim(engine: sa.Engine, owner: str, *, lease_seconds: float, max_attempts: int) -> Update | None:
     """The oldest update that may run now, leased to `owner`; None when there is none.
 
-    An update whose worker went silent is claimed again, as the next attempt, until `max_attempts`.
+    An update whose worker went silent is claimed again, as the next attempt, until `max_attempts` failed.
     """
+    with reading(engine) as connection:
+        if connection.execute(_claimable_or_silent(now(connection))).scalar() is None:
+            return None
     for exhausted in _exhausted(engine, max_attempts):
         _give_up(engine, exhausted, max_attempts)
     try:
@@ -173,6 +184,7 @@ def claim(engine: sa.Engine, owner: str, *, lease_seconds: float, max_attempts: 
                 .values(
                     state="running",
                     attempt=updates.c.attempt + 1,
+                    failures=updates.c.failures + sa.case((updates.c.state == "running", 1), else_=0),
                     owner=owner,
                     lease_until=moment + lease_seconds,
                     started_at=sa.func.coalesce(updates.c.started_at, moment),
@@ -191,8 +203,8 @@ def _claimable(moment: float, max_attempts: int) -> sa.Select[Any]:
         other.c.id != updates.c.id,
         other.c.state.in_(["running", "review"]),
     )
-    free = sa.and_(updates.c.state == "queued", sa.not_(updates.c.wants_cut), sa.not_(held))
-    silent = sa.and_(_silent(moment), updates.c.attempt < max_attempts)
+    free = sa.and_(_waiting(moment), sa.not_(held))
+    silent = sa.and_(_silent(moment), updates.c.failures + 1 < max_attempts)
     return (
         sa.select(updates.c.id)
         .where(sa.or_(free, silent))
@@ -200,6 +212,15 @@ def _claimable(moment: float, max_attempts: int) -> sa.Select[Any]:
         .limit(1)
         .with_for_update(skip_locked=True)
     )
+
+
+def _claimable_or_silent(moment: float) -> sa.Select[Any]:
+    """A first look that takes no lock: most looks find nothing."""
+    return sa.select(updates.c.id).where(sa.or_(_waiting(moment), _silent(moment))).limit(1)
+
+
+def _waiting(moment: float) -> sa.ColumnElement[bool]:
+    return sa.and_(updates.c.state == "queued", sa.not_(updates.c.wants_cut), updates.c.not_before <= moment)
 
 
 def _silent(moment: float) -> sa.ColumnElement[bool]:
@@ -210,7 +231,7 @@ def _exhausted(engine: sa.Engine, max_attempts: int) -> list[Update]:
     """Updates whose last worker went silent as well."""
     with engine.begin() as connection:
         rows = connection.execute(
-            sa.select(updates).where(_silent(now(connection)), updates.c.attempt >= max_attempts)
+            sa.select(updates).where(_silent(now(connection)), updates.c.failures + 1 >= max_attempts)
         )
         return [Update(**row._mapping) for row in rows]
 
@@ -283,17 +304,39 @@ def confirm(engine: sa.Engine, update: Update) -> None:
         write(connection, update, {"owner": update.owner})
 
 
-def retry(engine: sa.Engine, update: Update, *, error: str, max_attempts: int) -> bool:
-    """Give the update back after a failure that may pass; False: it has failed for good.
+def release(engine: sa.Engine, update: Update) -> None:
+    """Give the update back in good order, because its worker stops: no failure of the update's own.
 
     Raises:
         LostLeaseError: the update is no longer this attempt's.
     """
-    if update.attempt >= max_attempts:
+    with engine.begin() as connection:
+        write(connection, update, {"state": "queued", "owner": None, "lease_until": None, "progress": None})
+
+
+def retry(
+    engine: sa.Engine, update: Update, *, error: str, max_attempts: int, pause_seconds: float = 0.0
+) -> bool:
+    """Give the update back after a failure that may pass; False: it has failed for good.
+
+    The pause before the next attempt doubles with each failure, to outlast what caused it.
+
+    Raises:
+        LostLeaseError: the update is no longer this attempt's.
+    """
+    if update.failures + 1 >= max_attempts:
         fail(engine, update, error=error)
         return False
     with engine.begin() as connection:
-        write(connection, update, {"state": "queued", "owner": None, "lease_until": None, "error": error})
+        values = {
+            "state": "queued",
+            "owner": None,
+            "lease_until": None,
+            "error": error,
+            "failures": update.failures + 1,
+            "not_before": now(connection) + pause_seconds * 2**update.failures,
+        }
+        write(connection, update, values)
     return True
 
 

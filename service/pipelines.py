@@ -38,12 +38,14 @@ class PipelineSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     name: PipelineName = Field(description="Also the name of the registered model in MLflow.")
-    record_schema: RecordSchema = Field(alias="schema")
-    source: SourceChoice = Field(default_factory=SOURCES["pushed"].config)
+    record_schema: RecordSchema = Field(alias="schema", description="What a record looks like.")
+    source: SourceChoice = Field(
+        default_factory=SOURCES["pushed"].config, description="Where records come from."
+    )
     trigger: RecordsTrigger = Field(description="When to cut an experience.")
-    split: Split = Field(default_factory=Split)
-    strategy: StrategyChoice
-    gate: GateConfig = Field(default_factory=GateConfig)
+    split: Split = Field(default_factory=Split, description="Shares put aside and never trained on.")
+    strategy: StrategyChoice = Field(description="How to learn; `name` chooses, the rest are its settings.")
+    gate: GateConfig = Field(default_factory=GateConfig, description="What may be lost, and how sure to be.")
     max_experiences_per_update: int = Field(
         4, ge=1, le=100, description="A backlog of up to this many experiences is learnt in one update."
     )

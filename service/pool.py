@@ -26,6 +26,8 @@ from strategies.base import StreamInfo
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# A call that comes after the end must fail, not start a cluster of its own.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 # Its handler answers SIGTERM with a stack trace and an abort, where we mean to stop cleanly.
 os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
 if "HOLDFAST_RAY_ADDRESS" not in os.environ:

@@ -1,10 +1,11 @@
 """Pipelines as stored: declared once, read by every role."""
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 
 from service.database import now, pipelines
-from service.errors import PipelineExistsError, PipelineUnknownError
-from service.pipelines import PipelineSpec
+from service.errors import PipelineExistsError, PipelineInvalidError, PipelineUnknownError
+from service.pipelines import PipelineSpec, describe
 
 
 def create(connection: sa.Connection, spec: PipelineSpec) -> None:
@@ -31,6 +32,7 @@ def load_spec(connection: sa.Connection, name: str) -> PipelineSpec:
 
     Raises:
         PipelineUnknownError: there is none of that name.
+        PipelineInvalidError: what an earlier release stored, this one does not understand.
     """
     document = None
     # PostgreSQL cannot even be asked for a text that holds a NUL.
@@ -41,7 +43,14 @@ def load_spec(connection: sa.Connection, name: str) -> PipelineSpec:
             f"There is no pipeline {name!r}.",
             fix="Create it with POST /v1/pipelines, or list what there is with GET /v1/pipelines.",
         )
-    return PipelineSpec.model_validate(document)
+    try:
+        return PipelineSpec.model_validate(document)
+    except ValidationError as error:
+        first = describe(error)[0]
+        raise PipelineInvalidError(
+            f"The stored pipeline {name!r} does not fit this release: {first['where']}: {first['problem']}.",
+            fix="Go back to the release that it was declared with, and read the CHANGELOG.",
+        ) from error
 
 
 def names(connection: sa.Connection) -> list[str]:

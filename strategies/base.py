@@ -60,12 +60,12 @@ class StrategyConfig(BaseModel):
 
     name: str
     hidden: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(
-        (128, 128), description="Widths of the hidden layers of the built-in perceptron."
+        (128, 128), max_length=64, description="Widths of the hidden layers of the built-in perceptron."
     )
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="Who turns gradients into steps.")
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="Size of a step.")
     momentum: float = Field(0.0, ge=0, lt=1, description="Momentum of sgd; adamw has its own.")
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="Pull of weights towards zero.")
     epochs: int = Field(10, ge=1, le=10_000, description="Passes over an experience.")
     batch_size: int = Field(64, ge=1, le=65536, description="Records of the new experience a step.")
     seed: int = Field(0, ge=0, lt=2**31, description="Same seed, same data, same learner: bit-equal on CPU.")

@@ -54,6 +54,10 @@ class FencedError(StreamError):
     """Another ingest process has moved this pipeline's offsets; this one must stop."""
 
 
+MAX_FEATURES = 2**24
+"""Feature values of one record, at most."""
+
+
 class RecordSchema(BaseModel):
     """What every record of a pipeline looks like. Declared once, with the pipeline."""
 
@@ -75,6 +79,8 @@ class RecordSchema(BaseModel):
         for name, values in (("classes", self.classes), ("groups", self.groups)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} must not repeat a name")
+        if len(self.shape) > 8 or self.size > MAX_FEATURES:
+            raise ValueError(f"shape may have 8 dimensions and {MAX_FEATURES:,} values at most")
         if self.minimum is not None and self.maximum is not None and self.minimum >= self.maximum:
             raise ValueError("minimum must be below maximum")
         return self

@@ -23,6 +23,7 @@ from streams.tables import (
     PUSHED_PARTITION,
     TRIGGER_STATES,
     PushedCursor,
+    reading,
 )
 
 __all__ = [
@@ -112,13 +113,13 @@ class Manifest:
     def cursors(self, pipeline: str) -> dict[str, str]:
         """Where each partition was committed; partitions still at their beginning are left out."""
         query = sql.select(OFFSETS.c.partition, OFFSETS.c.cursor).where(OFFSETS.c.pipeline == pipeline)
-        with self._engine.begin() as connection:
+        with reading(self._engine) as connection:
             return {row.partition: row.cursor for row in connection.execute(query) if row.cursor}
 
     def trigger_state(self, pipeline: str) -> dict[str, Any]:
         """The trigger's state as of the last cut; empty before the first."""
         query = sql.select(TRIGGER_STATES.c.state).where(TRIGGER_STATES.c.pipeline == pipeline)
-        with self._engine.begin() as connection:
+        with reading(self._engine) as connection:
             return dict(connection.execute(query).scalar() or {})
 
     def commit(
@@ -161,7 +162,7 @@ class Manifest:
     def experiences(self, pipeline: str) -> list[ExperienceRow]:
         """All experiences of a pipeline, oldest first."""
         query = sql.select(EXPERIENCES).where(EXPERIENCES.c.pipeline == pipeline)
-        with self._engine.begin() as connection:
+        with reading(self._engine) as connection:
             return [_experience_row(row) for row in connection.execute(query.order_by(EXPERIENCES.c.index))]
 
     def experience(self, pipeline: str, index: int) -> ExperienceRow | None:
@@ -169,7 +170,7 @@ class Manifest:
         query = sql.select(EXPERIENCES).where(
             EXPERIENCES.c.pipeline == pipeline, EXPERIENCES.c.index == index
         )
-        with self._engine.begin() as connection:
+        with reading(self._engine) as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None else _experience_row(row)
 
@@ -177,7 +178,7 @@ class Manifest:
         """Digests of all parts of all pipelines: what the garbage collector must keep."""
         columns = (EXPERIENCES.c.train_digest, EXPERIENCES.c.gate_digest, EXPERIENCES.c.audit_digest)
         query = sql.union(*(sql.select(column) for column in columns))
-        with self._engine.begin() as connection:
+        with reading(self._engine) as connection:
             return set(connection.execute(query).scalars())
 
     def dead_letters(self, pipeline: str, limit: int = 100) -> list[DeadLetter]:
@@ -189,7 +190,7 @@ class Manifest:
             .order_by(letters.created_at.desc(), letters.partition, letters.position.desc())
             .limit(limit)
         )
-        with self._engine.begin() as connection:
+        with reading(self._engine) as connection:
             return [
                 DeadLetter(row.partition, row.position, row.reason, row.detail, row.payload, row.created_at)
                 for row in connection.execute(query)
@@ -202,7 +203,7 @@ class Manifest:
             .where(DEAD_LETTERS.c.pipeline == pipeline)
             .group_by(DEAD_LETTERS.c.reason)
         )
-        with self._engine.begin() as connection:
+        with reading(self._engine) as connection:
             return {reason: count for reason, count in connection.execute(query)}
 
     def pending_records(self, pipeline: str) -> int:
@@ -210,7 +211,7 @@ class Manifest:
 
         Records that an ingest process has read but not yet cut count as pending.
         """
-        with self._engine.begin() as connection:
+        with reading(self._engine) as connection:
             cursor = PushedCursor.parse(
                 connection.execute(
                     sql.select(OFFSETS.c.cursor).where(

@@ -22,7 +22,7 @@ from streams.base import (
     SourceError,
 )
 from streams.records import Records
-from streams.tables import PUSHED_BATCHES, PUSHED_LOGS, PUSHED_PARTITION, PushedCursor
+from streams.tables import PUSHED_BATCHES, PUSHED_LOGS, PUSHED_PARTITION, PushedCursor, reading
 from streams.wire import decode_batch, encode_batch
 
 REQUEST_KEY_SECONDS = 24 * 60 * 60.0
@@ -92,7 +92,7 @@ class PushedLog:
 
     def _ensure_log(self, pipeline: str) -> None:
         found = sql.select(PUSHED_LOGS.c.pipeline).where(PUSHED_LOGS.c.pipeline == pipeline)
-        with self._engine.begin() as connection:
+        with reading(self._engine) as connection:
             if connection.execute(found).one_or_none() is not None:
                 return
         try:
@@ -133,7 +133,7 @@ class PushedSource:
         """
         cursor = PushedCursor.parse(cursors.get(PUSHED_PARTITION, ""))
         batches = PUSHED_BATCHES.c
-        with self._engine.begin() as connection:
+        with reading(self._engine) as connection:
             last = _last_sequence(connection, self._pipeline)
             held = connection.execute(
                 sql.select(batches.sequence, batches.payload.is_not(None).label("whole"))
@@ -212,7 +212,7 @@ class PushedSource:
         """The batch that the cursor stands in when it was not loaded yet, else the one after it."""
         wanted = self._cursor.sequence + (0 if self._batch is None and self._cursor.sequence else 1)
         batches = PUSHED_BATCHES.c
-        with self._engine.begin() as connection:
+        with reading(self._engine) as connection:
             last = _last_sequence(connection, self._pipeline)
             row = connection.execute(
                 sql.select(batches.rows, batches.payload).where(

@@ -1,5 +1,6 @@
 """The SQL tables of the data side. The service adds its own to the same metadata and owns the migrations."""
 
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Self
 
 import sqlalchemy as sql
@@ -104,3 +105,12 @@ class PushedCursor(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.sequence}:{self.row}" if self.sequence else ""
+
+
+def reading(engine: sql.Engine) -> AbstractContextManager[sql.Connection]:
+    """A transaction that only reads.
+
+    On SQLite, where other transactions take the write lock at their start, it waits for no writer and keeps
+    none waiting; whoever made the engine honours the option.
+    """
+    return engine.execution_options(sqlite_begin="DEFERRED").begin()

@@ -149,6 +149,32 @@ def test_a_worker_that_lost_its_lease_changes_nothing(database: sa.Engine, act: 
     assert queued(database) == []
 
 
+def test_stopping_in_good_order_uses_up_no_attempt(database: sa.Engine) -> None:
+    declare(database, experiences=1)
+    update_id = enqueue(database)
+    for attempt in range(1, 6):
+        update = claim(database, max_attempts=2)
+        assert (update.attempt, update.failures) == (attempt, 0)
+        jobs.release(database, update)
+        with pytest.raises(LostLeaseError):
+            jobs.release(database, update)
+    assert read(database, update_id).state == "queued"
+
+
+def test_the_pause_before_the_next_attempt_doubles(database: sa.Engine) -> None:
+    declare(database, experiences=1)
+    update_id = enqueue(database)
+    pauses = []
+    for _ in range(3):
+        before = time.time()
+        jobs.retry(database, claim(database), error="away", max_attempts=9, pause_seconds=0.2)
+        assert claim_none(database)
+        waiting = read(database, update_id)
+        pauses.append(waiting.not_before - before)
+        time.sleep(max(0.0, waiting.not_before - time.time()) + 0.05)
+    assert pauses == [pytest.approx(pause, abs=0.15) for pause in (0.2, 0.4, 0.8)]
+
+
 def test_a_failure_that_may_pass_is_tried_again_until_the_attempts_are_used_up(database: sa.Engine) -> None:
     declare(database, experiences=1)
     update_id = enqueue(database)

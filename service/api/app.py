@@ -12,6 +12,7 @@ from service.api.doors import SecureAnswers
 from service.api.parameters import Engine
 from service.database import connect, migrate
 from service.settings import Settings
+from streams.tables import reading
 
 DESCRIPTION = """
 Holdfast keeps a torch model learning from a live stream and never lets a worse model out.
@@ -65,7 +66,7 @@ def healthz() -> Alive:
 @health.get("/readyz", summary="Requests are answered")
 def readyz(engine: Engine) -> Ready:
     """200 when the database answers, else 503; `roles` are the other parts that were heard of lately."""
-    with engine.begin() as connection:
+    with reading(engine) as connection:
         present = roles.seen(connection)
     return Ready(
         roles=[

@@ -20,6 +20,7 @@ from service.api.parameters import MAX_INTEGER, Engine, Limit, PipelineName
 from service.errors import ChampionMissingError
 from service.pipelines import PipelineSpec, parse
 from streams.manifest import Manifest
+from streams.tables import reading
 
 router = APIRouter(prefix="/v1/pipelines", tags=["pipelines"], route_class=JsonRoute)
 
@@ -48,14 +49,14 @@ def create(document: Annotated[dict[str, Any], Body()], engine: Engine) -> Pipel
 
 @router.get("", summary="List pipelines")
 def list_all(engine: Engine) -> list[PipelineView]:
-    with engine.begin() as connection:
+    with reading(engine) as connection:
         declared = [specs.load_spec(connection, name) for name in specs.names(connection)]
     return [_view(engine, spec) for spec in declared]
 
 
 @router.get("/{pipeline}", summary="One pipeline and how it stands")
 def show(pipeline: PipelineName, engine: Engine) -> PipelineView:
-    with engine.begin() as connection:
+    with reading(engine) as connection:
         spec = specs.load_spec(connection, pipeline)
     return _view(engine, spec)
 
@@ -65,7 +66,7 @@ def experiences(
     pipeline: PipelineName, engine: Engine, first: First = 0, limit: Limit = 1000
 ) -> list[ExperienceView]:
     """Oldest first, from the experience with index `first`."""
-    with engine.begin() as connection:
+    with reading(engine) as connection:
         specs.load_spec(connection, pipeline)
         states = backlog.states(connection, pipeline)
     rows = Manifest(engine).experiences(pipeline)[first : first + limit]
@@ -74,7 +75,7 @@ def experiences(
 
 @router.get("/{pipeline}/updates", summary="Updates, newest first")
 def updates(pipeline: PipelineName, engine: Engine, limit: Limit = 100) -> list[UpdateView]:
-    with engine.begin() as connection:
+    with reading(engine) as connection:
         specs.load_spec(connection, pipeline)
         listed = jobs.of_pipeline(connection, pipeline, limit=limit)
         return [UpdateView.of(update, jobs.blocking(connection, update)) for update in listed]
@@ -82,7 +83,7 @@ def updates(pipeline: PipelineName, engine: Engine, limit: Limit = 100) -> list[
 
 @router.get("/{pipeline}/champion", summary="The version in use")
 def champion(pipeline: PipelineName, engine: Engine) -> ChampionView:
-    with engine.begin() as connection:
+    with reading(engine) as connection:
         specs.load_spec(connection, pipeline)
         return _champion(connection, pipeline)
 
@@ -92,14 +93,14 @@ def roll_back(pipeline: PipelineName, body: RollbackRequest, engine: Engine) -> 
     with engine.begin() as connection:
         specs.load_spec(connection, pipeline)
     decisions.roll_back(engine, pipeline, version=body.version, actor=body.by, reason=body.reason)
-    with engine.begin() as connection:
+    with reading(engine) as connection:
         return _champion(connection, pipeline)
 
 
 @router.get("/{pipeline}/ledger", summary="Every decision, in order")
 def read_ledger(pipeline: PipelineName, engine: Engine, after: After = 0, limit: Limit = 1000) -> LedgerView:
     """Oldest first, from the entry after `after`. `intact` is of the whole ledger, whatever the page."""
-    with engine.begin() as connection:
+    with reading(engine) as connection:
         specs.load_spec(connection, pipeline)
     chain = _whole_ledger(engine, pipeline)
     page = chain[after : after + limit]
@@ -115,7 +116,7 @@ def _whole_ledger(engine: sa.Engine, pipeline: str) -> list[ledger.Entry]:
     """Every entry, read in short transactions: on SQLite a long one would keep the writers waiting."""
     chain: list[ledger.Entry] = []
     while True:
-        with engine.begin() as connection:
+        with reading(engine) as connection:
             more = ledger.entries(connection, pipeline, after=chain[-1].sequence if chain else 0)
         chain += more
         if not more:
@@ -136,7 +137,7 @@ def _champion(connection: sa.Connection, pipeline: str) -> ChampionView:
 def _view(engine: sa.Engine, spec: PipelineSpec) -> PipelineView:
     manifest = Manifest(engine)
     pushed = spec.source.kind == "pushed"
-    with engine.begin() as connection:
+    with reading(engine) as connection:
         present = champions.current(connection, spec.name)
         live = jobs.live(connection, spec.name)
     return PipelineView(

@@ -8,6 +8,7 @@ from service import decisions, intake, jobs
 from service.api.bodies import DecisionRequest, DecisionView, UpdateAccepted, UpdateRequest, UpdateView
 from service.api.doors import JsonRoute
 from service.api.parameters import Engine, IdempotencyKey, PipelineName, UpdateId
+from streams.tables import reading
 
 router = APIRouter(prefix="/v1", tags=["updates"], route_class=JsonRoute)
 
@@ -32,14 +33,14 @@ def start(
 
 @router.get("/updates/{update}", summary="One update")
 def show(update: UpdateId, engine: Engine) -> UpdateView:
-    with engine.begin() as connection:
+    with reading(engine) as connection:
         found = jobs.get(connection, update)
         return UpdateView.of(found, jobs.blocking(connection, found))
 
 
 @router.get("/updates/{update}/decision", summary="What there is to decide, or was decided")
 def show_decision(update: UpdateId, engine: Engine) -> DecisionView:
-    with engine.begin() as connection:
+    with reading(engine) as connection:
         found = jobs.get(connection, update)
     return _view(found)
 
@@ -48,7 +49,7 @@ def show_decision(update: UpdateId, engine: Engine) -> DecisionView:
 def decide(update: UpdateId, body: DecisionRequest, engine: Engine) -> DecisionView:
     """Only an update in review takes a decision, and only one. The reason goes to the ledger."""
     decisions.decide_review(engine, update, choice=body.decision, actor=body.by, reason=body.reason)
-    with engine.begin() as connection:
+    with reading(engine) as connection:
         found = jobs.get(connection, update)
     return _view(found)
 

@@ -10,14 +10,16 @@ from typing import Any
 import mlflow
 import pytest
 
+from service import jobs
 from service.client import Client
+from service.database import connect
 from service.demo import spec
 from streams.datasets import DIGITS_SCHEMA, DatasetsConfig, digits_step
 from streams.wire import encode_json
 from tests.running import Service, ended, running, wait_for
 
 PIPELINE = "digits"
-STREAM = DatasetsConfig(protocol="rotated-digits", angles=(0.0, 25.0, 50.0))
+STREAM = DatasetsConfig(protocol="rotated-digits", angles=(0.0, 25.0, 50.0, 75.0))
 # Slow enough to be caught in the middle: some seconds of learning.
 SLOW = {"name": "replay", "capacity": 1200, "epochs": 120}
 SETTINGS = {"HOLDFAST_LEASE_SECONDS": "3"}
@@ -111,15 +113,26 @@ def test_a_second_service_in_the_same_home_is_refused(service: Service) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_sigterm_leaves_nothing_running(service: Service) -> None:
+def test_sigterm_in_the_middle_gives_the_update_back_and_leaves_nothing_running(service: Service) -> None:
+    with service.client() as client:
+        push(client, 3)
+        update = wait_for(lambda: learning(client, 3), seconds=60, hint="learning")
     assert service.stop() == 0
     assert service.processes() == []
     assert "SIGTERM received" not in service.log.read_text(), "Ray's stack trace reads like a crash"
     assert "Traceback" not in tail(service.log), tail(service.log)
+    engine = connect(f"sqlite:///{service.home}/holdfast.db")
+    with engine.begin() as connection:
+        given_back = jobs.get(connection, update)
+    engine.dispose()
+    assert (given_back.state, given_back.failures) == ("queued", 0)
 
 
 def test_roles_end_when_their_supervisor_is_killed(service: Service) -> None:
     service.start()
+    with service.client() as client:
+        update = ended(client, PIPELINE, experience=3)
+        assert_happened_once(service, client, update)
     assert service.process is not None
     os.kill(service.process.pid, 9)
     service.process.wait()

@@ -138,6 +138,8 @@ def upgrade() -> None:
         sa.Column("wants_cut", sa.Boolean(), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("failures", sa.Integer(), nullable=False),
+        sa.Column("not_before", sa.Double(), nullable=False),
         sa.Column("owner", sa.String(length=255), nullable=True),
         sa.Column("lease_until", sa.Double(), nullable=True),
         sa.Column("created_at", sa.Double(), nullable=False),
