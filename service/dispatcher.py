@@ -13,7 +13,7 @@ import structlog
 
 from service import jobs, specs
 from service.database import connect
-from service.errors import ChampionMovedError, LostLeaseError
+from service.errors import ChampionMovedError, LostLeaseError, TrainerStoppedError
 from service.jobs import Update
 from service.pool import TrainerPool
 from service.registry import Registry, warm_up
@@ -101,9 +101,10 @@ def serve(settings: Settings, stop: threading.Event) -> None:
             with Presence(engine, "dispatch"):
                 log.info("dispatcher ready", trainers=settings.trainers)
                 stop.wait()
-        # The trainers are gone, so the updates in work fail at once: time to give them back.
-        for thread in threads:
-            thread.join(STOP_SECONDS)
+            # While Ray still runs: time for the updates in work to be given back.
+            pool.let_go()
+            for thread in threads:
+                thread.join(STOP_SECONDS)
     engine.dispose()
 
 
@@ -117,15 +118,13 @@ def _work(engine: sa.Engine, settings: Settings, updater: Updater, stop: threadi
             if update is None:
                 stop.wait(settings.poll_seconds)
                 continue
-            _run_one(engine, settings, updater, update, stop)
+            _run_one(engine, settings, updater, update)
         except sa.exc.SQLAlchemyError:
             log.exception("database unreachable, trying again")
             stop.wait(1.0)
 
 
-def _run_one(
-    engine: sa.Engine, settings: Settings, updater: Updater, update: Update, stop: threading.Event
-) -> None:
+def _run_one(engine: sa.Engine, settings: Settings, updater: Updater, update: Update) -> None:
     context = {"update": update.id, "pipeline": update.pipeline, "attempt": update.attempt}
     structlog.contextvars.bind_contextvars(**context)
     log.info("update started")
@@ -142,12 +141,11 @@ def _run_one(
         # The same data and learner would fail the same way again.
         log.exception("update failed")
         _unless_lost(partial(updater.fail, update, error))
+    except TrainerStoppedError:
+        log.info("update given back, because this dispatcher stops")
+        _unless_lost(partial(jobs.release, engine, update))
     except Exception as error:
         # The last line of defence of a process that must live on: recorded, and tried again in bounds.
-        if stop.is_set():
-            log.info("update given back, because this dispatcher stops")
-            _unless_lost(partial(jobs.release, engine, update))
-            return
         log.exception("update attempt failed")
         _unless_lost(
             partial(

@@ -9,6 +9,7 @@ HoldfastError
 ├── ChampionMovedError         a compare-and-set of the champion row failed
 ├── LostLeaseError             another worker owns the update now
 ├── TrainerDiedError           a trainer process ended in the middle of an update
+├── TrainerStoppedError        the dispatcher stops, and lets its trainers go
 └── SettingsError              the service cannot start as configured
 """
 
@@ -90,6 +91,10 @@ class LostLeaseError(HoldfastError):
 
 class TrainerDiedError(HoldfastError):
     slug, title = "trainer-died", "A trainer process ended in the middle of an update"
+
+
+class TrainerStoppedError(HoldfastError):
+    slug, title = "trainer-stopped", "The dispatcher stops"
 
 
 class SettingsError(HoldfastError):

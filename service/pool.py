@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from service import trainer
-from service.errors import TrainerDiedError
+from service.errors import TrainerDiedError, TrainerStoppedError
 from service.settings import Settings
 from service.trainer import OnProgress, Task
 from strategies.base import StreamInfo
@@ -75,7 +75,7 @@ class TrainerPool:
         self._settings = settings
         self._local = settings.ray_address is None
         self._idle: queue.Queue[Any] = queue.Queue()
-        self._closed = threading.Event()
+        self._stopping = threading.Event()
 
     def __enter__(self) -> "TrainerPool":
         with _own_signal_handlers():
@@ -104,8 +104,12 @@ class TrainerPool:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._closed.set()
+        self.let_go()
         ray.shutdown()
+
+    def let_go(self) -> None:
+        """Make every `run` that waits for its trainer raise `TrainerStoppedError` soon."""
+        self._stopping.set()
 
     def run(self, task: Task, on_progress: OnProgress) -> None:
         """Run a task on an idle trainer; its result is in `task.folder` afterwards.
@@ -113,6 +117,7 @@ class TrainerPool:
         Raises:
             StreamError, StrategyError: as `service.trainer.run`.
             TrainerDiedError: the trainer's process ended; another one takes its place.
+            TrainerStoppedError: this pool is about to close.
         """
         actor = self._idle.get()
         try:
@@ -121,7 +126,7 @@ class TrainerPool:
             self._idle.put(actor)
             raise error.cause from error
         except ray.exceptions.RayActorError as error:
-            if not self._closed.is_set():
+            if not self._stopping.is_set():
                 self._replace()
             raise TrainerDiedError(
                 f"The trainer of update {task.update_id} died.",
@@ -136,6 +141,10 @@ class TrainerPool:
             if done:
                 ray.get(running)
                 return
+            if self._stopping.is_set():
+                raise TrainerStoppedError(
+                    "The dispatcher stops.", fix="The update goes on when a dispatcher runs again."
+                )
             on_progress(ray.get(actor.progress.remote()))
 
     def _start(self) -> Any:

@@ -62,7 +62,9 @@ class StrategyConfig(BaseModel):
     hidden: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(
         (128, 128), max_length=64, description="Widths of the hidden layers of the built-in perceptron."
     )
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="Who turns gradients into steps.")
+    optimizer: Literal["adamw", "sgd"] = Field(
+        "adamw", description="What turns gradients into steps: adamw or sgd."
+    )
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="Size of a step.")
     momentum: float = Field(0.0, ge=0, lt=1, description="Momentum of sgd; adamw has its own.")
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="Pull of weights towards zero.")

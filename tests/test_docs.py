@@ -54,7 +54,7 @@ DOORS = {
     "internal",
 }
 """Problems that the API itself raises, besides the service's errors."""
-NEVER_ANSWERED = {"lease-lost", "trainer-died", "settings", "internal"}
+NEVER_ANSWERED = {"lease-lost", "trainer-died", "trainer-stopped", "settings", "internal"}
 """Errors that no route raises."""
 
 

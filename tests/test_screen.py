@@ -204,7 +204,7 @@ def test_tables_with_columns_of_any_scale() -> None:
     unlabelled = data_evidence(
         values, random.permutation(labels), n_classes=2, shape=(6,), reference=reference
     )
-    assert guards.data(unlabelled, CONFIG)[1].answer == "fail"
+    assert guards.data(unlabelled, CONFIG)[2].answer == "fail"
     values[::100, 0] = 1e300
     absurd = data_evidence(values, labels, n_classes=2, shape=(6,), reference=reference)
     assert {finding.answer for finding in guards.data(absurd, CONFIG)} == {"pass"}

@@ -1,6 +1,5 @@
 """One update from claim to recorded decision, with the real trainer, gate and MLflow; and what crashes do."""
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -47,7 +46,7 @@ def aliases(each: Home) -> dict[str, int]:
 def dispatch(each: Home) -> jobs.Update:
     """Claim the next update and run it as the dispatcher does; how it stands afterwards."""
     claimed = each.claim()
-    dispatcher._run_one(each.engine, each.settings, each.updater, claimed, threading.Event())
+    dispatcher._run_one(each.engine, each.settings, each.updater, claimed)
     return each.read(claimed.id)
 
 
