@@ -21,15 +21,24 @@ def add(connection: sa.Connection, pipeline: str, experience: int) -> None:
     )
 
 
-def to_learn(connection: sa.Connection, pipeline: str, *, limit: int) -> list[int]:
-    """The oldest experiences that the next update learns."""
+def to_learn(
+    connection: sa.Connection, pipeline: str, *, limit: int, among: Sequence[int] | None = None
+) -> list[int]:
+    """What the next update learns, in order: what no update has tried comes before what was rejected.
+
+    What was rejected is not tried again without something new beside it: the same data would be rejected
+    again. Only where nothing waits, and an update is asked for all the same, it is alone.
+    """
+    chosen = [backlog.c.pipeline == pipeline, backlog.c.state.in_(["waiting", "carried"])]
+    if among is not None:
+        chosen.append(backlog.c.experience.in_(among))
     rows = connection.execute(
         sa.select(backlog.c.experience)
-        .where(backlog.c.pipeline == pipeline, backlog.c.state.in_(["waiting", "carried"]))
-        .order_by(backlog.c.experience)
+        .where(*chosen)
+        .order_by(sa.case((backlog.c.state == "waiting", 0), else_=1), backlog.c.experience)
         .limit(limit)
     )
-    return [row.experience for row in rows]
+    return sorted(row.experience for row in rows)
 
 
 def fresh(connection: sa.Connection, pipeline: str) -> int:

@@ -67,19 +67,34 @@ class Client:
         return self._call("POST", path, content=b"\n".join(lines), headers=headers)
 
     def follow(self, update: str, *, timeout_seconds: float = 600.0) -> Iterator[Mapping[str, Any]]:
-        """The update, again and again, until it is finished or awaits a decision; that one last."""
+        """The update, again and again, until it is finished or awaits a decision; that one last.
+
+        Raises:
+            HoldfastError: it takes too long, or waits for another update that a person must decide first.
+        """
         deadline = time.monotonic() + timeout_seconds
         while True:
             found = self.get(f"/v1/updates/{segment(update)}")
             yield found
             if found["state"] in FINISHED:
                 return
+            self._refuse_to_wait_for_a_person(found)
             if time.monotonic() > deadline:
                 raise HoldfastError(
                     f"Update {update} is still {found['state']} after {timeout_seconds:.0f} seconds.",
                     fix="See the dispatcher's log; GET /readyz shows which roles are alive.",
                 )
             time.sleep(0.1)
+
+    def _refuse_to_wait_for_a_person(self, update: Mapping[str, Any]) -> None:
+        if not update["waits_for"]:
+            return
+        first = self.get(f"/v1/updates/{segment(update['waits_for'])}")
+        if first["state"] == "review":
+            raise HoldfastError(
+                f"Update {update['id']} waits for update {first['id']}, which awaits a decision.",
+                fix=f"Decide it with `holdfast update approve {first['id']} --reason ...`, or `reject`.",
+            )
 
     def _call(
         self,

@@ -78,29 +78,35 @@ def push(
     file: Annotated[typer.FileBinaryRead, typer.Argument(help="NDJSON: one record a line; - is stdin.")],
     batch: Annotated[int, typer.Option(min=1, help="Records a request.")] = 1000,
     key: Annotated[
-        str | None, typer.Option(help="Names this sending: the same again stores nothing twice.")
+        str | None,
+        typer.Option(help="Names this sending: the same file and --batch again store nothing twice."),
     ] = None,
     url: Url = None,
 ) -> None:
     """Send the records of a file."""
     lines = (line.strip() for line in file)
     records = (line for line in lines if line)
-    sent = 0
+    sent = before = 0
     with _client(url) as client:
         while chunk := list(islice(records, batch)):
             # The place in the file is part of the key, so that a sending that broke off can be repeated.
-            _send(client, pipeline, chunk, first=sent + 1, key=f"{key}:{sent}" if key else None)
+            if _send(client, pipeline, chunk, first=sent + 1, key=f"{key}:{sent}" if key else None):
+                before += len(chunk)
             sent += len(chunk)
             _note(f"{sent} records sent")
     _note("")
     if not sent:
         raise HoldfastError(f"There is no record in {file.name}.", fix="Write one JSON record a line.")
-    typer.echo(f"{sent} record{' is' if sent == 1 else 's are'} stored and will be learnt once.")
+    if stored := sent - before:
+        typer.echo(f"{stored} record{' is' if stored == 1 else 's are'} stored and will be learnt once.")
+    if before:
+        typer.echo(f"{before} record{' was' if before == 1 else 's were'} stored before, and not again.")
 
 
-def _send(client: "Client", pipeline: str, chunk: list[bytes], *, first: int, key: str | None) -> None:
+def _send(client: "Client", pipeline: str, chunk: list[bytes], *, first: int, key: str | None) -> bool:
+    """Whether these records were stored before, under the same key."""
     try:
-        client.push(pipeline, chunk, key=key)
+        return bool(client.push(pipeline, chunk, key=key)["duplicate"])
     except HoldfastError as error:
         if first == 1:
             raise
@@ -141,6 +147,8 @@ def update_start(
         typer.echo(
             f"{last['id']}: {last['outcome'] or last['state']}. {last['reason'] or last['error'] or ''}"
         )
+        if last["state"] == "review":
+            typer.echo(f"Decide with: holdfast update approve {last['id']} --reason ... (or reject)")
     if last["state"] == "failed":
         raise typer.Exit(1)
 

@@ -44,6 +44,7 @@ updates = sa.Table(
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("started_at", sa.Double),
     sa.Column("finished_at", sa.Double),
+    sa.Column("asked", sa.JSON(none_as_null=True)),
     sa.Column("experiences", sa.JSON, nullable=False),
     sa.Column("base_version", sa.Integer),
     sa.Column("base_revision", sa.Integer),

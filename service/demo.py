@@ -95,6 +95,8 @@ def spec(name: str, strategy: Mapping[str, Any]) -> dict[str, Any]:
         "trigger": {"kind": "records", "records": len(digits_step(STREAM, 0))},
         "split": {"gate": 0.334, "audit": 0.05},
         "strategy": {"hidden": [128, 128], "learning_rate": 1e-3, "epochs": 10, **strategy},
+        # A rejected experience goes with every later update, so that each row of the table is whole.
+        "max_carries": STREAM.steps,
         "gate": {"margin": 0.05, "alpha": 0.05, "learning_margin": 0.05},
     }
 

@@ -13,7 +13,7 @@ import structlog
 
 from service import jobs, specs
 from service.database import connect
-from service.errors import ChampionMovedError, LostLeaseError, TrainerStoppedError
+from service.errors import ChampionMovedError, LostLeaseError, TrainerDiedError, TrainerStoppedError
 from service.jobs import Update
 from service.pool import TrainerPool
 from service.registry import Registry, warm_up
@@ -30,6 +30,7 @@ PROJECT_SECONDS = 1.0
 MEND_SECONDS = 30.0
 RETRY_SECONDS = 2.0
 STOP_SECONDS = 5.0
+LOST_LOOK_SECONDS = 0.5
 
 
 class Heartbeat:
@@ -74,7 +75,11 @@ class Heartbeat:
 
 
 def serve(settings: Settings, stop: threading.Event) -> None:
-    """Run updates until `stop` is set. Updates that run then are given back when their lease ends."""
+    """Run updates until `stop` is set. Updates that run then are given back.
+
+    Raises:
+        TrainerDiedError: Ray itself is gone; only a new process can start another.
+    """
     engine = connect(settings.database)
     with ThreadPoolExecutor(1, thread_name_prefix="warm-up") as background:
         # MLflow's imports and schema take as long as Ray's start: do both at once.
@@ -100,12 +105,20 @@ def serve(settings: Settings, stop: threading.Event) -> None:
                 thread.start()
             with Presence(engine, "dispatch"):
                 log.info("dispatcher ready", trainers=settings.trainers)
-                stop.wait()
+                while not stop.wait(LOST_LOOK_SECONDS) and not pool.lost:
+                    pass
+            stop.set()
             # While Ray still runs: time for the updates in work to be given back.
             pool.let_go()
             for thread in threads:
                 thread.join(STOP_SECONDS)
+            lost = pool.lost
     engine.dispose()
+    if lost:
+        raise TrainerDiedError(
+            "Ray is gone, and no trainer can be started.",
+            fix="`holdfast up` starts the dispatcher again; where it runs apart, its supervisor must.",
+        )
 
 
 def _work(engine: sa.Engine, settings: Settings, updater: Updater, stop: threading.Event) -> None:

@@ -1,8 +1,10 @@
 """The errors of the service. Each becomes one RFC 9457 problem: what is wrong, and what to do.
 
 HoldfastError
-├── PipelineUnknownError, PipelineExistsError, PipelineInvalidError
-├── RecordsInvalidError, BacklogFullError
+├── PipelineUnknownError, PipelineExistsError
+├── PipelineInvalidError
+│   └── PipelineUnreadableError  stored by another release, and not understood by this one
+├── RecordsInvalidError, BacklogFullError, IdempotencyKeyReusedError
 ├── UpdateUnknownError, UpdateDuplicateError, NothingToLearnError
 ├── DecisionConflictError      the update does not await a decision, or its base has moved
 ├── ChampionMissingError, VersionUnfitError
@@ -49,12 +51,20 @@ class PipelineInvalidError(HoldfastError):
     status, slug, title = 422, "pipeline-invalid", "The pipeline cannot work as declared"
 
 
+class PipelineUnreadableError(PipelineInvalidError):
+    status, slug, title = 500, "pipeline-unreadable", "A stored pipeline does not fit this release"
+
+
 class RecordsInvalidError(HoldfastError):
     status, slug, title = 422, "records-invalid", "Records do not fit the pipeline's schema"
 
 
 class BacklogFullError(HoldfastError):
     status, slug, title = 429, "backlog-full", "Too many records wait to be learnt"
+
+
+class IdempotencyKeyReusedError(HoldfastError):
+    status, slug, title = 422, "idempotency-key-reused", "That Idempotency-Key was used with other records"
 
 
 class UpdateUnknownError(HoldfastError):

@@ -8,7 +8,7 @@ import structlog
 
 from service import backlog, jobs, specs
 from service.database import connect
-from service.errors import PipelineInvalidError
+from service.errors import PipelineUnreadableError
 from service.pipelines import PipelineSpec
 from service.roles import Presence
 from service.settings import Settings
@@ -133,6 +133,6 @@ def _open_new(
                 continue
             try:
                 open_pipelines[name] = PipelineIngest(engine, settings, specs.load_spec(connection, name))
-            except PipelineInvalidError:
+            except PipelineUnreadableError:
                 open_pipelines[name] = None
                 log.exception("pipeline left out until the next start", pipeline=name)

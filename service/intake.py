@@ -7,7 +7,13 @@ import sqlalchemy as sa
 
 from service import backlog, decisions, jobs, specs
 from service.database import lock_pipeline
-from service.errors import BacklogFullError, NothingToLearnError, RecordsInvalidError
+from service.errors import (
+    BacklogFullError,
+    IdempotencyKeyReusedError,
+    NothingToLearnError,
+    RecordsInvalidError,
+)
+from streams.base import RequestKeyReusedError
 from streams.manifest import Manifest
 from streams.pushed import PushedLog, Receipt
 from streams.tables import reading
@@ -32,10 +38,13 @@ def push(
 ) -> Receipt:
     """Store the records of one request durably: all of them, or none.
 
+    A request that is repeated with its key is answered with the first receipt, a full backlog or not.
+
     Raises:
         PipelineUnknownError: there is no such pipeline.
         RecordsInvalidError: the body is not a list of records, is empty, or holds one that does not fit.
         BacklogFullError: too many records wait already.
+        IdempotencyKeyReusedError: the key was used before, with other records.
     """
     with reading(engine) as connection:
         spec = specs.load_spec(connection, pipeline)
@@ -48,18 +57,37 @@ def push(
     decoded = decode_json(payloads, spec.record_schema, positions=[str(row) for row in range(len(payloads))])
     if decoded.rejected:
         raise _refused(decoded, len(payloads))
-    if len(payloads) > max_backlog_records:
-        raise BacklogFullError(
-            f"{len(payloads)} records are more than may ever wait in {pipeline!r}: {max_backlog_records}.",
+    log, schema, records = PushedLog(engine), spec.record_schema, decoded.records
+    try:
+        full = _too_many(engine, pipeline, len(payloads), max_backlog_records)
+        if full is None:
+            return log.append(pipeline, schema, records, request_key=request_key)
+        first = log.recall(pipeline, schema, records, request_key=request_key) if request_key else None
+    except RequestKeyReusedError as error:
+        raise IdempotencyKeyReusedError(
+            f"The Idempotency-Key {request_key!r} was used before in {pipeline!r}, with other records; none "
+            "of these was stored.",
+            fix="Send other records under a key of their own; to repeat a request, send the same again.",
+        ) from error
+    if first is None:
+        raise full
+    return first
+
+
+def _too_many(engine: sa.Engine, pipeline: str, sent: int, limit: int) -> BacklogFullError | None:
+    """Why no room is left for so many records; None when there is."""
+    if sent > limit:
+        return BacklogFullError(
+            f"{sent} records are more than may ever wait in {pipeline!r}: {limit}.",
             fix="Send fewer records a request.",
         )
     waiting = Manifest(engine).pending_records(pipeline)
-    if waiting + len(payloads) > max_backlog_records:
-        raise BacklogFullError(
-            f"{waiting} records of {pipeline!r} wait to be learnt; {max_backlog_records} is the limit.",
+    if waiting + sent > limit:
+        return BacklogFullError(
+            f"{waiting} records of {pipeline!r} wait to be learnt; {limit} is the limit.",
             fix="Send these again later; see GET .../updates for what holds the pipeline up.",
         )
-    return PushedLog(engine).append(pipeline, spec.record_schema, decoded.records, request_key=request_key)
+    return None
 
 
 def _payloads(body: bytes, content_type: str) -> list[bytes]:
@@ -138,6 +166,7 @@ def request_update(
             requested_by=by,
             wants_cut=experiences is None and pending != 0,
             request_key=request_key,
+            asked=experiences,
         )
         if experiences is not None:
             decisions.learn_again(connection, pipeline, experiences=experiences)

@@ -41,6 +41,8 @@ class Update:
     created_at: float
     started_at: float | None
     finished_at: float | None
+    asked: Sequence[int] | None
+    """The experiences that whoever asked named; None: whatever waits."""
     experiences: Sequence[int]
     base_version: int | None
     """The champion that the challenger was made from; None: there was none."""
@@ -66,6 +68,7 @@ def enqueue(
     requested_by: str,
     wants_cut: bool = False,
     request_key: str | None = None,
+    asked: Sequence[int] | None = None,
 ) -> str:
     """Add an update, in the caller's transaction; answers its id.
 
@@ -84,6 +87,7 @@ def enqueue(
         "failures": 0,
         "not_before": 0.0,
         "created_at": now(connection),
+        "asked": None if asked is None else sorted(asked),
         "experiences": [],
     }
     try:
@@ -113,7 +117,12 @@ def ensure_queued(connection: sa.Connection, pipeline: str, *, requested_by: str
     """
     waiting = connection.execute(
         sa.select(updates.c.id)
-        .where(updates.c.pipeline == pipeline, updates.c.state == "queued", updates.c.attempt == 0)
+        .where(
+            updates.c.pipeline == pipeline,
+            updates.c.state == "queued",
+            updates.c.attempt == 0,
+            updates.c.asked.is_(None),
+        )
         .order_by(updates.c.created_at)
         .limit(1)
         .with_for_update()

@@ -81,11 +81,14 @@ def make_plan(engine: sa.Engine, update: Update) -> Plan:
 def _fix(connection: sa.Connection, update: Update, *, limit: int) -> Update:
     """Record what this update learns and from which champion, so that every attempt does the same."""
     champion = champions.current(connection, update.pipeline)
+    if update.asked is not None:
+        limit = len(update.asked)
+    experiences = backlog.to_learn(connection, update.pipeline, limit=limit, among=update.asked)
     jobs.write(
         connection,
         update,
         {
-            "experiences": backlog.to_learn(connection, update.pipeline, limit=limit),
+            "experiences": experiences,
             "base_version": champion.version if champion else None,
             "base_revision": champion.revision if champion else None,
         },

@@ -40,6 +40,8 @@ import ray
 log = structlog.get_logger(__name__)
 
 PROGRESS_SECONDS = 0.5
+REPLACE_SECONDS = 60.0
+"""How long a new trainer may take to be warm; a busy machine needs about twenty."""
 
 
 class Trainer:
@@ -76,6 +78,7 @@ class TrainerPool:
         self._local = settings.ray_address is None
         self._idle: queue.Queue[Any] = queue.Queue()
         self._stopping = threading.Event()
+        self._lost = threading.Event()
 
     def __enter__(self) -> "TrainerPool":
         with _own_signal_handlers():
@@ -111,6 +114,11 @@ class TrainerPool:
         """Make every `run` that waits for its trainer raise `TrainerStoppedError` soon."""
         self._stopping.set()
 
+    @property
+    def lost(self) -> bool:
+        """Whether a dead trainer could not be replaced: Ray itself is gone, and this process with it."""
+        return self._lost.is_set()
+
     def run(self, task: Task, on_progress: OnProgress) -> None:
         """Run a task on an idle trainer; its result is in `task.folder` afterwards.
 
@@ -119,7 +127,7 @@ class TrainerPool:
             TrainerDiedError: the trainer's process ended; another one takes its place.
             TrainerStoppedError: this pool is about to close.
         """
-        actor = self._idle.get()
+        actor = self._borrow()
         try:
             self._watch(actor, actor.run.remote(task), on_progress)
         except ray.exceptions.RayTaskError as error:
@@ -135,6 +143,15 @@ class TrainerPool:
         else:
             self._idle.put(actor)
 
+    def _borrow(self) -> Any:
+        while True:
+            if self._stopping.is_set():
+                raise _stopped()
+            try:
+                return self._idle.get(timeout=PROGRESS_SECONDS)
+            except queue.Empty:
+                continue
+
     def _watch(self, actor: Any, running: Any, on_progress: OnProgress) -> None:
         while True:
             done, _ = ray.wait([running], timeout=PROGRESS_SECONDS)
@@ -142,9 +159,7 @@ class TrainerPool:
                 ray.get(running)
                 return
             if self._stopping.is_set():
-                raise TrainerStoppedError(
-                    "The dispatcher stops.", fix="The update goes on when a dispatcher runs again."
-                )
+                raise _stopped()
             on_progress(ray.get(actor.progress.remote()))
 
     def _start(self) -> Any:
@@ -154,9 +169,20 @@ class TrainerPool:
 
     def _replace(self) -> None:
         log.warning("trainer died, starting another")
-        actor = self._start()
-        ray.get(actor.warm_up.remote())
-        self._idle.put(actor)
+        try:
+            actor = self._start()
+            ray.get(actor.warm_up.remote(), timeout=REPLACE_SECONDS)
+        except ray.exceptions.RayError:
+            log.exception("no other trainer could be started")
+            self._lost.set()
+        else:
+            self._idle.put(actor)
+
+
+def _stopped() -> TrainerStoppedError:
+    return TrainerStoppedError(
+        "The dispatcher stops.", fix="The update goes on when a dispatcher runs again."
+    )
 
 
 @contextmanager

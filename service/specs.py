@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 
 from service.database import now, pipelines
-from service.errors import PipelineExistsError, PipelineInvalidError, PipelineUnknownError
+from service.errors import PipelineExistsError, PipelineUnknownError, PipelineUnreadableError
 from service.pipelines import PipelineSpec, describe
 
 
@@ -32,7 +32,7 @@ def load_spec(connection: sa.Connection, name: str) -> PipelineSpec:
 
     Raises:
         PipelineUnknownError: there is none of that name.
-        PipelineInvalidError: what an earlier release stored, this one does not understand.
+        PipelineUnreadableError: what an earlier release stored, this one does not understand.
     """
     document = None
     # PostgreSQL cannot even be asked for a text that holds a NUL.
@@ -47,7 +47,7 @@ def load_spec(connection: sa.Connection, name: str) -> PipelineSpec:
         return PipelineSpec.model_validate(document)
     except ValidationError as error:
         first = describe(error)[0]
-        raise PipelineInvalidError(
+        raise PipelineUnreadableError(
             f"The stored pipeline {name!r} does not fit this release: {first['where']}: {first['problem']}.",
             fix="Go back to the release that it was declared with, and read the CHANGELOG.",
         ) from error

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from service.gate import guards
-from service.gate.base import Bits, DataEvidence, GateConfig, Screen
+from service.gate.base import Answer, Bits, DataEvidence, GateConfig, Screen
 from service.gate.screen import data_evidence, profile
 from strategies.base import Learner, LearnReport, StreamInfo
 from strategies.catalog import STRATEGIES
@@ -26,6 +26,9 @@ from streams.base import Experience
 from streams.experiences import ExperienceStore
 
 OnProgress = Callable[[Mapping[str, Any]], None]
+
+FAILED = 2
+BADNESS: Mapping[Answer, int] = {"pass": 0, "undecided": 1, "fail": FAILED}
 
 RESULT_FILE = "result.json"
 LEARNER_FOLDER = "learner"
@@ -130,7 +133,7 @@ def load_learner(folder: Path) -> Learner:
 
 
 def _screen(task: Task, parts: Sequence[Experience]) -> Result:
-    """Look at each experience by itself; the first that fails is the evidence, else the newest."""
+    """Look at each experience by itself; the worst is the evidence, and of equals the newest."""
     evidence = [
         data_evidence(
             part.inputs,
@@ -141,16 +144,17 @@ def _screen(task: Task, parts: Sequence[Experience]) -> Result:
         )
         for part in parts
     ]
-    stopped = [
-        position
-        for position, data in enumerate(evidence)
-        if any(finding.answer == "fail" for finding in guards.data(data, task.gate))
-    ]
+    worst = [_worst(data, task.gate) for data in evidence]
+    stopped = [position for position, badness in enumerate(worst) if badness == FAILED]
     return Result(
-        data=evidence[stopped[0] if stopped else -1],
+        data=max(zip(worst, range(len(parts)), evidence, strict=True))[2],
         stopped=tuple(parts[position].index for position in stopped),
         screens={part.index: profile(part.inputs, part.labels) for part in parts},
     )
+
+
+def _worst(data: DataEvidence, config: GateConfig) -> int:
+    return max(BADNESS[finding.answer] for finding in guards.data(data, config))
 
 
 def _learn(

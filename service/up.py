@@ -7,6 +7,7 @@ pipe closes and the roles stop by themselves: nothing is left behind after a kil
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -48,6 +49,7 @@ def run(settings: Settings, *, announce: Callable[[str], None]) -> None:
     """
     settings.root.mkdir(parents=True, exist_ok=True)
     lock = _lock(settings)
+    _check_port(settings)
     stop = threading.Event()
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
@@ -77,6 +79,19 @@ def _lock(settings: Settings) -> int:
             fix="Stop it first, or choose another home with HOLDFAST_HOME.",
         ) from None
     return descriptor
+
+
+def _check_port(settings: Settings) -> None:
+    """Find out before any role starts, not in a loop of failed starts."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise SettingsError(
+                f"The API cannot listen on {settings.host}:{settings.port}: {error.strerror}.",
+                fix="Stop what listens there, or choose another port with HOLDFAST_PORT.",
+            ) from error
 
 
 class Supervisor:

@@ -20,6 +20,8 @@ from service.publication import accuracies, publication
 from service.registry import Registry
 from service.settings import Settings
 from service.trainer import OnProgress, Result, Stored, Task, read_result
+from streams.manifest import Manifest
+from streams.tables import reading
 
 GATE = "gate"
 """The actor of decisions that no person took."""
@@ -52,7 +54,7 @@ class Updater:
         """
         plan = make_plan(self._engine, update)
         if not plan.experiences:
-            self._close_empty(update)
+            self._close_empty(plan)
             return None
         result = self._learn(plan, on_progress)
         verdict = decide(self._evidence(plan, result), plan.spec.gate)
@@ -60,6 +62,10 @@ class Updater:
         told = publication(self._engine, plan, result, verdict, folder=self.folder(update.id))
         # MLflow knows no fence: a worker that has lost its lease must not write there a second time.
         jobs.confirm(self._engine, update)
+        with reading(self._engine) as connection:
+            # A version must not be called promoted there that the settlement is sure to refuse.
+            base = plan.update.base_revision
+            champions.require_unmoved(connection, update.pipeline, expected_revision=base)
         run_id, version = self._registry.publish(told)
         self._settle(plan, result, verdict, run_id=run_id, version=version)
         project(self._engine, self._registry, update.pipeline)
@@ -180,8 +186,15 @@ class Updater:
             )
             jobs.ensure_queued(connection, update.pipeline, requested_by="champion moved")
 
-    def _close_empty(self, update: Update) -> None:
+    def _close_empty(self, plan: Plan) -> None:
+        update = plan.update
+        pending = Manifest(self._engine).pending_records(update.pipeline)
         reason = "Nothing to learn: no record has arrived since the last update."
+        if pending:
+            reason = (
+                f"Nothing to learn: the {pending} records that wait are all put aside by the split; "
+                "they are learnt from with the next ones that are not."
+            )
         with self._engine.begin() as connection:
             jobs.write(
                 connection,

@@ -5,6 +5,7 @@ StreamError
 ├── ExperienceDamagedError a stored file is missing, or its bytes are not what its name says
 ├── SourceError            a source cannot be read
 │   └── DataLostError      the source no longer holds records that were never ingested
+├── RequestKeyReusedError  a request key came again, with other records
 └── FencedError            another ingest process has moved this pipeline's offsets
 """
 
@@ -48,6 +49,10 @@ class SourceError(StreamError):
 
 class DataLostError(SourceError):
     """The source no longer holds records that were never ingested; going on would skip them."""
+
+
+class RequestKeyReusedError(StreamError):
+    """A request key was used before, with other records; nothing was stored."""
 
 
 class FencedError(StreamError):

@@ -1,7 +1,8 @@
 """Real handwritten digits as a stream that changes: scikit-learn's 1,797 images of 8x8 pixels.
 
 Two standard protocols: rotated digits (the same images under one angle a step) and split digits (two classes
-a step). Everything is a function of the config, so that a run can be repeated.
+a step). The steps of a stream have the same size, so that a trigger that counts records cuts one experience a
+step. Everything is a function of the config, so that a run can be repeated.
 """
 
 import time
@@ -20,14 +21,21 @@ from streams.wire import encode_json
 PARTITION = "digits"
 Angle = Annotated[float, Field(ge=-360.0, le=360.0, allow_inf_nan=False)]
 
+_DARKEST, _BRIGHTEST = 0.0, 16.0
+
 DIGITS_SCHEMA = RecordSchema(
     shape=(8, 8),
     dtype="float32",
     classes=("0", "1", "2", "3", "4", "5", "6", "7", "8", "9"),
-    minimum=0.0,
-    maximum=16.0,
+    minimum=_DARKEST,
+    maximum=_BRIGHTEST,
 )
 """What every record of these streams looks like."""
+
+
+_ALL_IMAGES = 1797
+_RAREST_PAIR = 354
+"""Images of the digits 8 and 9; the other pairs have up to 363."""
 
 
 class DatasetsConfig(SourceConfig):
@@ -40,22 +48,40 @@ class DatasetsConfig(SourceConfig):
     angles: tuple[Angle, ...] = Field(
         (0.0, 25.0, 50.0, 75.0, 100.0), min_length=1, description="Rotated digits only: degrees of each step."
     )
-    seed: int = Field(0, ge=0, description="Seed of the order of records within a step.")
+    seed: int = Field(
+        0,
+        ge=0,
+        description="Seed of the order of a step's records, and of the few that split digits leave out.",
+    )
 
     @property
     def steps(self) -> int:
         """How many steps the stream has."""
         return len(self.angles) if self.protocol == "rotated-digits" else len(DIGITS_SCHEMA.classes) // 2
 
+    @property
+    def records_per_step(self) -> int:
+        """How many records every step has: what a trigger must count to cut one experience a step."""
+        return _ALL_IMAGES if self.protocol == "rotated-digits" else _RAREST_PAIR
+
     def misfit(self, schema: RecordSchema) -> str | None:
         """See `SourceConfig`."""
         wanted = DIGITS_SCHEMA
-        if (schema.shape, schema.classes, schema.groups) == (wanted.shape, wanted.classes, wanted.groups):
-            return None
-        return (
-            f"The built-in digits have shape {list(wanted.shape)}, the classes "
-            f"{', '.join(wanted.classes)} and no groups: declare the schema so."
-        )
+        if (schema.shape, schema.classes, schema.groups) != (wanted.shape, wanted.classes, wanted.groups):
+            return (
+                f"The built-in digits have shape {list(wanted.shape)}, the classes "
+                f"{', '.join(wanted.classes)} and no groups: declare the schema so."
+            )
+        if schema.dtype != "float32":
+            return "The built-in digits have fractions once they turn: declare dtype float32."
+        too_high = schema.minimum is not None and schema.minimum > _DARKEST
+        too_low = schema.maximum is not None and schema.maximum < _BRIGHTEST
+        if too_high or too_low:
+            return (
+                f"The built-in digits have features from {_DARKEST:g} to {_BRIGHTEST:g}: the minimum "
+                "and maximum of the schema must let all of them pass, or be left out."
+            )
+        return None
 
 
 def digits_step(config: DatasetsConfig, step: int) -> Records:
@@ -71,7 +97,7 @@ def digits_step(config: DatasetsConfig, step: int) -> Records:
     else:
         chosen = np.flatnonzero(labels // 2 == step)
         features, suffix = images[chosen], ""
-    order = np.random.default_rng([config.seed, step]).permutation(len(chosen))
+    order = np.random.default_rng([config.seed, step]).permutation(len(chosen))[: config.records_per_step]
     keys = [f"image-{place:04d}" for place in chosen[order]]
     return Records(
         ids=text_column([key + suffix for key in keys]),
@@ -163,4 +189,4 @@ def _rotated(images: NDArray[np.float32], angle: float) -> NDArray[np.float32]:
     from scipy.ndimage import rotate
 
     turned = rotate(images, angle, axes=(2, 1), reshape=False, order=1)
-    return np.clip(turned, 0.0, 16.0).astype(np.float32)
+    return np.clip(turned, _DARKEST, _BRIGHTEST).astype(np.float32)

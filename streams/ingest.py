@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from streams.base import RawBatch, RecordSchema, Source, TrimmedSource
 from streams.experiences import ExperienceStore
@@ -48,6 +48,13 @@ class Split(BaseModel):
 
     gate: Share = Field(0.25, description="Share that every update is judged on.")
     audit: Share = Field(0.05, description="Sealed share, read only when the erosion budget is checked.")
+
+    @field_validator("gate")
+    @classmethod
+    def _judges(cls, gate: float) -> float:
+        if gate == 0:
+            raise ValueError("gate must be above 0: without a holdout there is nothing to judge an update by")
+        return gate
 
     @model_validator(mode="after")
     def _leaves_something(self) -> Self:

@@ -5,6 +5,7 @@ have passed it; the row of a request that named a key outlives its payload by a 
 request is still recognised.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from streams.base import (
     RawBatch,
     RecordInvalidError,
     RecordSchema,
+    RequestKeyReusedError,
     SourceConfig,
     SourceContext,
     SourceError,
@@ -61,6 +63,9 @@ class PushedLog:
         """Store the records of one request; they are durable when this returns.
 
         A request key seen before is answered with the first receipt, and nothing is stored.
+
+        Raises:
+            RequestKeyReusedError: the key was seen before, with other records.
         """
         if not len(records):
             raise ValueError("a pushed batch needs at least one record")
@@ -69,7 +74,7 @@ class PushedLog:
         with self._engine.begin() as connection:
             last = _lock_log(connection, pipeline)
             if request_key is not None:
-                first = _find_request(connection, pipeline, request_key)
+                first = _find_request(connection, pipeline, request_key, payload)
                 if first is not None:
                     return first
             sequence = last + 1
@@ -80,6 +85,7 @@ class PushedLog:
                     rows=len(records),
                     payload=payload,
                     request_key=request_key,
+                    request_digest=None if request_key is None else _digest(payload),
                     created_at=self._clock(),
                 )
             )
@@ -89,6 +95,18 @@ class PushedLog:
                 .values(last_sequence=sequence)
             )
         return Receipt(sequence, len(records), duplicate=False)
+
+    def recall(
+        self, pipeline: str, schema: RecordSchema, records: Records, *, request_key: str
+    ) -> Receipt | None:
+        """The first receipt of a request that was stored before; None when the key is new.
+
+        Raises:
+            RequestKeyReusedError: the key was seen before, with other records.
+        """
+        payload = encode_batch(records, schema)
+        with reading(self._engine) as connection:
+            return _find_request(connection, pipeline, request_key, payload)
 
     def _ensure_log(self, pipeline: str) -> None:
         found = sql.select(PUSHED_LOGS.c.pipeline).where(PUSHED_LOGS.c.pipeline == pipeline)
@@ -270,11 +288,24 @@ def _last_sequence(connection: sql.Connection, pipeline: str) -> int:
     return connection.execute(query).scalar() or 0
 
 
-def _find_request(connection: sql.Connection, pipeline: str, request_key: str) -> Receipt | None:
+def _find_request(
+    connection: sql.Connection, pipeline: str, request_key: str, payload: bytes
+) -> Receipt | None:
     batches = PUSHED_BATCHES.c
     row = connection.execute(
-        sql.select(batches.sequence, batches.rows).where(
+        sql.select(batches.sequence, batches.rows, batches.request_digest).where(
             batches.pipeline == pipeline, batches.request_key == request_key
         )
     ).one_or_none()
-    return None if row is None else Receipt(row.sequence, row.rows, duplicate=True)
+    if row is None:
+        return None
+    if row.request_digest != _digest(payload):
+        raise RequestKeyReusedError(
+            f"The request key {request_key!r} was used before in {pipeline!r}, for batch {row.sequence} with "
+            "other records; nothing was stored now. Send these under a key of their own."
+        )
+    return Receipt(row.sequence, row.rows, duplicate=True)
+
+
+def _digest(payload: bytes) -> str:
+    return hashlib.sha256(payload).hexdigest()

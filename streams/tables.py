@@ -72,6 +72,9 @@ PUSHED_BATCHES = sql.Table(
     sql.Column("rows", sql.Integer, nullable=False),
     sql.Column("payload", sql.LargeBinary, nullable=True, comment="Null once it was consumed and trimmed."),
     sql.Column("request_key", sql.String(200), nullable=True),
+    sql.Column(
+        "request_digest", sql.String(64), nullable=True, comment="sha256 of a keyed request's payload."
+    ),
     sql.Column("created_at", sql.Double, nullable=False),
     sql.UniqueConstraint("pipeline", "request_key"),
 )

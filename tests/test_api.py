@@ -16,9 +16,10 @@ import sqlalchemy as sa
 
 from service.api import reference
 from service.api.app import create_app
-from service.database import pipelines
+from service.database import updates
 from service.errors import SettingsError
 from service.settings import Settings
+from streams.manifest import DeadLetter, Manifest, Span
 from streams.wire import JsonRecord
 from tests.api_parts import Api, declare, running_api, spec, unchanged
 
@@ -98,9 +99,11 @@ def test_a_failure_inside_tells_the_caller_only_where_to_look(tmp_path: Path) ->
     with running_api(tmp_path) as running:
         declare(running, "broken")
         with running.engine.begin() as connection:
-            connection.execute(sa.update(pipelines).values(spec={"name": "broken", "secret": "hunter2"}))
+            broken = {"id": "u-broken", "pipeline": "broken", "requested_by": "Ada", "state": "hunter2"}
+            counts = {"wants_cut": False, "attempt": 0, "failures": 0, "not_before": 0, "created_at": 0}
+            connection.execute(sa.insert(updates).values(**broken, **counts, experiences=[]))
             connection.execute(sa.text("ALTER TABLE roles RENAME TO gone"))
-        answer = running.http.get("/v1/pipelines/broken")
+        answer = running.http.get("/v1/updates/u-broken")
         document = running.refuses(answer, 500, "internal")
         assert "hunter2" not in answer.text
         assert answer.headers["x-content-type-options"] == "nosniff"
@@ -317,7 +320,17 @@ def test_a_pipeline_is_shown_with_its_defaults_and_listed(api: Api) -> None:
     view = api.http.get("/v1/pipelines/shown").json()
     assert view["spec"]["gate"]["margin"] == 0.02
     assert (view["experiences"], view["pending_records"], view["champion_version"]) == (0, 0, None)
+    assert view["dead_letters"] == {}
     assert view in api.http.get("/v1/pipelines").json()
+
+
+def test_a_pipeline_shows_what_was_refused_once_it_was_read(api: Api) -> None:
+    declare(api, "poisoned")
+    reasons = ("out-of-range", "malformed", "out-of-range")
+    letters = [DeadLetter("p", str(place), reason, "No.", b"") for place, reason in enumerate(reasons)]
+    Manifest(api.engine).commit("poisoned", {"p": Span("", "3")}, dead_letters=letters)
+    view = api.http.get("/v1/pipelines/poisoned").json()
+    assert view["dead_letters"] == {"out-of-range": 2, "malformed": 1}
 
 
 def test_an_announced_body_beyond_the_limit_is_refused_before_it_is_sent(api: Api) -> None:

@@ -46,6 +46,9 @@ def test_the_same_key_stores_once_and_answers_the_same(api: Api) -> None:
         again = api.http.post(path, json={"records": [record("a")]}, headers=headers)
     assert again.status_code == 202
     assert again.json() == {**first, "duplicate": True}
+    with unchanged(api):
+        other = api.http.post(path, json={"records": [record("b")]}, headers=headers)
+        api.refuses(other, 422, "idempotency-key-reused")
 
 
 def test_two_senders_of_one_key_store_once(api: Api) -> None:

@@ -142,9 +142,16 @@ def test_a_file_of_records_is_pushed_in_batches_and_quietly(run: Run, api: Api, 
 
 
 def test_a_sending_with_a_key_can_be_repeated(run: Run, api: Api, pipeline: str) -> None:
-    for _ in range(2):
-        done = run("push", pipeline, "-", "--batch", "2", "--key", "monday", text=ndjson("a", "b", "c"))
-        assert done.returncode == 0
+    stored = "is stored and will be learnt once.\n"
+    for names, told in (
+        ("ab", "2 records are stored and will be learnt once.\n"),
+        ("abc", f"1 record {stored}2 records were stored before, and not again.\n"),
+        ("abc", "3 records were stored before, and not again.\n"),
+    ):
+        done = run("push", pipeline, "-", "--batch", "2", "--key", "monday", text=ndjson(*names))
+        assert (done.returncode, done.stdout) == (0, told)
+    other = run("push", pipeline, "-", "--batch", "2", "--key", "monday", text=ndjson("a", "x"))
+    refused(other, 1, "'monday:0' was used before", "a key of their own")
     assert api.http.get(f"/v1/pipelines/{pipeline}").json()["pending_records"] == 3
 
 

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from streams.base import SourceError
 from streams.datasets import DIGITS_SCHEMA, DatasetsConfig, DatasetsSource, digits_step
-from streams.records import check_values
+from streams.records import Records, check_values, join_records
+from streams.triggers import CountTrigger
 from streams.wire import decode, json_fields
 
 ROTATED = DatasetsConfig()
@@ -21,7 +22,7 @@ def test_rotated_digits_show_every_image_under_every_angle() -> None:
     images = set()
     for step, angle in enumerate(ROTATED.angles):
         records = digits_step(ROTATED, step)
-        assert len(records) == 1797
+        assert len(records) == ROTATED.records_per_step == 1797
         check_values(records, DIGITS_SCHEMA)
         assert records.ids[0] == f"{records.split_keys[0]}@{angle:g}"
         images.add(frozenset(records.split_keys.tolist()))
@@ -43,8 +44,33 @@ def test_split_digits_show_two_classes_a_step() -> None:
     for step in range(SPLIT.steps):
         records = digits_step(SPLIT, step)
         assert set(records.labels.tolist()) == {2 * step, 2 * step + 1}
+        assert len(records) == SPLIT.records_per_step == 354
         seen += records.ids.tolist()
-    assert len(seen) == len(set(seen)) == 1797
+    assert len(seen) == len(set(seen)) == 5 * 354
+
+
+def test_a_split_step_is_as_long_as_the_rarest_pair_and_the_seed_decides_who_is_left_out() -> None:
+    images = digits_step(ROTATED, 0)
+    assert np.bincount(images.labels // 2).min() == SPLIT.records_per_step
+    one, same, other = (
+        set(digits_step(DatasetsConfig(protocol="split-digits", seed=seed), 0).ids.tolist())
+        for seed in (3, 3, 4)
+    )
+    assert one == same != other
+
+
+@pytest.mark.parametrize("config", [ROTATED, SPLIT], ids=["rotated", "split"])
+def test_a_trigger_of_one_step_cuts_one_experience_a_step(config: DatasetsConfig) -> None:
+    source, trigger = DatasetsSource(config), CountTrigger(config.records_per_step)
+    source.open({})
+    pending: list[Records] = []
+    while batches := source.poll(700, 0.0):
+        pending += [decode(batch, DIGITS_SCHEMA).records for batch in batches]
+    left, step = join_records(pending, DIGITS_SCHEMA), 0
+    while (cut := trigger.decide([left], {})) is not None:
+        assert left.ids[: cut.records].tolist() == digits_step(config, step).ids.tolist()
+        left, step = left.take(slice(cut.records, None)), step + 1
+    assert (step, len(left)) == (config.steps, 0)
 
 
 def test_the_seed_decides_the_order_alone() -> None:
@@ -88,6 +114,20 @@ def test_a_schema_that_digits_do_not_fit_is_named() -> None:
     problem = ROTATED.misfit(DIGITS_SCHEMA.model_copy(update={"shape": (28, 28)}))
     assert problem is not None
     assert "[8, 8]" in problem
+
+
+@pytest.mark.parametrize("limits", [{"maximum": 1.0}, {"maximum": 15.9}, {"minimum": 0.1}])
+def test_limits_that_digits_do_not_keep_are_named(limits: dict[str, float]) -> None:
+    free = {"minimum": None, "maximum": None}
+    problem = ROTATED.misfit(DIGITS_SCHEMA.model_copy(update=free | limits))
+    assert problem is not None
+    assert "from 0 to 16" in problem
+
+
+@pytest.mark.parametrize("limits", [{}, {"minimum": -1.0, "maximum": 16.0}, {"maximum": 255.0}])
+def test_limits_that_digits_keep_are_taken(limits: dict[str, float]) -> None:
+    free = {"minimum": None, "maximum": None}
+    assert ROTATED.misfit(DIGITS_SCHEMA.model_copy(update=free | limits)) is None
 
 
 @pytest.mark.parametrize("wrong", [{"angles": []}, {"seed": -1}, {"protocol": "spirals"}, {"angle": 3}])

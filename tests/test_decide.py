@@ -3,7 +3,7 @@
 import json
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -31,7 +31,14 @@ def test_all_pass_promotes() -> None:
 @pytest.mark.parametrize(
     ("evidence", "reason"),
     [
-        (replace(GOOD, past=()), "experience 4 learnt; no past holdouts yet"),
+        (
+            replace(GOOD, past=(*PAST, paired(50, experience=5))),
+            "all 5 past holdouts kept within 5 points, the small one only with others; experience 4 learnt",
+        ),
+        (
+            replace(GOOD, past=tuple(paired(50, experience=each) for each in (1, 2))),
+            "both past holdouts kept within 5 points, the 2 small ones only together; experience 4 learnt",
+        ),
         (replace(GOOD, past=PAST[:1]), "the past holdout kept within 5 points; experience 4 learnt"),
         (replace(GOOD, past=PAST[:2]), "both past holdouts kept within 5 points; experience 4 learnt"),
         (
@@ -67,9 +74,24 @@ def test_a_drop_rejects_and_the_worst_is_the_reason() -> None:
 
 
 def test_too_little_evidence_goes_to_review() -> None:
-    verdict = decide(replace(GOOD, past=(*PAST, paired(43, experience=9))), CONFIG)
+    verdict = decide(replace(GOOD, past=(paired(43, experience=9),)), CONFIG)
     assert verdict.outcome == "review"
-    assert verdict.reason.startswith("experience 9: 43 holdout records cannot settle a margin of 5 points")
+    assert verdict.reason.startswith("experience 9: all past holdouts that can be compared hold 43 records")
+
+
+def test_missing_retention_is_never_promoted() -> None:
+    verdict = decide(replace(GOOD, past=()), CONFIG)
+    assert verdict.outcome == "review"
+    assert verdict.reason.startswith("nothing that the champion learnt was compared")
+
+
+def test_what_small_holdouts_lost_together_is_not_promoted() -> None:
+    small = tuple(paired(60, lost=12, experience=each) for each in (5, 7))
+    verdict = decide(replace(GOOD, past=(*PAST, *small)), CONFIG)
+    assert verdict.outcome == "reject"
+    assert verdict.reason.startswith("experiences 5 and 7, too small to be judged alone, lost between ")
+    noisy = tuple(paired(60, lost=4, gained=2, experience=each) for each in (5, 7))
+    assert decide(replace(GOOD, past=(*PAST, *noisy)), CONFIG).outcome == "review"
 
 
 def test_broken_data_rejects_before_anything_is_learnt() -> None:
@@ -123,7 +145,7 @@ def test_deciding_twice_gives_the_same_verdict() -> None:
     assert decide(evidence, CONFIG) == decide(evidence, CONFIG)
 
 
-BITS = st.lists(st.booleans(), max_size=80).map(lambda bits: np.array(bits, dtype=np.bool_))
+BITS = st.lists(st.booleans(), max_size=40).map(lambda bits: np.array(bits, dtype=np.bool_))
 MAYBE_BITS = st.one_of(st.none(), BITS, st.just(NOT_BITS))
 ANSWERS = st.builds(
     PairedAnswers,
@@ -133,10 +155,11 @@ ANSWERS = st.builds(
     margin=st.sampled_from([None, math.nan, 0.0, 0.05, 2.0]),
 )
 RATES = st.sampled_from([0.0, 0.01, 0.3, 1.0, math.nan, -1.0])
+COUNTS = cast("st.SearchStrategy[int]", st.sampled_from([0, 1, 2, 600, -1, None, math.nan]))
 DATA = st.builds(
     DataEvidence,
-    records=st.integers(0, 3),
-    nonfinite_records=st.integers(0, 2),
+    records=COUNTS,
+    nonfinite_records=COUNTS,
     misshapen=st.sampled_from([None, "labels are missing"]),
     sample=st.integers(0, 200),
     label_error_rate=RATES,
@@ -157,7 +180,7 @@ DATA = st.builds(
 def test_poor_evidence_is_never_promoted(
     past: list[PairedAnswers], data: DataEvidence, first: bool, learnt: bool
 ) -> None:
-    """No holdout here has more than 80 records, so none can settle a margin of 2 points."""
+    """Four holdouts of 40 records at most cannot settle a margin of 2 points, together neither."""
     narrow = [replace(each, margin=None if each.margin == 0.05 else each.margin) for each in past]
     evidence = Evidence(data, past=tuple(narrow), new=NEW, first=first, learnt=learnt)
     for each in (evidence, replace(evidence, past=(), new=tuple(narrow))):
@@ -212,6 +235,31 @@ def test_error_rates_by_simulation() -> None:
     assert good["promote"] >= 0.9
     assert good["reject"] <= 0.05 + noise
     assert outcomes(loss=0.15, repetitions=100)["reject"] >= 0.99
+
+
+def test_error_rate_of_small_holdouts_by_simulation() -> None:
+    """Four small holdouts that together truly lost the margin are promoted at alpha at most."""
+    random = np.random.default_rng(11)
+
+    def promoted(loss: float, repetitions: int) -> float:
+        past = [
+            tuple(simulated(random, 65, loss=loss, churn=0.06) for _ in range(4)) for _ in range(repetitions)
+        ]
+        verdicts = [decide(replace(GOOD, past=each), CONFIG) for each in past]
+        return sum(each.outcome == "promote" for each in verdicts) / repetitions
+
+    assert promoted(0.05, 300) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)
+    assert promoted(0.0, 100) >= 0.7
+
+
+@settings(deadline=None, max_examples=100)
+@given(data=DATA, rest=st.sampled_from([GOOD, replace(GOOD, past=())]))
+def test_broken_counts_or_missing_retention_never_promote(data: DataEvidence, rest: Evidence) -> None:
+    counts = (data.records, data.nonfinite_records)
+    sound = all(isinstance(count, int) and count >= 0 for count in counts)
+    if decide(replace(rest, data=data), CONFIG).outcome == "promote":
+        assert sound
+        assert rest.past
 
 
 def test_findings_carry_plain_numbers() -> None:

@@ -37,8 +37,8 @@ def paired(
     return PairedAnswers(experience, baseline, challenger, margin)
 
 
-def retained(*answers: PairedAnswers, config: GateConfig = CONFIG) -> list[Finding]:
-    return list(guards.retention(Evidence(CLEAN, past=answers), config))
+def retained(*answers: PairedAnswers, config: GateConfig = CONFIG, first: bool = False) -> list[Finding]:
+    return list(guards.retention(Evidence(CLEAN, past=answers, first=first), config))
 
 
 def learnt(*answers: PairedAnswers, first: bool = False, config: GateConfig = CONFIG) -> list[Finding]:
@@ -114,15 +114,93 @@ def test_everything_lost_fails_with_one_number() -> None:
 
 
 def test_too_few_records_are_undecided_and_told_how_many_would_do() -> None:
-    [found] = retained(paired(43, lost=1, experience=3))
+    [found] = learnt(paired(43, lost=1, experience=3))
     assert found.answer == "undecided"
     assert found.sentence == (
         "experience 3: 43 holdout records cannot settle a margin of 5 points; about 190 would, "
         "until then a person decides"
     )
     assert found.numbers["n_needed"] == 187
-    [single] = retained(paired(1, experience=3, margin=0.01))
+    [single] = learnt(paired(1, experience=3, margin=0.01))
     assert "1 holdout record cannot settle a margin of 1 point; about" in single.sentence
+
+
+def test_small_past_holdouts_are_judged_together() -> None:
+    full, pool = retained(
+        paired(600, lost=12, gained=15), paired(65, lost=2, experience=7), paired(65, gained=2, experience=5)
+    )
+    assert (full.experience, full.answer) == (0, "pass")
+    assert (pool.experience, pool.answer) == (None, "pass")
+    assert pool.sentence == (
+        "experiences 5 and 7, too small to be judged alone, kept their accuracy together: "
+        "at worst 3.8 points lost, 5 allowed (130 records, 2 got worse, 2 got better)"
+    )
+    assert pool.numbers["pooled"] == 2
+    assert pool.numbers["n"] == 130
+
+
+@pytest.mark.parametrize("n", [0, 1, 50, 69])
+def test_a_small_past_holdout_borrows_the_smallest_full_one(n: int) -> None:
+    found = retained(paired(600), paired(300, experience=1), paired(n, experience=5))
+    assert [each.answer for each in found] == ["pass"] * 3
+    assert [each.experience for each in found] == [0, 1, None]
+    assert found[2].sentence.startswith(
+        "experience 5, too small to be judged alone, kept its accuracy together with experience 1: at worst "
+    )
+    assert found[2].sentence.endswith(f"5 allowed ({300 + n} records, 0 got worse, 0 got better)")
+
+
+def test_as_many_full_holdouts_join_as_the_floor_asks() -> None:
+    """A holdout that is full at a wide margin of its own can still be too few for the pool's."""
+    wide = [paired(60, experience=each, margin=0.1) for each in (1, 2)]
+    *_, pool = retained(*wide, paired(5, experience=3))
+    assert pool.answer == "pass"
+    assert "together with experiences 1 and 2" in pool.sentence
+    *_, pool = retained(wide[0], paired(5, experience=3))
+    assert pool.answer == "undecided"
+    assert pool.sentence == (
+        "experience 3: all past holdouts that can be compared hold 65 records together, which cannot settle "
+        "a margin of 5 points; it takes at least 70, until then a person decides"
+    )
+
+
+@pytest.mark.parametrize(("sizes", "together"), [((0,), 0), ((0, 0), 0), ((43,), 43), ((0, 30, 39), 69)])
+def test_small_holdouts_that_are_too_few_together_are_undecided(
+    sizes: tuple[int, ...], together: int
+) -> None:
+    [found] = retained(*(paired(n, experience=each) for each, n in enumerate(sizes)))
+    assert found.answer == "undecided"
+    assert f" hold {together} records together, which cannot settle a margin of 5 points" in found.sentence
+    assert found.numbers["n_needed"] == 70
+    assert found.numbers["pooled"] == len(sizes)
+    assert all(math.isfinite(value) for value in found.numbers.values())
+
+
+def test_what_small_holdouts_lost_together_fails() -> None:
+    [found] = retained(*(paired(60, lost=12, experience=each) for each in (5, 7)))
+    assert found.answer == "fail"
+    assert found.sentence.startswith("experiences 5 and 7, too small to be judged alone, lost between 14")
+    assert found.sentence.endswith(
+        " points together; 5 were allowed: keep the champion, and replay more of experiences 5 and 7"
+    )
+    [alone] = retained(paired(60, lost=60, experience=5))
+    assert alone.answer == "fail", "a proven loss needs no margin, so it fails below the floor as well"
+
+
+def test_the_pool_takes_part_in_holm() -> None:
+    small = [paired(60, lost=4, experience=1), paired(60, lost=3, gained=1, experience=2)]
+    config = GateConfig(margin=0.03)
+    assert retained(*small, config=config)[-1].answer == "fail"
+    others = [paired(200, lost=1, gained=1, experience=each) for each in range(3, 20)]
+    assert retained(*small, *others, config=config)[-1].answer == "undecided"
+
+
+def test_a_pool_is_judged_at_its_largest_margin_and_leaves_broken_holdouts_out() -> None:
+    broken = PairedAnswers(9, None, np.ones(20, dtype=np.bool_))
+    found = retained(paired(50, experience=1, margin=0.01), broken, paired(50, experience=2))
+    assert [(each.experience, each.answer) for each in found] == [(9, "undecided"), (None, "pass")]
+    assert found[1].numbers["margin"] == 0.05
+    assert found[1].numbers["n"] == 100
 
 
 def test_noisy_comparison_is_undecided_and_asks_for_more_than_it_had() -> None:
@@ -133,13 +211,16 @@ def test_noisy_comparison_is_undecided_and_asks_for_more_than_it_had() -> None:
         assert found.numbers["n_needed"] > 300
         assert found.sentence.startswith("experience 0 may have lost up to ")
         assert ", 2 allowed; 300 holdout records cannot settle it, about" in found.sentence
+        assert found.sentence.endswith(
+            " would have; a person decides, or learn with less churn (more replay, smaller steps)"
+        )
 
 
 def test_holm_spares_a_chance_drop_among_many_holdouts() -> None:
-    drop = paired(100, lost=8, gained=1)
+    drop = paired(200, lost=8, gained=1)
     config = GateConfig(margin=0.02)
     assert retained(drop, config=config)[0].answer == "fail"
-    others = [paired(100, lost=1, gained=1, experience=each) for each in range(1, 20)]
+    others = [paired(200, lost=1, gained=1, experience=each) for each in range(1, 20)]
     assert retained(drop, *others, config=config)[0].answer == "undecided"
 
 
@@ -163,7 +244,6 @@ NOT_BITS = cast("NDArray[np.bool_]", np.full(200, math.nan))
     [
         (PairedAnswers(7, None, np.ones(200, dtype=np.bool_)), "the baseline's answers are missing"),
         (PairedAnswers(7, np.ones(200, dtype=np.bool_), None), "the challenger's answers are missing"),
-        (paired(0, experience=7), "its holdout is empty"),
         (replace(paired(200, experience=7), challenger=np.ones(199, dtype=np.bool_)), "cannot be paired"),
         (replace(paired(200, experience=7), challenger=NOT_BITS), "are not right/wrong bits"),
         (paired(200, experience=7, margin=math.nan), "a margin of nan means nothing"),
@@ -181,8 +261,20 @@ def test_broken_answers_are_undecided_with_the_reason(
     assert says in found[1].sentence
 
 
-def test_no_past_holdouts_gives_no_findings() -> None:
-    assert retained() == []
+def test_an_empty_new_holdout_is_undecided() -> None:
+    [found] = learnt(paired(0, experience=7))
+    assert found.answer == "undecided"
+    assert found.sentence.startswith("experience 7: its holdout is empty")
+
+
+def test_only_a_first_version_has_nothing_to_forget() -> None:
+    assert retained(first=True) == []
+    [found] = retained()
+    assert found.answer == "undecided"
+    assert found.sentence == (
+        "nothing that the champion learnt was compared: without its past holdouts nobody can say what was "
+        "forgotten; run the update again"
+    )
 
 
 def test_learning_with_a_champion() -> None:
@@ -297,11 +389,26 @@ def test_an_excess_that_chance_explains_passes() -> None:
             "correct the source",
         ),
         ({"records": 0}, "undecided", "values: the batch is empty; wait for records"),
+        (
+            {"nonfinite_records": 601},
+            "undecided",
+            "values: 601 broken records of 600 cannot be; count the batch again",
+        ),
     ],
 )
 def test_broken_values(changed: dict[str, Any], answer: str, sentence: str) -> None:
     [found] = guards.data(replace(CLEAN, **changed), CONFIG)
     assert (found.answer, found.sentence) == (answer, sentence)
+
+
+@pytest.mark.parametrize("field", ["records", "nonfinite_records"])
+@pytest.mark.parametrize("count", [math.nan, None, -1, math.inf, 2.5, "600"])
+def test_counts_that_are_none_are_undecided(field: str, count: Any) -> None:
+    changed: dict[str, Any] = {field: count}
+    [found] = guards.data(replace(CLEAN, **changed), CONFIG)
+    assert found.answer == "undecided"
+    assert found.sentence.endswith(" cannot be; count the batch again")
+    assert all(math.isfinite(value) for value in found.numbers.values())
 
 
 def test_first_batch_says_that_there_is_nothing_to_compare_with() -> None:
@@ -321,7 +428,9 @@ def test_too_small_a_batch_is_undecided() -> None:
     )
 
 
-@pytest.mark.parametrize("field", ["label_error_rate", "reference_label_error_rate", "anomaly_rate"])
+@pytest.mark.parametrize(
+    "field", ["label_error_rate", "reference_label_error_rate", "anomaly_rate", "sample"]
+)
 def test_rates_that_are_no_numbers_are_undecided(field: str) -> None:
     changed: dict[str, Any] = {field: math.nan}
     found = guards.data(replace(CLEAN, **changed), CONFIG)

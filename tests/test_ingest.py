@@ -24,7 +24,7 @@ from tests.stream_parts import SCHEMA, ListSource, payload, records, sqlite_engi
 
 Features = NDArray[np.float32] | NDArray[np.uint8]
 PARTS = ("train", "gate", "audit")
-NO_HOLDOUT = Split(gate=0.0, audit=0.0)
+NO_HOLDOUT = Split(gate=1e-12, audit=0.0)  # as good as none: a gate of 0 is refused
 
 
 class Place:
@@ -143,7 +143,7 @@ def test_a_part_is_fixed_by_the_split_key(place: Place) -> None:
 
 
 @settings(deadline=None)
-@given(st.text(st.characters(codec="utf-8"), min_size=1), st.floats(0, 0.49), st.floats(0, 0.49))
+@given(st.text(st.characters(codec="utf-8"), min_size=1), st.floats(0.01, 0.49), st.floats(0, 0.49))
 def test_a_part_never_depends_on_the_moment(key: str, gate: float, audit: float) -> None:
     split = Split(gate=gate, audit=audit)
     assert part_of(key, split) == part_of(key, split) in PARTS
@@ -162,6 +162,11 @@ def test_shares_are_what_was_asked_for() -> None:
 def test_impossible_shares_are_refused(shares: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         Split.model_validate(shares)
+
+
+def test_a_pipeline_without_a_holdout_is_refused() -> None:
+    with pytest.raises(ValidationError, match="gate must be above 0: without a holdout"):
+        Split(gate=0.0)
 
 
 def test_poison_becomes_a_dead_letter_and_its_neighbours_live(place: Place) -> None:

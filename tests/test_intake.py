@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from service import backlog, intake
 from service.errors import (
     BacklogFullError,
+    IdempotencyKeyReusedError,
     NothingToLearnError,
     PipelineUnknownError,
     RecordsInvalidError,
@@ -151,6 +152,29 @@ def test_a_request_sent_again_with_its_key_is_stored_once(database: sa.Engine) -
     assert (first.duplicate, again.duplicate) == (False, True)
     assert (again.sequence, again.records) == (first.sequence, 1)
     assert pending(database) == 1
+
+
+def test_a_key_with_other_records_is_refused_and_nothing_is_stored(database: sa.Engine) -> None:
+    declare(database)
+    push(database, [record("a")], key="k")
+    for other in ([record("b")], [record("a", label="down")], [record("a"), record("b")]):
+        with pytest.raises(IdempotencyKeyReusedError, match=r"'k' was used before in 'p'.*of their own"):
+            push(database, other, key="k")
+    assert push(database, [record("a")], content_type=NDJSON, key="k").duplicate, "the records are the same"
+    assert pending(database) == 1
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_full_backlog_still_recognises_what_it_has_stored(database: sa.Engine, limit: int) -> None:
+    declare(database)
+    push(database, [record("a"), record("b")], key="k", limit=2)
+    assert push(database, [record("a"), record("b")], key="k", limit=limit).duplicate
+    with pytest.raises(IdempotencyKeyReusedError):
+        push(database, [record("a"), record("c")], key="k", limit=limit)
+    for key in ("new", None):
+        with pytest.raises(BacklogFullError):
+            push(database, [record("a"), record("b")], key=key, limit=limit)
+    assert pending(database) == 2
 
 
 def test_of_eight_requests_with_one_key_one_is_stored(database: sa.Engine) -> None:

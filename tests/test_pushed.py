@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sql
 
-from streams.base import DataLostError, SourceError
+from streams.base import DataLostError, RequestKeyReusedError, SourceError
 from streams.manifest import Manifest, Span
 from streams.pushed import REQUEST_KEY_SECONDS, PushedLog, PushedSource, Receipt
 from streams.tables import PUSHED_BATCHES
@@ -71,6 +71,22 @@ def test_a_request_key_is_answered_once(engine: sql.Engine) -> None:
     assert read(opened(engine))[0] == ["a", "b", "c"]
 
 
+def test_a_request_key_with_other_records_is_refused(engine: sql.Engine) -> None:
+    log = PushedLog(engine)
+    first = log.append("digits", SCHEMA, records(["a", "b"]), request_key="k")
+    assert log.recall("digits", SCHEMA, records(["a", "b"]), request_key="k") == Receipt(1, 2, duplicate=True)
+    assert log.recall("digits", SCHEMA, records(["a", "b"]), request_key="new") is None
+    for names in (["a", "c"], ["b", "a"], ["a"]):
+        with pytest.raises(RequestKeyReusedError, match="batch 1 with other records"):
+            log.append("digits", SCHEMA, records(names), request_key="k")
+        with pytest.raises(RequestKeyReusedError):
+            log.recall("digits", SCHEMA, records(names), request_key="k")
+    opened(engine).trim({"pushed": "2:0"})
+    assert kept(engine) == [(first.sequence, False)]
+    with pytest.raises(RequestKeyReusedError):
+        log.append("digits", SCHEMA, records(["c"]), request_key="k")
+
+
 def test_nothing_to_store_is_a_mistake(engine: sql.Engine) -> None:
     with pytest.raises(ValueError, match="at least one record"):
         PushedLog(engine).append("digits", SCHEMA, records([]))
@@ -91,7 +107,9 @@ def test_threads_append_without_a_gap(engine: sql.Engine) -> None:
 
     def send(thread: int) -> list[Receipt]:
         return [
-            log.append("digits", SCHEMA, records([f"{thread}-{turn}"]), request_key=f"{thread % 2}-{turn}")
+            log.append(
+                "digits", SCHEMA, records([f"{thread % 2}-{turn}"]), request_key=f"{thread % 2}-{turn}"
+            )
             for turn in range(12)
         ]
 

@@ -102,6 +102,53 @@ def test_what_was_rejected_is_learnt_with_the_next_experience_and_then_parked(
     assert [entry.action for entry in each.ledger()] == ["promote", "reject", "reject"]
 
 
+def test_what_was_rejected_is_never_tried_again_with_nothing_new_beside_it(
+    make: Callable[..., Home],
+) -> None:
+    each = make(
+        gate={"margin": 0.05, "learning_margin": 0.05},
+        strategy={"epochs": 30},
+        max_experiences_per_update=2,
+        max_carries=9,
+    )
+    each.learn(digits(0))
+    for batch in (1, 2, 3, 4):
+        each.arrive(digits(batch, angle=90))
+    while jobs_wait(each):
+        assert each.run().outcome == "reject"
+    assert [list(update.experiences) for update in each.updates()] == [[0], [1, 2], [3, 4]]
+    assert set(each.states().values()) == {"learnt", "carried"}
+
+
+def jobs_wait(each: Home) -> bool:
+    return any(update.state == "queued" for update in each.updates())
+
+
+def test_the_experiences_that_were_named_are_the_ones_that_are_learnt(make: Callable[..., Home]) -> None:
+    each = make(gate={"margin": 0.05, "learning_margin": 0.05}, strategy={"epochs": 30}, max_carries=9)
+    each.learn(digits(0))
+    each.learn(digits(1, angle=90))
+    each.learn(digits(2, angle=90))
+    assert each.states() == {0: "learnt", 1: "carried", 2: "carried"}
+    asked = each.ask([2])
+    each.run()
+    assert list(each.read(asked).experiences) == [2]
+
+
+def test_a_batch_too_small_to_screen_is_not_hidden_by_the_one_it_is_merged_with(
+    make: Callable[..., Home],
+) -> None:
+    each = make()
+    each.learn(digits(0))
+    each.arrive(digits(1, records=60))
+    each.ask()
+    each.arrive(digits(2))
+    verdict = each.run()
+    assert list(each.updates()[-1].experiences) == [1, 2]
+    assert verdict.outcome == "review", verdict
+    assert "too few to compare" in verdict.reason
+
+
 def test_a_batch_with_wrong_labels_is_stopped_before_it_is_learnt(make: Callable[..., Home]) -> None:
     each = make()
     each.learn(digits(0))
@@ -343,7 +390,10 @@ def test_a_learner_that_diverges_fails_the_update_and_parks_its_experiences(
     assert (each.champion(), each.ledger(), versions(each)) == (None, [], [])
 
 
-def test_a_failure_that_may_pass_is_tried_again_and_at_last_parked(make: Callable[..., Home]) -> None:
+def test_a_failure_that_may_pass_is_tried_again_and_at_last_parked(
+    make: Callable[..., Home], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "RETRY_SECONDS", 0.0)
     each = make()
     each.arrive(digits(0))
     each.before_training = die

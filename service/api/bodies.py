@@ -43,6 +43,7 @@ class PipelineView(Body):
     spec: PipelineSpec
     experiences: int
     pending_records: int | None = Field(description="Pushed records not yet cut into an experience.")
+    dead_letters: Mapping[str, int] = Field(description="Records that did not fit the schema, by reason.")
     champion_version: int | None
     live_updates: int = Field(description="Updates queued, running, or awaiting a decision.")
 

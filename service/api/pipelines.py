@@ -144,6 +144,7 @@ def _view(engine: sa.Engine, spec: PipelineSpec) -> PipelineView:
         spec=spec,
         experiences=len(manifest.experiences(spec.name)),
         pending_records=manifest.pending_records(spec.name) if pushed else None,
+        dead_letters=manifest.count_dead_letters(spec.name),
         champion_version=present.version if present else None,
         live_updates=live,
     )

@@ -87,6 +87,14 @@ class Comparison:
 
 def problem(answers: PairedAnswers, margin: float) -> str | None:
     """Why a holdout cannot be compared, and what to do; None: it can."""
+    wrong = _unpaired(answers, margin)
+    if wrong is None and not _size(answers):
+        return "its holdout is empty; put records aside, or let a person decide"
+    return wrong
+
+
+def _unpaired(answers: PairedAnswers, margin: float) -> str | None:
+    """Why a holdout's answers cannot be paired; None: they can, be they none at all."""
     if answers.baseline is None:
         return "the baseline's answers are missing; predict its holdout again"
     if answers.challenger is None:
@@ -99,11 +107,68 @@ def problem(answers: PairedAnswers, margin: float) -> str | None:
             f"{len(answers.baseline)} answers of the baseline against {len(answers.challenger)} of the "
             "challenger cannot be paired; predict its holdout again with both"
         )
-    if not len(answers.baseline):
-        return "its holdout is empty; put records aside, or let a person decide"
     if not (isfinite(margin) and 0 < margin < 1):
         return f"a margin of {margin} means nothing; set one between 0 and 1"
     return None
+
+
+def _size(answers: PairedAnswers) -> int:
+    return 0 if answers.baseline is None else len(answers.baseline)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Past holdouts that are too small to be judged alone, as one: a past holdout never grows."""
+
+    small: tuple[int, ...]
+    """Their experiences, rising."""
+    added: tuple[int, ...]
+    """Experiences of the full holdouts that fill the pool up to its floor; each is judged alone as well."""
+    answers: PairedAnswers
+    """All their records, one after the other, under the first small experience."""
+    margin: float
+    """The largest margin of the small ones."""
+    floor: int
+    """Records below which nothing can pass at that margin."""
+
+    @property
+    def n(self) -> int:
+        return _size(self.answers)
+
+
+def is_small(answers: PairedAnswers, margin: float, *, alpha: float) -> bool:
+    """Whether a holdout's answers can be paired, but are too few for any challenger to pass."""
+    return _unpaired(answers, margin) is None and _size(answers) < int(stats.floor_n(margin, alpha))
+
+
+def pooled(past: Sequence[tuple[PairedAnswers, float]], *, alpha: float) -> Pool | None:
+    """The small ones of the past holdouts and, while they are too few together, the smallest full ones.
+
+    None where no holdout is small.
+    """
+    small = [(each, margin) for each, margin in past if is_small(each, margin, alpha=alpha)]
+    if not small:
+        return None
+    margin = max(margin for _, margin in small)
+    floor = int(stats.floor_n(margin, alpha))
+    members = [each for each, _ in small]
+    full = [each for each, its in past if problem(each, its) is None and not is_small(each, its, alpha=alpha)]
+    added: list[PairedAnswers] = []
+    for each in sorted(full, key=_size):
+        if sum(map(_size, members + added)) >= floor:
+            break
+        added.append(each)
+    every = members + added
+    baseline = np.concatenate([each.baseline for each in every if each.baseline is not None])
+    challenger = np.concatenate([each.challenger for each in every if each.challenger is not None])
+    names = tuple(sorted(each.experience for each in members))
+    return Pool(
+        small=names,
+        added=tuple(sorted(each.experience for each in added)),
+        answers=PairedAnswers(names[0], baseline, challenger, margin),
+        margin=margin,
+        floor=floor,
+    )
 
 
 def compare(sound: Sequence[tuple[PairedAnswers, float]], *, alpha: float, holdouts: int) -> list[Comparison]:

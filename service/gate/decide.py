@@ -45,7 +45,11 @@ def decide(
             _nothing("the batch was stopped before it was learnt, yet the data findings do not say why"),
         )
     outcome = _fold(findings)
-    reason = _summary(evidence, config) if outcome == "promote" else _deciding(findings, outcome).sentence
+    reason = (
+        _summary(evidence, config, findings)
+        if outcome == "promote"
+        else _deciding(findings, outcome).sentence
+    )
     return Verdict(outcome, reason, findings)
 
 
@@ -86,7 +90,7 @@ def _severity(finding: Finding) -> float:
     return finding.numbers.get("loss_upper", inf) - finding.numbers.get("margin", 0.0)
 
 
-def _summary(evidence: Evidence, config: GateConfig) -> str:
+def _summary(evidence: Evidence, config: GateConfig, findings: Sequence[Finding]) -> str:
     """Why the challenger may go out: "all 4 past holdouts kept within 5 points; experience 4 learnt"."""
     learnt = f"{say.experiences(sorted(each.experience for each in evidence.new))} learnt"
     margins = {config.margin if each.margin is None else each.margin for each in evidence.past}
@@ -96,4 +100,9 @@ def _summary(evidence: Evidence, config: GateConfig) -> str:
     count = len(evidence.past)
     if count == 1:
         return f"the past holdout kept {within}; {learnt}"
+    small = int(sum(each.numbers.get("pooled", 0) for each in findings))
+    if small:
+        within += (
+            ", the small one only with others" if small == 1 else f", the {small} small ones only together"
+        )
     return f"{'both' if count == 2 else f'all {count}'} past holdouts kept {within}; {learnt}"

@@ -4,11 +4,14 @@ Too little, missing or broken evidence is undecided, with the reason; never a pa
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from service.gate import sentences as say
 from service.gate import stats
 from service.gate.base import Answer, DataEvidence, Evidence, Finding, GateConfig, PairedAnswers
-from service.gate.comparisons import Comparison, compare, problem
+from service.gate.comparisons import Comparison, Pool, compare, is_small, pooled, problem
 
 
 def data(evidence: DataEvidence, config: GateConfig) -> tuple[Finding, ...]:
@@ -39,13 +42,33 @@ def data(evidence: DataEvidence, config: GateConfig) -> tuple[Finding, ...]:
 
 
 def retention(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
-    """Was anything forgotten? One finding a past holdout, challenger against champion.
+    """Was anything forgotten? One finding a full past holdout, and one for all small ones together.
+
+    A holdout with fewer records than any challenger can pass with would never be settled, since it does not
+    grow; such small ones are pooled (`comparisons.pooled`), which promises their common loss only.
 
     All must pass, each at alpha, so P(promote | some holdout truly lost its margin) <= alpha without any
     correction (an intersection-union test: Berger, Technometrics 24:295, 1982). The alarm is the opposite,
     "some holdout lost", so its p-values are adjusted (Holm).
     """
-    return _each(evidence.past, config, guard="retention", margin=config.margin, judge=_judge_retention)
+    if not evidence.past:
+        nothing = (
+            "nothing that the champion learnt was compared: without its past holdouts nobody can say what "
+            "was forgotten; run the update again"
+        )
+        return () if evidence.first else (Finding("retention", "undecided", nothing),)
+    past = _with_margins(evidence.past, config.margin)
+    alone = [(each, margin) for each, margin in past if not is_small(each, margin, alpha=config.alpha)]
+    pool = pooled(past, alpha=config.alpha)
+    judged = [*alone, (pool.answers, pool.margin)] if pool else alone
+    seen = _compared(judged, config)
+    findings = [
+        _found("retention", each.experience, its, _judge_retention)
+        for (each, _), its in zip(alone, seen, strict=False)
+    ]
+    if pool:
+        findings.append(_pool_found(pool, seen[-1], config))
+    return tuple(findings)
 
 
 def learning(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
@@ -64,13 +87,22 @@ def learning(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
 
 
 def _values(evidence: DataEvidence) -> Finding:
-    numbers = {"records": evidence.records, "nonfinite_records": evidence.nonfinite_records}
+    counted = _is_count(evidence.records) and _is_count(evidence.nonfinite_records)
+    numbers: dict[str, float] = {}
+    if counted:
+        numbers = {"records": int(evidence.records), "nonfinite_records": int(evidence.nonfinite_records)}
     if evidence.misshapen is not None:
         sentence = (
             f"values: {evidence.misshapen}; the batch was not learnt: correct the source or the pipeline"
         )
         return Finding("values", "fail", sentence, numbers=numbers)
-    if evidence.records <= 0:
+    if not counted or evidence.nonfinite_records > evidence.records:
+        sentence = (
+            f"values: {evidence.nonfinite_records} broken records of {evidence.records} cannot be; "
+            "count the batch again"
+        )
+        return Finding("values", "undecided", sentence, numbers=numbers)
+    if evidence.records == 0:
         return Finding("values", "undecided", "values: the batch is empty; wait for records", numbers=numbers)
     if evidence.nonfinite_records:
         bad = f"{evidence.nonfinite_records} of {say.records(evidence.records)}"
@@ -86,6 +118,10 @@ def _values(evidence: DataEvidence) -> Finding:
     return Finding("values", "pass", sentence, numbers=numbers)
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int | np.integer) and bool(value >= 0)
+
+
 _RATE_WORDS = {
     "labels": ("disagree with their neighbours", "check how they were labelled"),
     "anomalies": ("look like no other record", "check the features"),
@@ -99,7 +135,7 @@ def _rate(
     """Does a rate exceed the reference by more than allowed, and by more than chance?"""
     numbers = {"sample": evidence.sample, "rate": rate, "reference_rate": reference, "excess_allowed": excess}
     described, remedy = _RATE_WORDS[guard]
-    if evidence.sample <= 0:
+    if not evidence.sample > 0:
         sentence = (
             f"{guard}: {say.records(evidence.records)} are too few to compare with earlier batches; "
             "merge the batch with the next, or let a person look at it"
@@ -127,38 +163,91 @@ def _each(
     judge: Callable[[Comparison], tuple[Answer, str, dict[str, float]]],
 ) -> tuple[Finding, ...]:
     """Compare every holdout, then judge each; those that cannot be compared are undecided."""
-    margins = [margin if each.margin is None else each.margin for each in answers]
-    problems = [problem(each, its) for each, its in zip(answers, margins, strict=True)]
-    sound = [(a, m) for a, m, wrong in zip(answers, margins, problems, strict=True) if wrong is None]
-    compared = iter(compare(sound, alpha=config.alpha, holdouts=len(answers)))
-    findings = []
-    for each, wrong in zip(answers, problems, strict=True):
-        if wrong is not None:
-            sentence = f"experience {each.experience}: {wrong}"
-            findings.append(Finding(guard, "undecided", sentence, each.experience))
-            continue
-        comparison = next(compared)
-        answer, sentence, more = judge(comparison)
-        findings.append(Finding(guard, answer, sentence, each.experience, comparison.numbers() | more))
-    return tuple(findings)
+    seen = _compared(_with_margins(answers, margin), config)
+    return tuple(_found(guard, each.experience, its, judge) for each, its in zip(answers, seen, strict=True))
+
+
+def _with_margins(answers: Sequence[PairedAnswers], margin: float) -> list[tuple[PairedAnswers, float]]:
+    return [(each, margin if each.margin is None else each.margin) for each in answers]
+
+
+def _compared(answers: Sequence[tuple[PairedAnswers, float]], config: GateConfig) -> list[Comparison | str]:
+    """Of each holdout its comparison, or why there is none."""
+    problems = [problem(each, margin) for each, margin in answers]
+    sound = [each for each, wrong in zip(answers, problems, strict=True) if wrong is None]
+    comparisons = iter(compare(sound, alpha=config.alpha, holdouts=len(answers)))
+    return [next(comparisons) if wrong is None else wrong for wrong in problems]
 
 
 _Judgement = tuple[Answer, str, dict[str, float]]
 
 
-def _judge_retention(seen: Comparison) -> _Judgement:
-    name, allowed = f"experience {seen.experience}", say.points(seen.margin)
+def _found(
+    guard: str, experience: int, seen: Comparison | str, judge: Callable[[Comparison], _Judgement]
+) -> Finding:
+    if isinstance(seen, str):
+        return Finding(guard, "undecided", f"experience {experience}: {seen}", experience)
+    answer, sentence, more = judge(seen)
+    return Finding(guard, answer, sentence, experience, seen.numbers() | more)
+
+
+def _pool_found(pool: Pool, seen: Comparison | str, config: GateConfig) -> Finding:
+    """The small past holdouts' one finding: too few even together, or judged as one holdout."""
+    numbers: dict[str, float] = {"pooled": len(pool.small)}
+    if isinstance(seen, str):
+        numbers |= {"n": 0, "margin": pool.margin, "alpha": config.alpha}
+    else:
+        answer, sentence, more = _judge_retention(seen, _named(pool))
+        numbers |= seen.numbers()
+        if answer == "fail" or pool.n >= pool.floor:
+            return Finding("retention", answer, sentence, numbers=numbers | more)
+    few = f"all past holdouts that can be compared hold {say.records(pool.n)} together"
+    sentence = (
+        f"{say.experiences(pool.small)}: {few}, which cannot settle a margin of "
+        f"{say.with_unit(pool.margin)}; it takes at least {pool.floor}, {_UNTIL_THEN}"
+    )
+    return Finding("retention", "undecided", sentence, numbers=numbers | {"n_needed": pool.floor})
+
+
+@dataclass(frozen=True)
+class _Named:
+    """What sentences call that which was compared."""
+
+    experiences: str
+    aside: str = ""
+    its: str = "its"
+    together: str = ""
+
+
+def _named(pool: Pool) -> _Named:
+    together = f" together with {say.experiences(pool.added)}" if pool.added else " together"
+    its = "its" if len(pool.small) == 1 else "their"
+    return _Named(say.experiences(pool.small), ", too small to be judged alone,", its, together)
+
+
+def _judge_retention(seen: Comparison, named: _Named | None = None) -> _Judgement:
+    """Of one holdout, or of the pool that is `named`."""
+    named = named or _Named(f"experience {seen.experience}")
+    subject, together = named.experiences + named.aside, named.together
     if seen.p_noninferior <= seen.alpha:
         if seen.upper < 0 and say.points(-seen.upper) != "0":
-            kept = f"{name} gained: at least {say.with_unit(-seen.upper)} better"
+            kept = f"{subject} gained{together}: at least {say.with_unit(-seen.upper)} better"
         else:
-            kept = f"{name} kept its accuracy: {say.at_worst(seen.upper, seen.margin)}, {allowed} allowed"
+            worst = f"{say.at_worst(seen.upper, seen.margin)}, {say.points(seen.margin)} allowed"
+            kept = f"{subject} kept {named.its} accuracy{together}: {worst}"
         return "pass", f"{kept} ({say.flips(seen.n, seen.lost, seen.gained)})", {}
     if seen.p_drop <= seen.alpha:
-        lost = f"{name} lost {say.between(seen.lower, seen.upper)}; {say.were_allowed(seen.margin)}"
-        remedy = f"keep the champion, and replay more of experience {seen.experience}"
-        return "fail", f"{lost}: {remedy}", {}
-    return _unsettled(seen, f"{name} may have lost {say.up_to(seen.upper)}")
+        lost = f"{subject} lost {say.between(seen.lower, seen.upper)}{together}"
+        remedy = f"keep the champion, and replay more of {named.experiences}"
+        return "fail", f"{lost}; {say.were_allowed(seen.margin)}: {remedy}", {}
+    needed = seen.needed()
+    may = f"{subject} may have lost {say.up_to(seen.upper)}{together}, {say.points(seen.margin)} allowed"
+    cannot = f"{say.records(seen.n, 'holdout')} cannot settle it, {say.about(needed)} would have"
+    return "undecided", f"{may}; {cannot}; {_LESS_CHURN}", {"n_needed": needed}
+
+
+_LESS_CHURN = "a person decides, or learn with less churn (more replay, smaller steps)"
+"""Instead of waiting: a past holdout cannot grow."""
 
 
 def _judge_learning(seen: Comparison) -> _Judgement:

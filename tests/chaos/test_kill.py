@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -112,6 +113,20 @@ def test_a_second_service_in_the_same_home_is_refused(service: Service) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_port_in_use_is_told_at_once(service: Service, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "service.cli", "up"],
+        env={**service.environment, "HOLDFAST_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{service.port}" in done.stderr
+    assert "HOLDFAST_PORT" in done.stderr
+
+
 def test_sigterm_in_the_middle_gives_the_update_back_and_leaves_nothing_running(service: Service) -> None:
     with service.client() as client:
         push(client, 3)
@@ -137,3 +152,24 @@ def test_roles_end_when_their_supervisor_is_killed(service: Service) -> None:
     os.kill(service.process.pid, 9)
     service.process.wait()
     wait_for(lambda: not service.processes(), seconds=40, hint="end of all roles")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_dead_raylet_ends_the_dispatcher_and_another_one_goes_on(tmp_path: Path) -> None:
+    with running(tmp_path / "home", SETTINGS) as service, service.client() as client:
+        client.post("/v1/pipelines", spec(PIPELINE, SLOW))
+        before = service.role("dispatch")
+        next(process for process in service.processes() if process.name() == "raylet").kill()
+        wait_for(lambda: trainers(service) == 0, seconds=90, hint="end of the trainer")
+        push(client, 0)
+        update = ended(client, PIPELINE, experience=0, seconds=300)
+        assert_happened_once(service, client, update)
+        after = service.role("dispatch")
+    assert before is not None
+    assert after is not None
+    assert before.pid != after.pid
+
+
+def trainers(service: Service) -> int:
+    return sum("ray::" in process.name() for process in service.processes())

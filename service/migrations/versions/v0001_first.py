@@ -106,6 +106,12 @@ def upgrade() -> None:
             "payload", sa.LargeBinary(), nullable=True, comment="Null once it was consumed and trimmed."
         ),
         sa.Column("request_key", sa.String(length=200), nullable=True),
+        sa.Column(
+            "request_digest",
+            sa.String(length=64),
+            nullable=True,
+            comment="sha256 of a keyed request's payload.",
+        ),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("pipeline", "sequence", name=op.f("pk_pushed_batches")),
         sa.UniqueConstraint("pipeline", "request_key", name=op.f("uq_pushed_batches_pipeline_request_key")),
@@ -145,6 +151,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.Column("started_at", sa.Double(), nullable=True),
         sa.Column("finished_at", sa.Double(), nullable=True),
+        sa.Column("asked", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("experiences", sa.JSON(), nullable=False),
         sa.Column("base_version", sa.Integer(), nullable=True),
         sa.Column("base_revision", sa.Integer(), nullable=True),
