@@ -30,7 +30,7 @@ PROJECT_SECONDS = 1.0
 MEND_SECONDS = 30.0
 RETRY_SECONDS = 2.0
 STOP_SECONDS = 5.0
-LOST_LOOK_SECONDS = 0.5
+LOST_LOOK_SECONDS = 2.0
 
 
 class Heartbeat:
@@ -107,12 +107,12 @@ def serve(settings: Settings, stop: threading.Event) -> None:
                 log.info("dispatcher ready", trainers=settings.trainers)
                 while not stop.wait(LOST_LOOK_SECONDS) and not pool.lost:
                     pass
+            lost = not stop.is_set()
             stop.set()
             # While Ray still runs: time for the updates in work to be given back.
             pool.let_go()
             for thread in threads:
                 thread.join(STOP_SECONDS)
-            lost = pool.lost
     engine.dispose()
     if lost:
         raise TrainerDiedError(

@@ -116,8 +116,8 @@ class TrainerPool:
 
     @property
     def lost(self) -> bool:
-        """Whether a dead trainer could not be replaced: Ray itself is gone, and this process with it."""
-        return self._lost.is_set()
+        """Whether Ray itself is gone, or a dead trainer could not be replaced: only a new process helps."""
+        return self._lost.is_set() or not any(node["Alive"] for node in ray.nodes())
 
     def run(self, task: Task, on_progress: OnProgress) -> None:
         """Run a task on an idle trainer; its result is in `task.folder` afterwards.
