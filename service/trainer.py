@@ -258,7 +258,7 @@ def _publish(scratch: Path, folder: Path) -> None:
 def _encode_bits(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return {"n": len(value), "bits": base64.b64encode(np.packbits(value).tobytes()).decode()}
-    raise NotImplementedError(f"{type(value).__name__} has no JSON form here")
+    raise TypeError(f"{type(value).__name__} has no JSON form here")
 
 
 def _decode_bits(kind: type, value: Any) -> Any:
