@@ -29,7 +29,7 @@ from service.client import Client
 from service.errors import HoldfastError
 from service.settings import Settings
 from streams.datasets import DIGITS_SCHEMA, DatasetsConfig, digits_step
-from streams.records import Records
+from streams.records import Records, text_column
 from streams.wire import encode_json
 
 STREAM = DatasetsConfig(protocol="rotated-digits")
@@ -208,7 +208,9 @@ def _push(client: Client, pipeline: str, lines: Sequence[bytes]) -> None:
 
 def _renamed(records: Records, what: str) -> Records:
     """The same images as new records; they keep their split keys, so none crosses into another part."""
-    return replace(records, ids=np.array([f"{record_id}, {what}" for record_id in records.ids]))
+    return replace(
+        records, ids=text_column([f"{record_id}, {what}" for record_id in records.ids.to_pylist()])
+    )
 
 
 def _update_of(client: Client, pipeline: str, *, experience: int) -> Mapping[str, Any]:

@@ -3,28 +3,38 @@
 StreamError
 ├── RecordInvalidError     a record does not fit the declared schema (becomes a dead letter)
 ├── ExperienceDamagedError a stored file is missing, or its bytes are not what its name says
-├── SourceError            a source cannot be read
-│   └── DataLostError      the source no longer holds records that were never ingested
+├── SourceError            a source cannot be read now; trying again may help
+│   └── SourceStoppedError only a person can help; nothing is skipped meanwhile
+│       ├── DataLostError      the source no longer holds records that were never ingested
+│       └── SchemaChangedError what the producer sends has another form than the pipeline declares
 ├── RequestKeyReusedError  a request key came again, with other records
 └── FencedError            another ingest process has moved this pipeline's offsets
 """
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, overload, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 ClassName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Dimension = Annotated[int, Field(ge=1)]
-WireName = Literal["json", "arrow"]
+WireName = Literal["json", "msgpack", "csv", "arrow"]
 
 
 class StreamError(Exception):
@@ -44,11 +54,19 @@ class ExperienceDamagedError(StreamError):
 
 
 class SourceError(StreamError):
-    """A source cannot be read."""
+    """A source cannot be read now; trying again later may help."""
 
 
-class DataLostError(SourceError):
+class SourceStoppedError(SourceError):
+    """A source must not be read on until a person has looked; trying again does not help."""
+
+
+class DataLostError(SourceStoppedError):
     """The source no longer holds records that were never ingested; going on would skip them."""
+
+
+class SchemaChangedError(SourceStoppedError):
+    """What the producer sends has another form than the pipeline declares. The message spells it out."""
 
 
 class RequestKeyReusedError(StreamError):
@@ -68,24 +86,62 @@ class RecordSchema(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    columns: tuple[ClassName, ...] = Field(
+        (), description="Names of a table's feature columns, in the order that the network sees them."
+    )
     shape: tuple[Dimension, ...] = Field(
-        min_length=1, description="Shape of one record's features, such as [8, 8] or [6]."
+        (),
+        validate_default=True,
+        description="Shape of one record's features, such as [8, 8] or [6]; follows from columns.",
     )
     dtype: Literal["float32", "uint8"] = Field("float32", description="Type that features are stored in.")
+    open_classes: bool = Field(
+        False, description="Whether a label that is not among classes becomes a new class as it comes."
+    )
+    max_classes: int = Field(
+        1000, ge=2, le=100_000, description="Open classes only: a label beyond this many is refused."
+    )
     classes: tuple[ClassName, ...] = Field(
-        min_length=2, description="The closed set of labels; a label's dense class id is its place here."
+        (),
+        validate_default=True,
+        description="The known labels; a label's dense class id is its place here.",
     )
     groups: tuple[ClassName, ...] = Field((), description="Names of the group columns each record carries.")
     minimum: float | None = Field(None, description="Smallest feature value allowed.")
     maximum: float | None = Field(None, description="Largest feature value allowed.")
+    labels_within_seconds: float | None = Field(
+        None,
+        gt=0,
+        le=10 * 366 * 86400,
+        description="Set: a label may come this much later than its features, as a record of its own.",
+    )
+
+    @field_validator("shape")
+    @classmethod
+    def _has_a_shape(cls, shape: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        found = shape or ((len(columns),) if (columns := info.data.get("columns")) else ())
+        if not found:
+            raise ValueError("must have at least 1 item, or columns must name the features")
+        return found
+
+    @field_validator("classes")
+    @classmethod
+    def _has_classes(cls, classes: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if not info.data.get("open_classes") and len(classes) < 2:
+            raise ValueError("must have at least 2 items, unless open_classes is true")
+        return classes
 
     @model_validator(mode="after")
     def _consistent(self) -> "RecordSchema":
-        for name, values in (("classes", self.classes), ("groups", self.groups)):
+        for name, values in (("classes", self.classes), ("groups", self.groups), ("columns", self.columns)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} must not repeat a name")
+        if self.columns and self.shape != (len(self.columns),):
+            raise ValueError(f"shape must be [{len(self.columns)}], the number of columns, or be left out")
         if len(self.shape) > 8 or self.size > MAX_FEATURES:
             raise ValueError(f"shape may have 8 dimensions and {MAX_FEATURES:,} values at most")
+        if self.open_classes and len(self.classes) > self.max_classes:
+            raise ValueError(f"classes names more than max_classes, {self.max_classes}")
         if self.minimum is not None and self.maximum is not None and self.minimum >= self.maximum:
             raise ValueError("minimum must be below maximum")
         return self
@@ -94,6 +150,11 @@ class RecordSchema(BaseModel):
     def size(self) -> int:
         """Number of feature values in one record."""
         return math.prod(self.shape)
+
+    @property
+    def late_labels(self) -> bool:
+        """Whether features and labels may come as separate records."""
+        return self.labels_within_seconds is not None
 
     def fingerprint(self) -> str:
         """sha256 of the schema's canonical JSON: equal if and only if the schemas are equal."""
@@ -145,6 +206,44 @@ class SourceContext:
     engine: "Engine"
 
 
+class LazyTexts(Sequence[str]):
+    """Texts that are made when they are asked for: most cursors of a batch never are."""
+
+    def __init__(self, make: Callable[[int], str], places: range) -> None:
+        """`make(place)` is the text at a place; `places` are those that this sequence holds, in order."""
+        self._make = make
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> "LazyTexts": ...
+    def __getitem__(self, at: int | slice) -> "str | LazyTexts":
+        if isinstance(at, slice):
+            return LazyTexts(self._make, self._places[at])
+        return self._make(self._places[at])
+
+
+def select(texts: Sequence[str], places: NDArray[np.int64]) -> Sequence[str]:
+    """The texts at these places, not made before they are asked for."""
+    return LazyTexts(lambda place: texts[int(places[place])], range(len(places)))
+
+
+@dataclass(frozen=True)
+class TableColumns:
+    """Which columns of a table hold what, besides the features. Used for CSV and foreign Arrow batches."""
+
+    id: str | None = "id"
+    """None: the rows carry no id, and `RawBatch.ids` names them."""
+    label: str = "label"
+    time: str | None = None
+    """Epoch seconds, RFC 3339 text, or an Arrow timestamp; None: the rows carry no time."""
+    split_key: str | None = None
+
+
 @dataclass(frozen=True)
 class RawBatch:
     """Undecoded payloads of one partition, in order."""
@@ -156,10 +255,19 @@ class RawBatch:
     positions: Sequence[str]
     """One cursor a record: a source opened there continues just after it."""
     wire: WireName = "json"
-    """How the payloads are written: "json" is one record a payload, "arrow" one payload of many records."""
+    """How the payloads are written. "json", "msgpack" and "csv" are one record a payload, "arrow" is one
+    payload of many records."""
     skip: int = 0
     """Only "arrow": records at the head of the payload that come before `start`; `positions` begins after
     them and may end before the payload does, so that a payload can be read in several steps."""
+    header: Sequence[str] = ()
+    """Only "csv": the names of the columns, in the order of the payloads' fields."""
+    table: TableColumns = TableColumns()
+    """Only "csv", and "arrow" that a stranger wrote: which columns hold what."""
+    ids: Sequence[str] = ()
+    """One a record where the records carry no id (`table.id` is None); stable, and unique in the pipeline."""
+    arrived_at: float = math.nan
+    """Epoch seconds when the source took these records in, if it knows; the same whenever they are read."""
 
 
 class Source(Protocol):

@@ -20,7 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from streams.base import Experience, ExperienceDamagedError, RecordSchema
-from streams.records import Records, text_column
+from streams.records import Records
 from streams.wire import to_arrow
 
 _SHAPE_KEY = b"holdfast.shape"
@@ -173,14 +173,18 @@ def _read(mapped: Any, digest: str, *, index: int) -> Experience:
         index=index,
         inputs=inputs.reshape(batch.num_rows, *shape),
         labels=_view(batch.column("label")),
-        record_ids=text_column(batch.column("id").to_pylist()),
+        record_ids=_texts(batch.column("id")),
         groups={
-            name.removeprefix(_GROUP_PREFIX): text_column(batch.column(name).to_pylist())
+            name.removeprefix(_GROUP_PREFIX): _texts(batch.column(name))
             for name in reader.schema.names
             if name.startswith(_GROUP_PREFIX)
         },
         digest=digest,
     )
+
+
+def _texts(column: Any) -> NDArray[np.str_]:
+    return np.array(column.to_pylist(), dtype=np.str_)
 
 
 def _view(column: Any) -> NDArray[Any]:

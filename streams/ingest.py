@@ -6,17 +6,18 @@ files. A crash after it finds the offsets moved. So every record is in exactly o
 letter. A record that a producer sends twice is two records; they share their id, hence their part.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Self
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from streams.base import RawBatch, RecordSchema, Source, TrimmedSource
 from streams.experiences import ExperienceStore
+from streams.hashing import hash_texts
 from streams.manifest import (
     AlsoInTransaction,
     CutExperience,
@@ -26,12 +27,15 @@ from streams.manifest import (
     Part,
     Span,
 )
-from streams.records import Records, join_records
+from streams.records import Records, join_records, text_column
 from streams.triggers import Cut, Trigger, pending_count
 from streams.wire import decode
 
 PartName = Literal["train", "gate", "audit"]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+PARTS: tuple[PartName, ...] = ("train", "gate", "audit")
+TRAIN, GATE, AUDIT = range(3)
 
 POLL_RECORDS = 5_000
 MAX_EXPERIENCE_BYTES = 256 * 1024 * 1024
@@ -65,10 +69,15 @@ class Split(BaseModel):
 
 def part_of(split_key: str, split: Split) -> PartName:
     """The part that a split key belongs to: always the same one, whenever and wherever it is asked."""
-    place = int.from_bytes(hashlib.sha256(split_key.encode()).digest()[:8], "big") / 2**64
-    if place < split.audit:
-        return "audit"
-    return "gate" if place < split.audit + split.gate else "train"
+    return PARTS[int(parts_of(text_column([split_key]), split)[0])]
+
+
+def parts_of(split_keys: pa.StringArray, split: Split) -> NDArray[np.uint8]:
+    """(n,) the parts of many split keys, each as its place in `PARTS`."""
+    places = hash_texts(split_keys) / 2.0**64
+    return np.where(
+        places < split.audit, AUDIT, np.where(places < split.audit + split.gate, GATE, TRAIN)
+    ).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -78,8 +87,8 @@ class _Chunk:
     partition: str
     records: Records
     positions: Sequence[str]
-    parts: NDArray[np.str_]
-    """(n,) the part of each record."""
+    parts: NDArray[np.uint8]
+    """(n,) the part of each record, as its place in `PARTS`."""
 
     def head(self, count: int) -> "_Chunk":
         return replace(
@@ -199,8 +208,7 @@ class Ingest:
         )
         self._read[batch.partition] = batch.positions[-1]
         if len(decoded.records):
-            keys = decoded.records.split_keys.tolist()
-            parts = np.array([part_of(key, self._split) for key in keys])
+            parts = parts_of(decoded.records.split_keys, self._split)
             chunk = _Chunk(batch.partition, decoded.records, decoded.positions, parts)
             self._chunks.append(chunk)
 
@@ -215,7 +223,7 @@ class Ingest:
         """
         before = 0
         for chunk in self._chunks:
-            trained = np.flatnonzero(chunk.parts == "train")
+            trained = np.flatnonzero(chunk.parts == TRAIN)
             if len(trained):
                 return replace(cut, records=max(cut.records, before + int(trained[0]) + 1))
             before += len(chunk.records)
@@ -267,8 +275,8 @@ class Ingest:
         records = join_records([chunk.records for chunk in ordered], self._schema)
         parts = np.concatenate([chunk.parts for chunk in ordered])
         written = {}
-        for name in ("train", "gate", "audit"):
-            part = records.take(parts == name)
+        for place, name in enumerate(PARTS):
+            part = records.take(parts == place)
             written[name] = Part(self._store.write(part, self._schema), len(part))
         return CutExperience(
             train=written["train"],

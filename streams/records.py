@@ -1,12 +1,15 @@
 """Records in memory: columns of equal length, already in the schema's types, and the rules they keep.
 
-Decoders build them, the store and the pushed log write them; nothing here knows a wire format.
+Decoders build them, the store and the pushed log write them; nothing here knows a wire format. Texts stay in
+Arrow memory, so that a column of them costs no Python object a text.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from streams.base import RecordInvalidError, RecordSchema
@@ -14,37 +17,82 @@ from streams.base import RecordInvalidError, RecordSchema
 MAX_TEXT_LENGTH = 200
 """Longest id, split key or group value, in characters."""
 
+UNLABELLED = -1
+"""The label of a record whose label has not come yet."""
+
+COMPLETE, FEATURES_ONLY, LABEL_ONLY = 0, 1, 2
+"""What a record carries, where the schema lets labels come late."""
+
 
 @dataclass(frozen=True)
 class Records:
     """Accepted records, in order, as columns."""
 
-    ids: NDArray[np.str_]
+    ids: pa.StringArray
     """(n,)."""
     features: NDArray[np.float32] | NDArray[np.uint8]
-    """(n, *shape) in the schema's dtype."""
+    """(n, *shape) in the schema's dtype; zeros where only a label came."""
     labels: NDArray[np.int64]
-    """(n,) dense class ids."""
+    """(n,) dense class ids; `UNLABELLED` where only features came."""
     times: NDArray[np.float64]
     """(n,) epoch seconds; NaN where a record has none."""
-    split_keys: NDArray[np.str_]
+    split_keys: pa.StringArray
     """(n,). Records that share a key always land in the same part."""
-    groups: Mapping[str, NDArray[np.str_]]
+    groups: Mapping[str, pa.StringArray]
     """One column (n,) for each group of the schema."""
+    carries: NDArray[np.uint8] | None = None
+    """(n,) `COMPLETE`, `FEATURES_ONLY` or `LABEL_ONLY`; None: all are complete."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, where: slice | NDArray[np.bool_] | NDArray[np.int64]) -> "Records":
         """The records that a slice, a mask or a list of places selects."""
+        ids = take_texts(self.ids, where)
         return Records(
-            ids=self.ids[where],
+            ids=ids,
             features=self.features[where],
             labels=self.labels[where],
             times=self.times[where],
-            split_keys=self.split_keys[where],
-            groups={name: column[where] for name, column in self.groups.items()},
+            split_keys=ids if self.split_keys is self.ids else take_texts(self.split_keys, where),
+            groups={name: take_texts(column, where) for name, column in self.groups.items()},
+            carries=None if self.carries is None else self.carries[where],
         )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all columns in memory."""
+        texts = [self.ids, *self.groups.values()]
+        if self.split_keys is not self.ids:
+            texts.append(self.split_keys)
+        numbers = self.features.nbytes + self.labels.nbytes + self.times.nbytes
+        return int(numbers + sum(column.nbytes for column in texts))
+
+
+class LabelMap:
+    """Class names and their dense ids. An open one gives a name that is new the next id."""
+
+    def __init__(self, schema: RecordSchema, names: Sequence[str] | None = None) -> None:
+        """`names` are the classes known so far; by default those that the schema declares."""
+        self._names = list(schema.classes if names is None else names)
+        self._ids = {name: place for place, name in enumerate(self._names)}
+        self._room = schema.max_classes if schema.open_classes else 0
+
+    @property
+    def names(self) -> Sequence[str]:
+        """All classes, by id."""
+        return tuple(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def id_of(self, name: str) -> int | None:
+        """The id of a class, new ones included; None where the set is closed, or full."""
+        found = self._ids.get(name)
+        if found is None and len(self._names) < self._room:
+            found = self._ids[name] = len(self._names)
+            self._names.append(name)
+        return found
 
 
 def empty_records(schema: RecordSchema) -> Records:
@@ -66,23 +114,71 @@ def join_records(chunks: Sequence[Records], schema: RecordSchema) -> Records:
         return empty_records(schema)
     if len(chunks) == 1:
         return chunks[0]
+    ids = pa.concat_arrays([chunk.ids for chunk in chunks])
+    plain = all(chunk.split_keys is chunk.ids for chunk in chunks)
+    whole = all(chunk.carries is None for chunk in chunks)
     return Records(
-        ids=np.concatenate([chunk.ids for chunk in chunks]),
+        ids=ids,
         features=np.concatenate([chunk.features for chunk in chunks]),
         labels=np.concatenate([chunk.labels for chunk in chunks]),
         times=np.concatenate([chunk.times for chunk in chunks]),
-        split_keys=np.concatenate([chunk.split_keys for chunk in chunks]),
-        groups={name: np.concatenate([chunk.groups[name] for chunk in chunks]) for name in schema.groups},
+        split_keys=ids if plain else pa.concat_arrays([chunk.split_keys for chunk in chunks]),
+        groups={name: pa.concat_arrays([chunk.groups[name] for chunk in chunks]) for name in schema.groups},
+        carries=None if whole else np.concatenate([_carried(chunk) for chunk in chunks]),
     )
 
 
-def text_column(values: Sequence[str]) -> NDArray[np.str_]:
-    """Texts as an array (n,), also when there are none."""
-    return np.array(values, dtype=np.str_)
+def _carried(chunk: Records) -> NDArray[np.uint8]:
+    return np.zeros(len(chunk), dtype=np.uint8) if chunk.carries is None else chunk.carries
 
 
-def checked_texts(values: Sequence[str], *, what: str, reason: str) -> NDArray[np.str_]:
-    """Texts as an array (n,), refusing those that are empty, too long, or cannot be stored everywhere.
+def text_column(values: Sequence[str]) -> pa.StringArray:
+    """Texts as a column (n,), also when there are none."""
+    return pa.array(values, pa.string())
+
+
+def take_texts(
+    column: pa.StringArray, where: slice | NDArray[np.bool_] | NDArray[np.int64]
+) -> pa.StringArray:
+    """The texts that a slice, a mask or a list of places selects."""
+    if isinstance(where, slice):
+        start, stop, step = where.indices(len(column))
+        if step == 1:
+            return column.slice(start, max(0, stop - start))
+        where = np.arange(start, stop, step)
+    chosen = pa.array(where)
+    return column.filter(chosen) if where.dtype == np.bool_ else column.take(chosen)
+
+
+def compact(column: pa.StringArray) -> pa.StringArray:
+    """The same texts in memory of their own: what is written of them depends on nothing around them."""
+    _, offsets_buffer, data = column.buffers()
+    if not len(column):
+        return text_column([])
+    offsets = np.frombuffer(offsets_buffer, dtype=np.int32)[column.offset : column.offset + len(column) + 1]
+    first, last = int(offsets[0]), int(offsets[-1])
+    if offsets_buffer.size == offsets.nbytes and first == 0 and data is not None and data.size == last:
+        return column
+    texts = pa.py_buffer(b"") if data is None else data.slice(first, last - first)
+    return pa.StringArray.from_buffers(len(column), pa.py_buffer(offsets - first), texts)
+
+
+def checked_texts(values: Sequence[str], *, what: str, reason: str) -> pa.StringArray:
+    """Texts as a column (n,), refusing those that are empty, too long, or cannot be stored everywhere.
+
+    Raises:
+        RecordInvalidError: with the given reason code.
+    """
+    try:
+        column = text_column(values)
+    except UnicodeEncodeError:
+        raise _not_plain(what, reason) from None
+    check_texts(column, what=what, reason=reason)
+    return column
+
+
+def check_texts(column: pa.StringArray, *, what: str, reason: str) -> None:
+    """Hold the rules on texts.
 
     NUL is refused because numpy drops it at the end of a text and PostgreSQL cannot store it; half a
     surrogate pair because it has no UTF-8.
@@ -90,29 +186,36 @@ def checked_texts(values: Sequence[str], *, what: str, reason: str) -> NDArray[n
     Raises:
         RecordInvalidError: with the given reason code.
     """
-    lengths = [len(value) for value in values]
-    if min(lengths, default=1) < 1:
+    if not len(column):
+        return
+    sizes = pc.min_max(pc.binary_length(column)).as_py()
+    if sizes["min"] < 1:
         raise RecordInvalidError(f"The {what} is empty: send 1 to {MAX_TEXT_LENGTH} characters.", reason)
-    if max(lengths, default=1) > MAX_TEXT_LENGTH:
-        raise RecordInvalidError(
-            f"The {what} has {max(lengths)} characters; {MAX_TEXT_LENGTH} is the most.", reason
-        )
-    together = "".join(values)
-    if "\0" in together or not _has_utf8(together):
-        raise RecordInvalidError(f"The {what} holds a NUL or half a surrogate pair: send plain text.", reason)
-    return text_column(values)
+    # As many bytes as characters at least: most columns need not be counted in characters.
+    if sizes["max"] > MAX_TEXT_LENGTH:
+        longest = pc.max(pc.utf8_length(column)).as_py()
+        if longest > MAX_TEXT_LENGTH:
+            raise RecordInvalidError(
+                f"The {what} has {longest} characters; {MAX_TEXT_LENGTH} is the most.", reason
+            )
+    if _holds_nul(column):
+        raise _not_plain(what, reason)
 
 
-def _has_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
+def _holds_nul(column: pa.StringArray) -> bool:
+    _, offsets, data = column.buffers()
+    if data is None:
         return False
-    return True
+    ends = np.frombuffer(offsets, dtype=np.int32)[[column.offset, column.offset + len(column)]]
+    return not np.frombuffer(data, dtype=np.uint8)[ends[0] : ends[1]].all()
+
+
+def _not_plain(what: str, reason: str) -> RecordInvalidError:
+    return RecordInvalidError(f"The {what} holds a NUL or half a surrogate pair: send plain text.", reason)
 
 
 def stored_features(
-    values: NDArray[np.float64], schema: RecordSchema
+    values: NDArray[np.float64] | NDArray[np.float32], schema: RecordSchema
 ) -> NDArray[np.float32] | NDArray[np.uint8]:
     """Values (n, *shape) in the type they are stored in.
 
@@ -126,27 +229,32 @@ def stored_features(
             raise RecordInvalidError("A feature is not a whole number from 0 to 255.", "out-of-range")
         return values.astype(np.uint8)
     with np.errstate(over="ignore"):
-        return values.astype(np.float32)
+        return values.astype(np.float32, copy=False)
 
 
-def check_values(records: Records, schema: RecordSchema) -> None:
+def check_values(records: Records, schema: RecordSchema, *, classes: int | None = None) -> None:
     """Hold the rules on numbers that do not depend on a wire format.
+
+    `classes` is how many class ids there are; by default as many as the schema declares.
 
     Raises:
         RecordInvalidError: with the reason code of the first rule that a record breaks.
     """
     if np.isinf(records.times).any():
         raise RecordInvalidError("The time is not a finite number of seconds.", "bad-time")
-    if not ((records.labels >= 0) & (records.labels < len(schema.classes))).all():
+    known = len(schema.classes) if classes is None else classes
+    lowest = 0 if records.carries is None else UNLABELLED
+    if len(records) and not (records.labels.min() >= lowest and records.labels.max() < known):
         raise RecordInvalidError("A label is not the id of a declared class.", "unknown-label")
     features = records.features
     if schema.dtype != "uint8" and not np.isfinite(features).all():
         raise RecordInvalidError(f"A feature is not finite, or too large for {schema.dtype}.", "not-finite")
+    complete = features if records.carries is None else features[records.carries != LABEL_ONLY]
     # Compared in the stored type: a float32 sent as decimal text must pass a limit it equals.
     stored = np.dtype(schema.dtype)
-    if schema.minimum is not None and (features < _limit(schema.minimum, stored)).any():
+    if schema.minimum is not None and (complete < _limit(schema.minimum, stored)).any():
         raise RecordInvalidError(f"A feature is below the declared minimum {schema.minimum}.", "out-of-range")
-    if schema.maximum is not None and (features > _limit(schema.maximum, stored)).any():
+    if schema.maximum is not None and (complete > _limit(schema.maximum, stored)).any():
         raise RecordInvalidError(f"A feature is above the declared maximum {schema.maximum}.", "out-of-range")
 
 

@@ -16,7 +16,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from streams.base import RawBatch, RecordInvalidError, RecordSchema, WireName
-from streams.records import Records, check_values, checked_texts, join_records, stored_features
+from streams.records import (
+    Records,
+    check_texts,
+    check_values,
+    checked_texts,
+    compact,
+    join_records,
+    stored_features,
+)
 
 Reason = Literal[
     "malformed",
@@ -118,19 +126,21 @@ def encode_json(records: Records, schema: RecordSchema) -> list[bytes]:
 def json_fields(records: Records, schema: RecordSchema) -> list[dict[str, Any]]:
     """One JSON-able dict a record, in the form that callers send."""
     rows = records.features.tolist()
+    ids, split_keys = records.ids.to_pylist(), records.split_keys.to_pylist()
+    groups = {name: records.groups[name].to_pylist() for name in schema.groups}
     found: list[dict[str, Any]] = []
     for place in range(len(records)):
         fields: dict[str, Any] = {
-            "id": str(records.ids[place]),
+            "id": ids[place],
             "features": rows[place],
             "label": schema.classes[records.labels[place]],
         }
         if not np.isnan(records.times[place]):
             fields["time"] = float(records.times[place])
         if schema.groups:
-            fields["groups"] = {name: str(records.groups[name][place]) for name in schema.groups}
-        if records.split_keys[place] != records.ids[place]:
-            fields["split_key"] = str(records.split_keys[place])
+            fields["groups"] = {name: column[place] for name, column in groups.items()}
+        if split_keys[place] != ids[place]:
+            fields["split_key"] = split_keys[place]
         found.append(fields)
     return found
 
@@ -167,14 +177,14 @@ def to_arrow(records: Records, schema: RecordSchema, *, metadata: Mapping[bytes,
     """One Arrow record batch; its metadata is the fingerprint and what is given."""
     flat = np.ascontiguousarray(records.features).reshape(-1)
     columns: dict[str, Any] = {
-        "id": pa.array(records.ids.tolist(), pa.string()),
+        "id": compact(records.ids),
         "features": pa.FixedSizeListArray.from_arrays(pa.array(flat), schema.size),
         "label": pa.array(records.labels, pa.int64()),
         "time": pa.array(records.times, pa.float64()),
-        "split_key": pa.array(records.split_keys.tolist(), pa.string()),
+        "split_key": compact(records.split_keys),
     }
     for name in schema.groups:
-        columns[f"group:{name}"] = pa.array(records.groups[name].tolist(), pa.string())
+        columns[f"group:{name}"] = compact(records.groups[name])
     batch = pa.RecordBatch.from_pydict(columns)
     return batch.replace_schema_metadata({FINGERPRINT_KEY: schema.fingerprint().encode(), **metadata})
 
@@ -222,10 +232,11 @@ def check_fingerprint(metadata: Mapping[bytes, bytes] | None, schema: RecordSche
         )
 
 
-def _texts(column: Any, *, what: str, reason: str) -> NDArray[np.str_]:
+def _texts(column: Any, *, what: str, reason: str) -> pa.StringArray:
     if column.type != pa.string():
         raise ValueError(f"the {what} column is {column.type}")
-    return checked_texts(column.to_pylist(), what=what, reason=reason)
+    check_texts(column, what=what, reason=reason)
+    return column
 
 
 def _numbers(column: Any, wanted: Any) -> NDArray[Any]:
@@ -315,7 +326,7 @@ def _seconds(time: float | datetime | None) -> float:
     return time.timestamp() if isinstance(time, datetime) else time
 
 
-def _groups(sent: Sequence[JsonRecord], schema: RecordSchema) -> dict[str, NDArray[np.str_]]:
+def _groups(sent: Sequence[JsonRecord], schema: RecordSchema) -> dict[str, pa.StringArray]:
     columns: dict[str, list[str]] = {name: [] for name in schema.groups}
     for record in sent:
         given = record.groups or {}

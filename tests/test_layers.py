@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. A module may import, at its top or inside a function, only what stands before it.
 RANKS = [
     "streams.base",
+    "streams.hashing",
     "streams.records",
     "streams.wire",
     "streams.tables",

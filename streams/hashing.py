@@ -1,0 +1,72 @@
+"""Hashes of whole text columns, without a loop over the texts: for the split, and to know ids again.
+
+The function is our own and never changes: it decides which part a record belongs to. Over the UTF-8 bytes of
+a text, taken as little-endian 64-bit words padded with zeros: h = length * A ^ seed; for each word,
+h = (h ^ word) * A, then h ^= h >> 32; at the end, splitmix64's finaliser (Steele, Lea & Flood 2014). It is
+fast, not cryptographic: who chooses the ids can choose the part.
+"""
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+_A = np.uint64(0x9E3779B97F4A7C15)
+_B = np.uint64(0xBF58476D1CE4E5B9)
+_C = np.uint64(0x94D049BB133111EB)
+_MASKS = np.array([(1 << (8 * size)) - 1 for size in range(9)], dtype=np.uint64)
+"""Keep the first 0..8 bytes of a word."""
+
+
+_BLOCK = 16_384
+"""Texts at a time: what is worked on stays in the processor's cache."""
+
+
+def hash_texts(texts: pa.StringArray, *, seed: int = 0) -> NDArray[np.uint64]:
+    """One 64-bit hash a text (n,). Equal texts have equal hashes, on every machine and in every release."""
+    count = len(texts)
+    found = np.empty(count, dtype=np.uint64)
+    if not count:
+        return found
+    _, offsets_buffer, data = texts.buffers()
+    offsets = np.frombuffer(offsets_buffer, dtype=np.int32)[texts.offset : texts.offset + count + 1]
+    whole = np.zeros(0, dtype=np.uint8) if data is None else np.frombuffer(data, dtype=np.uint8)
+    with np.errstate(over="ignore"):
+        for start in range(0, count, _BLOCK):
+            block = offsets[start : start + _BLOCK + 1].astype(np.int64)
+            _hash_block(whole[block[0] : block[-1]], block - block[0], found[start : start + _BLOCK], seed)
+    return found
+
+
+def _hash_block(
+    data: NDArray[np.uint8], offsets: NDArray[np.int64], found: NDArray[np.uint64], seed: int
+) -> None:
+    # Words are read at any byte, so there must be room behind the last one.
+    padded = np.zeros(len(data) + 8, dtype=np.uint8)
+    padded[: len(data)] = data
+    lengths = np.diff(offsets)
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    np.multiply(lengths.astype(np.uint64), _A, out=found)
+    found ^= np.uint64(seed)
+    for place in range(0, longest, 8):
+        if shortest == longest:  # the commonest case by far, and it needs no gathering
+            word = np.ndarray(
+                (len(lengths),), dtype="<u8", buffer=padded.data, offset=place, strides=(longest,)
+            )
+            _mix(found, word & _MASKS[min(longest - place, 8)])
+            continue
+        words = np.ndarray((len(data) + 1,), dtype="<u8", buffer=padded.data, strides=(1,))
+        rows = np.flatnonzero(lengths > place)
+        state = found[rows]
+        _mix(state, words[offsets[rows] + place] & _MASKS[np.minimum(lengths[rows] - place, 8)])
+        found[rows] = state
+    found ^= found >> np.uint64(30)
+    found *= _B
+    found ^= found >> np.uint64(27)
+    found *= _C
+    found ^= found >> np.uint64(31)
+
+
+def _mix(state: NDArray[np.uint64], words: NDArray[np.uint64]) -> None:
+    state ^= words
+    state *= _A
+    state ^= state >> np.uint64(32)
