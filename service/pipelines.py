@@ -13,7 +13,7 @@ from strategies.catalog import STRATEGIES
 from streams.base import RecordSchema
 from streams.catalog import SOURCES, SourceConfig
 from streams.ingest import Split
-from streams.triggers import RecordsTrigger
+from streams.triggers import TriggerChoice
 
 PipelineName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
@@ -42,7 +42,7 @@ class PipelineSpec(BaseModel):
     source: SourceChoice = Field(
         default_factory=SOURCES["pushed"].config, description="Where records come from."
     )
-    trigger: RecordsTrigger = Field(description="When to cut an experience.")
+    trigger: TriggerChoice = Field(description="When to cut an experience.")
     split: Split = Field(default_factory=Split, description="Shares put aside and never trained on.")
     strategy: StrategyChoice = Field(description="How to learn; `name` chooses, the rest are its settings.")
     gate: GateConfig = Field(default_factory=GateConfig, description="What may be lost, and how sure to be.")

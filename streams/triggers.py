@@ -1,78 +1,50 @@
-"""When to cut an experience. A trigger is a pure rule: what it decides depends on its arguments alone.
+"""When to cut an experience. TRIGGERS: every trigger by its kind.
 
-What it has to remember is a JSON-able state, saved in the transaction of the cut that it describes, so that
-a restart decides as if nothing had happened.
+A trigger sees the pending records once, in order, and says where the next experience ends: always a prefix of
+what arrived. Adding one is one file and one line here.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Union
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
-from streams.records import Records
+from streams.trigger_any import SIMPLE_TRIGGERS, AnyOfTrigger, with_kind
+from streams.trigger_base import Cut, Judge, Surroundings, TriggerConfig, TriggerState, Watch
+from streams.trigger_cost import CostTrigger
+from streams.trigger_performance import PerformanceTrigger
+from streams.trigger_records import RecordsTrigger, SecondsTrigger
+from streams.trigger_shift import ShiftTrigger
 
-TriggerState = Mapping[str, Any]
+__all__ = [
+    "TRIGGERS",
+    "AnyOfTrigger",
+    "CostTrigger",
+    "Cut",
+    "Judge",
+    "PerformanceTrigger",
+    "RecordsTrigger",
+    "SecondsTrigger",
+    "ShiftTrigger",
+    "Surroundings",
+    "TriggerChoice",
+    "TriggerConfig",
+    "TriggerState",
+    "Watch",
+]
 
+KINDS: tuple[type[TriggerConfig], ...] = (*SIMPLE_TRIGGERS, AnyOfTrigger)
 
-@dataclass(frozen=True)
-class Cut:
-    """The decision to cut the oldest pending records into an experience."""
+TRIGGERS: Mapping[str, type[TriggerConfig]] = MappingProxyType(
+    {config.model_fields["kind"].default: config for config in KINDS}
+)
 
-    reason: str
-    """A sentence, kept with the experience."""
-    records: int
-    """How many; never more than are pending."""
-    state: TriggerState = field(default_factory=dict)
-    """The trigger's state after this cut."""
-
-
-class Trigger(Protocol):
-    """A rule that says when to cut."""
-
-    def decide(self, pending: Sequence[Records], state: TriggerState) -> Cut | None:
-        """The next cut of the pending records, oldest first in chunks of any size; None to wait for more.
-
-        `state` is that of the last cut, empty before the first. However the records are chunked, and
-        however often it was asked before, the same records give the same first cut.
-        """
-        ...
-
-    def forced(self, pending: Sequence[Records], state: TriggerState, *, reason: str) -> Cut:
-        """The cut of all pending records, asked for from outside."""
-        ...
-
-
-@dataclass(frozen=True)
-class CountTrigger:
-    """Cuts every `records` accepted records."""
-
-    records: int
-
-    def decide(self, pending: Sequence[Records], state: TriggerState) -> Cut | None:
-        """See `Trigger`."""
-        if pending_count(pending) < self.records:
-            return None
-        return Cut(f"{self.records:,} records have arrived.", self.records, state)
-
-    def forced(self, pending: Sequence[Records], state: TriggerState, *, reason: str) -> Cut:
-        """See `Trigger`."""
-        return Cut(reason, pending_count(pending), state)
-
-
-class RecordsTrigger(BaseModel):
-    """Cut by number of records."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["records"] = "records"
-    records: int = Field(ge=1, le=10_000_000, description="Accepted records in one experience.")
-
-    def build(self) -> Trigger:
-        """The trigger that this config describes."""
-        return CountTrigger(self.records)
-
-
-def pending_count(pending: Sequence[Records]) -> int:
-    """Number of records in all chunks."""
-    return sum(len(chunk) for chunk in pending)
+if TYPE_CHECKING:
+    TriggerChoice = TriggerConfig
+else:
+    TriggerChoice = Annotated[
+        Union[KINDS],  # noqa: UP007
+        Field(discriminator="kind"),
+        BeforeValidator(with_kind),
+    ]

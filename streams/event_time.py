@@ -1,0 +1,67 @@
+"""The time that a stream has come to, read from its records, which may lie."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+MAX_JUMP_SECONDS = 86_400.0
+FURTHEST_SECONDS = 1e15
+"""A time further from 1970 than this is no time: arithmetic on it would lose the seconds."""
+RECENT = 5
+
+
+class EventClock:
+    """Runs with the latest event time, but believes no record that is far ahead of those just before it.
+
+    A record moves the clock only if it is at most `max_jump_seconds` ahead of the median time of the last
+    five records that had one. A true gap is so believed from the fourth record after it on; and a clock that
+    was led astray is set back once the median of the last five is more than that behind it.
+    """
+
+    def __init__(self, max_jump_seconds: float, state: Mapping[str, Any] | None = None) -> None:
+        """`state` is that of an earlier clock, to go on from there."""
+        self._max_jump = max_jump_seconds
+        self._recent: list[float] = list((state or {}).get("recent", []))
+        self._reading: float = (state or {}).get("reading", np.nan)
+
+    @property
+    def reading(self) -> float:
+        """Epoch seconds; NaN before the first record that has a time."""
+        return self._reading
+
+    def copy(self) -> "EventClock":
+        """A clock of its own that stands where this one does."""
+        return EventClock(self._max_jump, self.state())
+
+    def state(self) -> Mapping[str, Any]:
+        """JSON-able; empty before the first record that has a time."""
+        return {"recent": list(self._recent), "reading": self._reading} if self._recent else {}
+
+    def read(self, times: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(n,) what the clock shows after each of the next records, whose times (n,) may be NaN."""
+        timed = np.flatnonzero(np.abs(times) <= FURTHEST_SECONDS)
+        before = self._reading
+        if not len(timed):
+            return np.full(len(times), before)
+        known = times[timed]
+        around = np.concatenate([self._recent or [known[0]] * RECENT, known])
+        medians = np.sort(sliding_window_view(around, RECENT)[:-1], axis=1)[:, RECENT // 2]
+        shown = self._run(known, medians)
+        self._recent = around[-RECENT:].tolist()
+        self._reading = float(shown[-1])
+        latest = np.searchsorted(timed, np.arange(len(times)), side="right") - 1
+        return np.where(latest >= 0, shown[latest], before)
+
+    def _run(self, known: NDArray[np.float64], medians: NDArray[np.float64]) -> NDArray[np.float64]:
+        believed = np.where(known <= medians + self._max_jump, known, -np.inf)
+        start = -np.inf if np.isnan(self._reading) else self._reading
+        shown = np.maximum.accumulate(np.concatenate([[start], believed]))[1:]
+        while (astray := shown > medians + self._max_jump).any():
+            place = int(astray.argmax())
+            again = believed[place:].copy()
+            again[0] = max(again[0], medians[place])
+            shown[place:] = np.maximum.accumulate(again)
+        return shown
