@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from service import backlog, champions, jobs, ledger
 from service.database import lock_pipeline, now, updates
 from service.errors import ChampionMovedError, DecisionConflictError, NothingToLearnError
+from streams.manifest import removed_trains
 
 Choice = Literal["approve", "reject"]
 
@@ -122,10 +123,16 @@ def learn_again(connection: sa.Connection, pipeline: str, *, experiences: Sequen
     """Put parked or carried experiences back in the queue of what the next update learns.
 
     Raises:
-        NothingToLearnError: one of them is unknown, learnt already, or in review.
+        NothingToLearnError: one of them is unknown, learnt already, in review, or its records are gone.
     """
     states = backlog.states(connection, pipeline)
+    removed = removed_trains(connection, pipeline)
     for experience in experiences:
+        if experience in removed:
+            raise NothingToLearnError(
+                f"The records of experience {experience} are gone: the retention policy removed them.",
+                fix="Send them again, or learn without them; retention.keep_experiences says what is kept.",
+            )
         state = states[experience][0] if experience in states else None
         if state not in ("parked", "carried", "waiting"):
             told = f"is in state {state!r}" if state else "does not exist"

@@ -5,6 +5,8 @@ HoldfastError
 ├── PipelineInvalidError
 │   └── PipelineUnreadableError  stored by another release, and not understood by this one
 ├── RecordsInvalidError, BacklogFullError, IdempotencyKeyReusedError
+├── DeadLetterUnknownError, DeadLetterUnfitError
+├── StreamConflictError        the stream does not stand so that this could be done
 ├── UpdateUnknownError, UpdateDuplicateError, NothingToLearnError
 ├── DecisionConflictError      the update does not await a decision, or its base has moved
 ├── ChampionMissingError, VersionUnfitError
@@ -65,6 +67,18 @@ class BacklogFullError(HoldfastError):
 
 class IdempotencyKeyReusedError(HoldfastError):
     status, slug, title = 422, "idempotency-key-reused", "That Idempotency-Key was used with other records"
+
+
+class DeadLetterUnknownError(HoldfastError):
+    status, slug, title = 404, "dead-letter-unknown", "No such dead letter"
+
+
+class DeadLetterUnfitError(HoldfastError):
+    status, slug, title = 422, "dead-letter-unfit", "That dead letter cannot be replayed so"
+
+
+class StreamConflictError(HoldfastError):
+    status, slug, title = 409, "stream-conflict", "The stream does not stand so"
 
 
 class UpdateUnknownError(HoldfastError):

@@ -7,13 +7,17 @@ import sqlalchemy as sa
 import structlog
 
 from service import backlog, jobs, specs
-from service.database import connect
+from service.database import connect, now
 from service.errors import PipelineUnreadableError
+from service.judging import PipelineSurroundings
 from service.pipelines import PipelineSpec
+from service.retention import Upkeep
 from service.roles import Presence
 from service.settings import Settings
-from streams.base import FencedError, StreamError
-from streams.catalog import SOURCES
+from service.sources import build_source
+from service.storage import experience_store
+from streams import states
+from streams.base import FencedError, SourceStoppedError, StreamError
 from streams.experiences import ExperienceStore
 from streams.ingest import Ingest
 from streams.manifest import ExperienceRow, Manifest
@@ -22,18 +26,26 @@ from streams.tables import reading
 log = structlog.get_logger(__name__)
 
 BACKOFF_SECONDS = 5.0
+PENDING_SECONDS = 1.0
+"""Pause between two notes of what is read and not yet cut."""
 
 
 class PipelineIngest:
     """One pipeline's ingest, opened when first needed and again after a failure."""
 
-    def __init__(self, engine: sa.Engine, settings: Settings, spec: PipelineSpec) -> None:
+    def __init__(
+        self, engine: sa.Engine, settings: Settings, spec: PipelineSpec, *, store: ExperienceStore
+    ) -> None:
         self._engine = engine
-        self._settings = settings
         self._spec = spec
+        self._store = store
+        self._surroundings = PipelineSurroundings(engine, settings, spec.name)
         self._ingest: Ingest | None = None
         self._not_before = 0.0
         self._asked: list[str] = []
+        self._status: states.Status = "running"
+        self._noted: dict[str, int] = {}
+        self._note_at = 0.0
 
     def turn(self) -> bool:
         """One look at the source and at what was asked for; whether an experience was cut."""
@@ -43,9 +55,17 @@ class PipelineIngest:
             return self._turn()
         except FencedError:
             log.warning("another ingest process moved this pipeline", pipeline=self._spec.name)
-        except StreamError:
+        except SourceStoppedError as error:
+            log.error("stream stopped until a person resumes it", pipeline=self._spec.name, reason=str(error))
+            self._set_status("stopped", str(error))
+        except StreamError as error:
             # It may be the source's bad day; the offsets stand, so nothing is skipped meanwhile.
             log.exception("ingest failed, trying again", pipeline=self._spec.name)
+            self._set_status("failing", str(error))
+        except sa.exc.OperationalError:
+            # Whether the last commit was made is not known: what is true is read again.
+            self.close()
+            raise
         self.close()
         self._not_before = time.monotonic() + BACKOFF_SECONDS
         return False
@@ -56,40 +76,73 @@ class PipelineIngest:
             self._ingest = None
 
     def _turn(self) -> bool:
-        ingest = self._open()
         with reading(self._engine) as connection:
+            self._status = states.read(connection, self._spec.name).status
             asked = jobs.wanting_cut(connection, self._spec.name)
-        if not asked:
-            return ingest.step(0.0) is not None
+        if self._status in states.HELD:
+            self.close()
+            self._release(asked)
+            return False
+        ingest = self._open()
+        row = self._cut(ingest, asked) if asked else ingest.step(0.0)
+        if self._status == "failing":
+            self._set_status("running", "")
+        self._note_pending(ingest)
+        return row is not None
+
+    def _cut(self, ingest: Ingest, asked: list[str]) -> ExperienceRow | None:
         self._asked = asked
         try:
             row = ingest.cut("asked for through the API")
         finally:
             self._asked = []
         if row is None:
+            self._release(asked)
+        return row
+
+    def _release(self, asked: list[str]) -> None:
+        """Let updates go on that waited for a cut which is not to be: they learn what is there."""
+        if asked:
             with self._engine.begin() as connection:
                 jobs.cut_done(connection, asked)
-        return row is not None
 
     def _open(self) -> Ingest:
         if self._ingest is None:
-            source = SOURCES[self._spec.source.kind].build(
-                self._spec.source,
-                pipeline=self._spec.name,
-                schema=self._spec.record_schema,
-                engine=self._engine,
-            )
             self._ingest = Ingest(
                 self._spec.name,
                 self._spec.record_schema,
-                source=source,
-                trigger=self._spec.trigger.build(),
+                source=build_source(self._engine, self._spec),
+                trigger=self._spec.trigger,
                 split=self._spec.split,
-                store=ExperienceStore(self._settings.experiences),
+                store=self._store,
                 manifest=Manifest(self._engine),
                 also=self._queue,
+                surroundings=self._surroundings.surroundings(),
+                duplicate_window=self._spec.duplicate_window,
+                breaker=self._spec.circuit_breaker,
             )
         return self._ingest
+
+    def _set_status(self, status: states.Status, reason: str) -> None:
+        with self._engine.begin() as connection:
+            # A person's pause stays, whatever happens meanwhile.
+            if states.read(connection, self._spec.name).status != "paused":
+                states.set_status(
+                    connection,
+                    self._spec.name,
+                    status,
+                    reason=reason,
+                    actor=states.SERVICE,
+                    now=now(connection),
+                )
+
+    def _note_pending(self, ingest: Ingest) -> None:
+        found = {"records": ingest.pending, "waiting": ingest.waiting}
+        if found == self._noted or time.monotonic() < self._note_at:
+            return
+        self._noted, self._note_at = found, time.monotonic() + PENDING_SECONDS
+        with self._engine.begin() as connection:
+            states.note_pending(connection, self._spec.name, found)
 
     def _queue(self, connection: sa.Connection, row: ExperienceRow) -> None:
         """In the transaction of the experience: it waits to be learnt, and an update will learn it."""
@@ -104,13 +157,16 @@ class PipelineIngest:
 def serve(settings: Settings, stop: threading.Event) -> None:
     """Ingest every declared pipeline until `stop` is set."""
     engine = connect(settings.database)
+    store = experience_store(settings)
+    upkeep = Upkeep(engine, settings, store)
     open_pipelines: dict[str, PipelineIngest | None] = {}
     with Presence(engine, "ingest"):
         log.info("ingest ready")
         while not stop.is_set():
             try:
-                _open_new(engine, settings, open_pipelines)
+                _open_new(engine, settings, store, open_pipelines)
                 busy = [pipeline.turn() for pipeline in open_pipelines.values() if pipeline]
+                upkeep.turn()
             except sa.exc.OperationalError:
                 log.exception("database unreachable, trying again")
                 busy = []
@@ -124,7 +180,10 @@ def serve(settings: Settings, stop: threading.Event) -> None:
 
 
 def _open_new(
-    engine: sa.Engine, settings: Settings, open_pipelines: dict[str, PipelineIngest | None]
+    engine: sa.Engine,
+    settings: Settings,
+    store: ExperienceStore,
+    open_pipelines: dict[str, PipelineIngest | None],
 ) -> None:
     """Take up pipelines declared since the last look; one that this release cannot read stops no other."""
     with reading(engine) as connection:
@@ -132,7 +191,8 @@ def _open_new(
             if name in open_pipelines:
                 continue
             try:
-                open_pipelines[name] = PipelineIngest(engine, settings, specs.load_spec(connection, name))
+                spec = specs.load_spec(connection, name)
+                open_pipelines[name] = PipelineIngest(engine, settings, spec, store=store)
             except PipelineUnreadableError:
                 open_pipelines[name] = None
                 log.exception("pipeline left out until the next start", pipeline=name)

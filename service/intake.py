@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-import msgspec
 import sqlalchemy as sa
 
-from service import backlog, decisions, jobs, specs
+from service import backlog, bodies, decisions, jobs, specs
 from service.database import lock_pipeline
 from service.errors import (
     BacklogFullError,
@@ -13,18 +12,16 @@ from service.errors import (
     NothingToLearnError,
     RecordsInvalidError,
 )
+from service.pipelines import PipelineSpec
+from service.sources import pushed_partition
 from streams.base import RequestKeyReusedError
 from streams.manifest import Manifest
 from streams.pushed import PushedLog, Receipt
+from streams.records import LabelMap
 from streams.tables import reading
-from streams.wire import Decoded, decode_json
+from streams.wire import Decoded, decode
 
-MAX_BODY_BYTES = 256 * 2**20
 SHOWN_ERRORS = 20
-
-
-class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
-    records: list[msgspec.Raw]
 
 
 def push(
@@ -48,21 +45,26 @@ def push(
     """
     with reading(engine) as connection:
         spec = specs.load_spec(connection, pipeline)
-    if spec.source.kind != "pushed":
+    if not spec.pushable:
         raise RecordsInvalidError(
             f"Pipeline {pipeline!r} reads from a {spec.source.kind!r} source; it takes no records here.",
             fix="Declare a pipeline with source {kind: pushed} to send records over HTTP.",
         )
-    payloads = _payloads(body, content_type)
-    decoded = decode_json(payloads, spec.record_schema, positions=[str(row) for row in range(len(payloads))])
+    schema = spec.record_schema
+    # Names only: which ids the classes of an open set have, the ingest side alone decides.
+    labels = LabelMap(schema)
+    batch = bodies.batch(body, content_type)
+    decoded = decode(batch, schema, labels)
     if decoded.rejected:
-        raise _refused(decoded, len(payloads))
-    log, schema, records = PushedLog(engine), spec.record_schema, decoded.records
+        raise _refused(decoded, len(batch.positions))
+    log, records = PushedLog(engine), decoded.records
     try:
-        full = _too_many(engine, pipeline, len(payloads), max_backlog_records)
+        full = _too_many(engine, spec, len(records), max_backlog_records)
         if full is None:
-            return log.append(pipeline, schema, records, request_key=request_key)
-        first = log.recall(pipeline, schema, records, request_key=request_key) if request_key else None
+            return log.append(pipeline, schema, records, names=labels.names, request_key=request_key)
+        if request_key is None:
+            raise full
+        first = log.recall(pipeline, schema, records, names=labels.names, request_key=request_key)
     except RequestKeyReusedError as error:
         raise IdempotencyKeyReusedError(
             f"The Idempotency-Key {request_key!r} was used before in {pipeline!r}, with other records; none "
@@ -74,52 +76,21 @@ def push(
     return first
 
 
-def _too_many(engine: sa.Engine, pipeline: str, sent: int, limit: int) -> BacklogFullError | None:
+def _too_many(engine: sa.Engine, spec: PipelineSpec, sent: int, limit: int) -> BacklogFullError | None:
     """Why no room is left for so many records; None when there is."""
+    pipeline = spec.name
     if sent > limit:
         return BacklogFullError(
             f"{sent} records are more than may ever wait in {pipeline!r}: {limit}.",
             fix="Send fewer records a request.",
         )
-    waiting = Manifest(engine).pending_records(pipeline)
+    waiting = Manifest(engine).pending_records(pipeline, partition=pushed_partition(spec))
     if waiting + sent > limit:
         return BacklogFullError(
             f"{waiting} records of {pipeline!r} wait to be learnt; {limit} is the limit.",
             fix="Send these again later; see GET .../updates for what holds the pipeline up.",
         )
     return None
-
-
-def _payloads(body: bytes, content_type: str) -> list[bytes]:
-    """The JSON text of each record in a request body."""
-    media_type = content_type.split(";")[0].strip().lower()
-    if media_type == "application/x-ndjson":
-        payloads = [line for line in body.splitlines() if line.strip()]
-    elif media_type in ("application/json", ""):
-        try:
-            envelope = msgspec.json.decode(body, type=_Envelope)
-        except msgspec.DecodeError as error:
-            if not isinstance(error, msgspec.ValidationError):
-                raise RecordsInvalidError(
-                    f"The body is not JSON: {error}.",
-                    fix="Send UTF-8 text as RFC 8259 has it; NaN and Infinity are no numbers there.",
-                ) from error
-            raise RecordsInvalidError(
-                f"The body is not an object with a list of records: {error}.",
-                fix='Send {"records": [{"id": "a1", "features": [...], "label": "..."}, ...]}.',
-            ) from error
-        payloads = [bytes(raw) for raw in envelope.records]
-    else:
-        raise RecordsInvalidError(
-            f"Records of type {media_type!r} are not understood.",
-            fix="Send application/json or application/x-ndjson.",
-        )
-    if not payloads:
-        raise RecordsInvalidError(
-            "The batch is empty: there is no record in it.",
-            fix="Send at least one record, or nothing at all.",
-        )
-    return payloads
 
 
 def _refused(decoded: Decoded, sent: int) -> RecordsInvalidError:
@@ -156,6 +127,7 @@ def request_update(
     with reading(engine) as connection:
         spec = specs.load_spec(connection, pipeline)
     pushed = spec.source.kind == "pushed"
+    # Of another source nobody knows what it holds before it is read.
     pending = manifest.pending_records(pipeline) if pushed else None
     with engine.begin() as connection:
         # So that nothing asked for again is settled between the look at its state and the change.

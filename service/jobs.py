@@ -377,6 +377,16 @@ def cut_done(connection: sa.Connection, update_ids: Sequence[str]) -> None:
     connection.execute(sa.update(updates).where(updates.c.id.in_(update_ids)).values(wants_cut=False))
 
 
+def experiences_of_live(connection: sa.Connection, pipeline: str) -> set[int]:
+    """Every experience that an update names which has not ended."""
+    rows = connection.execute(
+        sa.select(updates.c.experiences, updates.c.asked).where(
+            updates.c.pipeline == pipeline, updates.c.state.in_(LIVE_STATES)
+        )
+    )
+    return {index for row in rows for index in [*row.experiences, *(row.asked or [])]}
+
+
 def live(connection: sa.Connection, pipeline: str) -> int:
     """How many updates of a pipeline have not ended."""
     count = connection.execute(

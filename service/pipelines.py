@@ -11,8 +11,9 @@ from service.gate.base import GateConfig
 from strategies.base import StrategyConfig, StreamInfo
 from strategies.catalog import STRATEGIES
 from streams.base import RecordSchema
+from streams.breaker import CircuitBreaker
 from streams.catalog import SOURCES, SourceConfig
-from streams.ingest import Split
+from streams.split import Split
 from streams.triggers import TriggerChoice
 
 PipelineName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
@@ -32,6 +33,19 @@ else:
     ]
 
 
+class Retention(BaseModel):
+    """What is kept of experiences that the champion has learnt."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    keep_experiences: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Train parts of the newest so many learnt experiences are kept; unset keeps all.",
+    )
+
+
 class PipelineSpec(BaseModel):
     """A pipeline as its owner declares it: a YAML file, or the body of `POST /v1/pipelines`."""
 
@@ -42,7 +56,22 @@ class PipelineSpec(BaseModel):
     source: SourceChoice = Field(
         default_factory=SOURCES["pushed"].config, description="Where records come from."
     )
+    label_source: SourceChoice | None = Field(
+        None, description="Where labels come from, if not with the features; wants labels_within_seconds."
+    )
     trigger: TriggerChoice = Field(description="When to cut an experience.")
+    duplicate_window: int = Field(
+        0,
+        ge=0,
+        le=100_000_000,
+        description="A record whose id came within this many records before is dropped; 0 drops none.",
+    )
+    circuit_breaker: CircuitBreaker = Field(
+        default_factory=CircuitBreaker, description="When bad records stop the stream."
+    )
+    retention: Retention = Field(
+        default_factory=Retention, description="How long records that nothing needs any more are kept."
+    )
     split: Split = Field(default_factory=Split, description="Shares put aside and never trained on.")
     strategy: StrategyChoice = Field(description="How to learn; `name` chooses, the rest are its settings.")
     gate: GateConfig = Field(default_factory=GateConfig, description="What may be lost, and how sure to be.")
@@ -60,8 +89,27 @@ class PipelineSpec(BaseModel):
             raise ValueError(problem)
         return self
 
+    @model_validator(mode="after")
+    def _labels_fit(self) -> Self:
+        if self.label_source is None:
+            return self
+        if not self.record_schema.late_labels:
+            raise ValueError("a label_source wants schema.labels_within_seconds: how late a label may come")
+        if self.label_source.kind == self.source.kind == "pushed":
+            raise ValueError("labels can be pushed to the pipeline itself: leave label_source out")
+        problem = SOURCES[self.label_source.kind].misfit(self.label_source, self.record_schema)
+        if problem:
+            raise ValueError(f"label_source: {problem}")
+        return self
+
+    @property
+    def pushable(self) -> bool:
+        """Whether callers may send records over HTTP."""
+        return "pushed" in (self.source.kind, self.label_source.kind if self.label_source else "")
+
     @property
     def stream_info(self) -> StreamInfo:
+        """What a learner must know of the stream as declared; an open set may have more classes by now."""
         schema = self.record_schema
         return StreamInfo(shape=schema.shape, classes=schema.classes, dtype=schema.dtype)
 

@@ -31,6 +31,8 @@ class Plan:
     """The champion's stored answers on past holdouts."""
     references: tuple[Screen, ...]
     """How the experiences that the champion learnt looked."""
+    classes: tuple[str, ...]
+    """Every class of the stream, by id: those declared, and in an open set those that came since."""
 
     @property
     def learnt_before(self) -> tuple[int, ...]:
@@ -65,7 +67,8 @@ def make_plan(engine: sa.Engine, update: Update) -> Plan:
         stored = holdouts.of_version(connection, pipeline, version=champion.version) if champion else {}
         references = backlog.screens(connection, pipeline, learnt)
     experiences = tuple(update.experiences)
-    rows = {row.index: row for row in Manifest(engine).experiences(pipeline)}
+    manifest = Manifest(engine)
+    rows = {row.index: row for row in manifest.experiences(pipeline)}
     return Plan(
         update=update,
         spec=spec,
@@ -75,6 +78,7 @@ def make_plan(engine: sa.Engine, update: Update) -> Plan:
         rows={index: rows[index] for index in (*experiences, *learnt)},
         past={index: bits for index, bits in stored.items() if index in learnt},
         references=tuple(references),
+        classes=tuple(manifest.classes(pipeline)) or spec.record_schema.classes,
     )
 
 

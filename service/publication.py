@@ -35,7 +35,7 @@ def publication(
         figures=figures,
         served=folder / SERVED_FILE if result.learnt else None,
         input_shape=plan.spec.record_schema.shape,
-        classes=plan.spec.record_schema.classes,
+        classes=plan.classes,
     )
 
 

@@ -29,6 +29,23 @@ class Settings(BaseSettings):
     max_attempts: int = Field(3, ge=1, description="Attempts at an update before it is given up as failed.")
     poll_seconds: float = Field(0.1, gt=0, description="Pause between looks at sources and queue.")
     max_backlog_records: int = Field(5_000_000, ge=1, description="Pushed records that may wait; then 429.")
+    source_roots: str | None = Field(
+        None,
+        description="Folders and s3:// prefixes that pipelines may read files from, with ; between them; "
+        "default: incoming in the home.",
+    )
+    store: str | None = Field(
+        None, description="s3:// prefix that experiences are kept under; default: a folder in the home."
+    )
+    cache_bytes: int = Field(
+        10 * 2**30, ge=2**20, description="With a store elsewhere: size of the local cache of experiences."
+    )
+    upkeep_seconds: float = Field(
+        600.0, gt=0, description="Pause between removals of files that nothing needs any more."
+    )
+    orphan_grace_seconds: float = Field(
+        3600.0, ge=60, description="A file that no row names is removed when it is older than this."
+    )
     log_format: str = Field("text", pattern="^(text|json)$", description="Form of the log lines.")
     log_level: str = Field(
         "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least severity logged."
@@ -54,6 +71,14 @@ class Settings(BaseSettings):
     @property
     def experiences(self) -> Path:
         return self.root / "experiences"
+
+    @property
+    def roots(self) -> list[Path | str]:
+        """Where pipelines may read files from."""
+        if self.source_roots is None:
+            return [self.root / "incoming"]
+        named = [root.strip() for root in self.source_roots.split(";") if root.strip()]
+        return [root if root.startswith("s3://") else Path(root).expanduser().resolve() for root in named]
 
     @property
     def checkpoints(self) -> Path:

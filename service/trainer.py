@@ -168,6 +168,8 @@ def _learn(
 ) -> Result:
     spec = STRATEGIES[task.strategy["name"]]
     champion = load_learner(task.champion) if task.champion else None
+    if champion:
+        champion.widen(task.stream.classes)
     learner = champion or spec.build(spec.config.model_validate(task.strategy), task.stream)
     experience = merge(parts)
     new = [store.open(part.digest, index=part.experience) for part in task.new_holdouts]

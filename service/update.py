@@ -5,6 +5,7 @@ id, and the settlement is one fenced transaction. A crash anywhere repeats steps
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -97,7 +98,7 @@ class Updater:
             store=self._settings.experiences,
             champion=self.folder(plan.champion.update_id) if plan.champion else None,
             strategy=plan.spec.strategy.model_dump(mode="json"),
-            stream=plan.spec.stream_info,
+            stream=replace(plan.spec.stream_info, classes=plan.classes),
             gate=plan.spec.gate,
             learn=tuple(Stored(index, plan.rows[index].train.digest) for index in plan.experiences),
             new_holdouts=tuple(Stored(index, plan.rows[index].gate.digest) for index in plan.experiences),

@@ -7,6 +7,7 @@ StrategyError
 └── StateError             a saved state is missing, damaged, or of an unknown version
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -114,6 +115,14 @@ class Learner(Protocol):
         """Probabilities (n, n_classes), column j for class id j; a class never learnt has exactly 0.
 
         Changes nothing in the learner, nor in any random state.
+        """
+        ...
+
+    def widen(self, classes: Sequence[str]) -> None:
+        """Know of classes that came to the stream since; those known before stay in their places.
+
+        Raises:
+            ExperienceUnfitError: the classes do not begin with those known before.
         """
         ...
 

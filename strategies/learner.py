@@ -6,6 +6,7 @@ of CPU, the same experiences give the same learner, bit for bit, whether or not 
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from strategies.avalanche_parts import Clock, PeriodicEval, SupervisedPlugin
 from strategies.base import (
+    ExperienceUnfitError,
     LearnReport,
     Progress,
     StateError,
@@ -147,6 +149,16 @@ class AvalancheLearner:
             for module, mode in modes.items():
                 module.training = mode
         return np.concatenate(answers)
+
+    def widen(self, classes: Sequence[str]) -> None:
+        """See `Learner.widen`. The head grows when records of the new classes are learnt."""
+        known = self.stream_info.classes
+        if tuple(classes[: len(known)]) != known:
+            raise ExperienceUnfitError(
+                f"the stream's classes do not begin with the {len(known)} that were learnt: a class id would "
+                "change its meaning; restore the database that this checkpoint belongs to"
+            )
+        self.stream_info = replace(self.stream_info, classes=tuple(classes))
 
     def served_network(self) -> ServedNetwork:
         """See `Learner.served_network`. The copy is on the CPU."""

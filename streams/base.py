@@ -15,6 +15,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol, overload, runtime_checkable
 
 import numpy as np
@@ -194,6 +195,10 @@ class SourceConfig(BaseModel):
 
     def misfit(self, schema: RecordSchema) -> str | None:
         """Why this source cannot give records of that schema, as a sentence; None when it can."""
+        return None
+
+    def outside(self, roots: Sequence[Path | str]) -> str | None:
+        """Why this source may not be read where only these folders and s3:// prefixes may, as a sentence."""
         return None
 
 

@@ -3,112 +3,54 @@
 Files are written before the transaction that names them, and the offsets move in that same transaction. A
 crash before it leaves orphan files and unmoved offsets: the same records are read again and give the same
 files. A crash after it finds the offsets moved. So every record is in exactly one experience, or is a dead
-letter. A record that a producer sends twice is two records; they share their id, hence their part.
+letter, or was a duplicate within the declared window, or waits for its label, or aged out without one.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Self
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from streams.base import RawBatch, RecordSchema, Source, TrimmedSource
+from streams.breaker import BadShare, CircuitBreaker
+from streams.duplicates import DuplicateWindow
 from streams.experiences import ExperienceStore
-from streams.hashing import hash_texts
+from streams.joining import Join, Joined, Pair
+from streams.letters import DeadLetter, form_of
 from streams.manifest import (
     AlsoInTransaction,
+    Committed,
     CutExperience,
-    DeadLetter,
     ExperienceRow,
     Manifest,
     Part,
     Span,
+    WaitingCommit,
 )
-from streams.records import Records, join_records, text_column
-from streams.triggers import Cut, Trigger, pending_count
-from streams.wire import decode
+from streams.pending import Chunk, divide
+from streams.records import FEATURES_ONLY, LabelMap, Records, join_records
+from streams.split import PARTS, TRAIN, Split, parts_of
+from streams.triggers import Cut, Surroundings, TriggerConfig
+from streams.wire import Decoded, decode
 
-PartName = Literal["train", "gate", "audit"]
-Share = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-PARTS: tuple[PartName, ...] = ("train", "gate", "audit")
-TRAIN, GATE, AUDIT = range(3)
-
-POLL_RECORDS = 5_000
 MAX_EXPERIENCE_BYTES = 256 * 1024 * 1024
-"""A forced cut stops reading on when its features reach this size."""
+"""Pending records of this size are cut, whatever the trigger says: one experience is one file in memory."""
 
-
-class Split(BaseModel):
-    """Shares of the records that are put aside at arrival and never trained on.
-
-    A change moves the border between the parts: a record sent again after it may then land elsewhere.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    gate: Share = Field(0.25, description="Share that every update is judged on.")
-    audit: Share = Field(0.05, description="Sealed share, read only when the erosion budget is checked.")
-
-    @field_validator("gate")
-    @classmethod
-    def _judges(cls, gate: float) -> float:
-        if gate == 0:
-            raise ValueError("gate must be above 0: without a holdout there is nothing to judge an update by")
-        return gate
-
-    @model_validator(mode="after")
-    def _leaves_something(self) -> Self:
-        if self.gate + self.audit >= 1.0:
-            raise ValueError("gate and audit together must be below 1: the rest is what is trained on")
-        return self
-
-
-def part_of(split_key: str, split: Split) -> PartName:
-    """The part that a split key belongs to: always the same one, whenever and wherever it is asked."""
-    return PARTS[int(parts_of(text_column([split_key]), split)[0])]
-
-
-def parts_of(split_keys: pa.StringArray, split: Split) -> NDArray[np.uint8]:
-    """(n,) the parts of many split keys, each as its place in `PARTS`."""
-    places = hash_texts(split_keys) / 2.0**64
-    return np.where(
-        places < split.audit, AUDIT, np.where(places < split.audit + split.gate, GATE, TRAIN)
-    ).astype(np.uint8)
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Accepted records of one partition that are not yet cut, in order."""
-
-    partition: str
-    records: Records
-    positions: Sequence[str]
-    parts: NDArray[np.uint8]
-    """(n,) the part of each record, as its place in `PARTS`."""
-
-    def head(self, count: int) -> "_Chunk":
-        return replace(
-            self,
-            records=self.records.take(slice(count)),
-            positions=self.positions[:count],
-            parts=self.parts[:count],
-        )
-
-    def tail(self, count: int) -> "_Chunk":
-        return replace(
-            self,
-            records=self.records.take(slice(count, None)),
-            positions=self.positions[count:],
-            parts=self.parts[count:],
-        )
+_POLL_BYTES = 32 * 1024 * 1024
+_MOST_POLLED, _LEAST_POLLED = 65_536, 256
+_SEEN_AT_A_TIME = 8_192
+_LOOSE_HALVES = 50_000
+"""With so many halves that only this process holds, they are stored, cut or no cut."""
 
 
 class Ingest:
-    """The loop of one pipeline. One at a time: of two, the slower one meets `FencedError` and must stop."""
+    """The loop of one pipeline. One at a time: of two, the slower one meets `FencedError` and must stop.
+
+    After any exception but `SourceError` it must be closed, and another one opened.
+    """
 
     def __init__(
         self,
@@ -116,36 +58,62 @@ class Ingest:
         schema: RecordSchema,
         *,
         source: Source,
-        trigger: Trigger,
+        trigger: TriggerConfig,
         split: Split,
         store: ExperienceStore,
         manifest: Manifest,
         also: AlsoInTransaction | None = None,
+        surroundings: Surroundings | None = None,
+        duplicate_window: int = 0,
+        breaker: CircuitBreaker | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """Open the source at the committed cursors. `also` runs in the transaction of every experience.
 
         Raises:
-            DataLostError: the source no longer holds what comes after the cursors.
+            SourceError: the source cannot be opened; `DataLostError` where it no longer holds what comes
+                after the cursors.
+            ExperienceDamagedError: a stored file that must be read again is missing or damaged.
         """
         self._pipeline = pipeline
         self._schema = schema
+        self._record_bytes = schema.size * np.dtype(schema.dtype).itemsize
         self._source = source
         self._trigger = trigger
         self._split = split
         self._store = store
         self._manifest = manifest
         self._also = also
+        self._clock = clock
+        self._surroundings = replace(surroundings or Surroundings(), reference=self._reference)
+        self._bad_share = BadShare(breaker or CircuitBreaker(), pipeline)
+        self._revision = manifest.revision(pipeline)
         self._committed = manifest.cursors(pipeline)
-        self._state = manifest.trigger_state(pipeline)
-        self._chunks: list[_Chunk] = []
+        self._labels = LabelMap(schema, manifest.classes(pipeline) or None)
+        self._classes_stored = len(self._labels)
+        self._seen_ids = DuplicateWindow(duplicate_window)
+        self._join = Join(schema) if schema.late_labels else None
+        self._chunks: list[Chunk] = []
         self._refused: list[DeadLetter] = []
+        self._came = 0
+        self._dropped: list[int] = []
+        self._dropped_pairs: list[Pair] = []
         self._read = dict(self._committed)
+        self._begin_watch(manifest.trigger_state(pipeline))
+        self._recall_ids(duplicate_window)
+        self._recall_halves()
+        self._polled = min(_MOST_POLLED, max(_LEAST_POLLED, _POLL_BYTES // self._record_bytes))
         source.open(self._committed)
 
     @property
     def pending(self) -> int:
-        """Accepted records that were read and are not yet in an experience."""
-        return pending_count(self._pending())
+        """Complete, accepted records that were read and are not yet in an experience."""
+        return sum(len(chunk) for chunk in self._chunks)
+
+    @property
+    def waiting(self) -> int:
+        """Records that wait for their label, and labels that wait for their record."""
+        return self._join.waiting if self._join else 0
 
     def step(self, timeout_seconds: float) -> ExperienceRow | None:
         """One turn: read on unless a cut is already due, and cut at most one experience.
@@ -155,14 +123,15 @@ class Ingest:
 
         Raises:
             FencedError: another process took the pipeline over. Close this one; nothing of it is lost.
-            SourceError: the source cannot be read. The step can be tried again.
+            SourceError: the source cannot be read. The step can be tried again, but for
+                `SourceStoppedError`: then a person must look first.
         """
         cut = self._decide()
         if cut is None:
             self._poll(timeout_seconds)
             cut = self._decide()
         if cut is None:
-            self._commit_dead_letters()
+            self._commit_rest()
             return None
         return self._cut(cut)
 
@@ -173,16 +142,14 @@ class Ingest:
             The experience; None when no record is pending, or when all that are pending fall in the gate and
             audit parts: these stay pending until one to train on arrives.
         """
-        most = MAX_EXPERIENCE_BYTES // (self._schema.size * np.dtype(self._schema.dtype).itemsize)
-        while self.pending < most and self._poll(0.0):
+        while self._bytes() < MAX_EXPERIENCE_BYTES and self._poll(0.0):
             pass
         cut = None
-        if self.pending:
-            cut = self._with_training_records(
-                self._trigger.forced(self._pending(), self._state, reason=reason)
-            )
+        if self._chunks:
+            forced = self._watch.forced(reason, self._clock())
+            cut = self._with_training_records(replace(forced, records=self.pending))
         if cut is None:
-            self._commit_dead_letters()
+            self._commit_rest()
             return None
         return self._cut(cut)
 
@@ -190,31 +157,123 @@ class Ingest:
         """Release the source. What is pending is read again by the next ingest. Closing twice is allowed."""
         self._source.close()
 
-    def _pending(self) -> list[Records]:
-        return [chunk.records for chunk in self._chunks]
-
     def _poll(self, timeout_seconds: float) -> bool:
         """Read on and decode; whether anything came."""
-        batches = self._source.poll(POLL_RECORDS, timeout_seconds)
+        batches = self._source.poll(self._polled, timeout_seconds)
         for batch in batches:
             self._add(batch)
         return bool(batches)
 
     def _add(self, batch: RawBatch) -> None:
-        decoded = decode(batch, self._schema)
-        self._refused.extend(
-            DeadLetter(batch.partition, letter.position, letter.reason, letter.detail, letter.payload)
-            for letter in decoded.rejected
-        )
+        decoded = decode(batch, self._schema, self._labels)
+        self._refused.extend(_letters(batch, decoded))
+        self._came += len(batch.positions)
         self._read[batch.partition] = batch.positions[-1]
-        if len(decoded.records):
-            parts = parts_of(decoded.records.split_keys, self._split)
-            chunk = _Chunk(batch.partition, decoded.records, decoded.positions, parts)
-            self._chunks.append(chunk)
+        if self._join is None:
+            self._take(batch, decoded)
+        else:
+            self._take_halves(self._join, batch, decoded)
+
+    def _take(self, batch: RawBatch, decoded: Decoded) -> None:
+        """What came complete waits to be cut, but for what came before."""
+        records, positions = decoded.records, decoded.positions
+        dropped = np.zeros(0, dtype=np.int64)
+        if self._seen_ids.wanted and len(records):
+            new = self._seen_ids.add(records.ids)
+            if not new.all():
+                dropped = np.cumsum(new)[~new]
+                places = np.flatnonzero(new)
+                records, positions = records.take(new), [positions[int(place)] for place in places]
+        if len(records) or len(dropped):
+            self._append(batch, records, positions=positions, dropped=dropped)
+
+    def _take_halves(self, join: Join, batch: RawBatch, decoded: Decoded) -> None:
+        """What came waits for its other half; what became complete waits to be cut."""
+        records, places, first = decoded.records, decoded.places, join.next_arrival
+        if self._seen_ids.wanted and len(records):
+            known = self._seen_ids.knows(records.ids)
+            self._dropped += (places[known] + first).tolist()
+            records, places = records.take(~known), places[~known]
+        came_at = self._clock() if np.isnan(batch.arrived_at) else batch.arrived_at
+        joined = join.add(batch.partition, records, places=places, positions=batch.positions, came_at=came_at)
+        self._see_apart(records)
+        self._take_joined(join, joined, batch=batch)
+
+    def _see_apart(self, records: Records) -> None:
+        """Features tell of a shift as soon as they come, whether or not a label ever does."""
+        if records.carries is not None:
+            apart = records.features[records.carries == FEATURES_ONLY]
+            if len(apart):
+                self._watch.see_features(apart)
+
+    def _take_joined(self, join: Join, joined: Joined, *, batch: RawBatch | None) -> None:
+        records, pairs = joined.records, joined.pairs
+        self._dropped += joined.repeated
+        if self._seen_ids.wanted and len(records):
+            new = self._seen_ids.add(records.ids)
+            again = [pair for pair, is_new in zip(pairs, new, strict=True) if not is_new]
+            self._dropped += [join.last_arrival([pair]) for pair in again]
+            self._dropped_pairs += again
+            records = records.take(new)
+            pairs = [pair for pair, is_new in zip(pairs, new, strict=True) if is_new]
+        if len(records):
+            self._append(batch, records, halves=pairs)
+
+    def _append(
+        self,
+        batch: RawBatch | None,
+        records: Records,
+        *,
+        positions: Sequence[str] = (),
+        dropped: NDArray[np.int64] | None = None,
+        halves: Sequence[Pair] = (),
+    ) -> None:
+        self._chunks.append(
+            Chunk(
+                partition=batch.partition if batch else "",
+                records=records,
+                positions=positions,
+                parts=parts_of(records.split_keys, self._split),
+                arrived_at=batch.arrived_at if batch else np.nan,
+                dropped=np.zeros(0, dtype=np.int64) if dropped is None else dropped,
+                halves=halves,
+            )
+        )
+
+    def _begin_watch(self, state: Mapping[str, Any]) -> None:
+        self._watch = self._trigger.watch(state, self._surroundings)
+        self._shown = 0
+        self._due: Cut | None = None
 
     def _decide(self) -> Cut | None:
-        cut = self._trigger.decide(self._pending(), self._state)
-        return None if cut is None else self._with_training_records(cut)
+        """The cut that is due, if any, as long as there is something to train on in it."""
+        now = self._clock()
+        for records, arrived_at in self._unseen():
+            self._due = self._watch.see(records, arrived_at, now)
+            self._shown += len(records)
+            if self._due is not None:
+                break
+        if self._due is None:
+            self._due = self._watch.due(now)
+        if self._due is None and self._bytes() >= MAX_EXPERIENCE_BYTES:
+            most = MAX_EXPERIENCE_BYTES // 2**20
+            reason = f"The records that wait have reached {most} MB, the most in one experience."
+            self._due = replace(self._watch.forced(reason, now), decision={"trigger": "size"})
+        return None if self._due is None else self._with_training_records(self._due)
+
+    def _unseen(self) -> Iterator[tuple[Records, float]]:
+        """What the watch has not seen, a little at a time: the rest may have to be shown to the next one."""
+        if self._due is not None:
+            return
+        before = 0
+        for chunk in self._chunks:
+            start = max(0, self._shown - before)
+            for place in range(start, len(chunk), _SEEN_AT_A_TIME):
+                yield chunk.records.take(slice(place, place + _SEEN_AT_A_TIME)), chunk.arrived_at
+            before += len(chunk)
+
+    def _bytes(self) -> int:
+        return self.pending * self._record_bytes
 
     def _with_training_records(self, cut: Cut) -> Cut | None:
         """The cut, made longer up to the first record that is trained on; None while there is no such record.
@@ -226,58 +285,114 @@ class Ingest:
             trained = np.flatnonzero(chunk.parts == TRAIN)
             if len(trained):
                 return replace(cut, records=max(cut.records, before + int(trained[0]) + 1))
-            before += len(chunk.records)
+            before += len(chunk)
         return None
 
     def _cut(self, cut: Cut) -> ExperienceRow:
-        taken, left = _divide(self._chunks, cut.records)
+        taken, left = divide(self._chunks, cut.records)
         experience = self._write(taken, cut)
-        # Each partition moves to its last record in the cut, not past payloads that were refused after it: so
-        # the slice is the same wherever a poll happened to end.
-        ends = {chunk.partition: chunk.positions[-1] for chunk in taken}
-        moves = {partition: self._span(partition, end) for partition, end in ends.items()}
-        row = self._manifest.commit(
-            self._pipeline, moves, dead_letters=self._refused, experience=experience, also=self._also
-        )
+        if self._join is None:
+            # Each partition moves to its last record in the cut, not past payloads that were refused after
+            # it: so the slice is the same wherever a poll happened to end.
+            moves = {chunk.partition: chunk.positions[-1] for chunk in taken if len(chunk)}
+            duplicates = sum(len(chunk.dropped) for chunk in taken)
+            row = self._commit(moves, experience=experience, duplicates=duplicates).experience
+        else:
+            pairs = [pair for chunk in taken for pair in chunk.halves]
+            row = self._commit_halves(self._join, pairs, experience).experience
         assert row is not None, "a commit with an experience returns its row"
-        self._chunks, self._state, self._refused = left, dict(cut.state), []
-        self._committed_now(moves)
+        self._chunks = left
+        self._seen_ids.committed(row.rows)
+        self._begin_watch(cut.state)
         return row
 
-    def _commit_dead_letters(self) -> None:
-        """Store what was refused without waiting for a cut, so that it is seen and memory stays bounded.
+    def _commit_rest(self) -> None:
+        """Without a cut: store what was refused, so that it is seen, and halves that only this process holds.
 
-        A partition moves on when nothing of it is pending; else its offset stays, and the same dead letters
-        are met again after a restart, which changes nothing.
+        A partition moves on past what was refused when nothing of it is pending; else its offset stays, and
+        the same dead letters are met again after a restart, which changes nothing.
         """
-        if not self._refused:
-            return
-        waiting = {chunk.partition for chunk in self._chunks}
-        moves = {}
-        for partition in {letter.partition for letter in self._refused}:
-            end = self._committed.get(partition, "") if partition in waiting else self._read[partition]
-            moves[partition] = self._span(partition, end)
-        self._manifest.commit(self._pipeline, moves, dead_letters=self._refused)
+        if self._join is not None and self._join.loose >= _LOOSE_HALVES:
+            self._commit_halves(self._join, [], None)
+        else:
+            waiting = {chunk.partition for chunk in self._chunks if len(chunk)}
+            idle = [chunk for chunk in self._chunks if chunk.partition not in waiting]
+            touched = {chunk.partition for chunk in idle} | {letter.partition for letter in self._refused}
+            moves = {name: self._settled(name, waiting) for name in touched}
+            if moves:
+                self._commit(moves, duplicates=sum(len(chunk.dropped) for chunk in idle))
+                self._chunks = [chunk for chunk in self._chunks if chunk.partition in waiting]
+        self._note_share(0)
+
+    def _settled(self, partition: str, waiting: Set[str]) -> str:
+        """How far a partition is done without a cut."""
+        if self._join is not None or partition in waiting:
+            return self._committed.get(partition, "")
+        return self._read[partition]
+
+    def _commit_halves(
+        self, join: Join, pairs: Sequence[Pair], experience: CutExperience | None
+    ) -> Committed:
+        upto = join.last_arrival(pairs) if experience is not None else None
+        last = join.next_arrival - 1 if upto is None else upto
+        again = [pair for pair in self._dropped_pairs if join.last_arrival([pair]) <= last]
+        change = join.change([*pairs, *again], upto=upto, now=self._clock())
+        new = None
+        if change.keep is not None:
+            new = Part(self._store.write(change.keep, self._schema), len(change.keep))
+        committed = self._commit(
+            change.moves,
+            experience=experience,
+            duplicates=sum(arrival <= last for arrival in self._dropped),
+            waiting=WaitingCommit(new, change.touched, change.aged_out),
+        )
+        join.done(change, committed.waiting, upto=upto)
+        self._dropped = [arrival for arrival in self._dropped if arrival > last]
+        self._dropped_pairs = [pair for pair in self._dropped_pairs if pair not in again]
+        return committed
+
+    def _commit(
+        self,
+        moves: Mapping[str, str],
+        *,
+        experience: CutExperience | None = None,
+        duplicates: int = 0,
+        waiting: WaitingCommit | None = None,
+    ) -> Committed:
+        names = self._labels.names if len(self._labels) > self._classes_stored else ()
+        committed = self._manifest.commit(
+            self._pipeline,
+            {name: Span(self._committed.get(name, ""), end) for name, end in moves.items()},
+            revision=self._revision,
+            dead_letters=self._refused,
+            experience=experience,
+            classes=names if self._schema.open_classes else (),
+            waiting=waiting,
+            duplicates=duplicates,
+            also=self._also,
+        )
+        self._revision += 1
+        self._classes_stored = len(self._labels)
         self._refused = []
-        self._committed_now(moves)
-
-    def _span(self, partition: str, end: str) -> Span:
-        return Span(self._committed.get(partition, ""), end)
-
-    def _committed_now(self, moves: Mapping[str, Span]) -> None:
-        self._committed.update({partition: span.end for partition, span in moves.items()})
+        self._committed.update(moves)
         if isinstance(self._source, TrimmedSource):
             self._source.trim(self._committed)
+        self._note_share(committed.new_letters)
+        return committed
 
-    def _write(self, taken: Sequence[_Chunk], cut: Cut) -> CutExperience:
+    def _note_share(self, refused: int) -> None:
+        came, self._came = self._came, 0
+        self._bad_share.note(came, refused)
+
+    def _write(self, taken: Sequence[Chunk], cut: Cut) -> CutExperience:
         # The order of partitions is fixed, so that a slice does not depend on which of them answered first.
         ordered = sorted(taken, key=lambda chunk: chunk.partition)
-        records = join_records([chunk.records for chunk in ordered], self._schema)
-        parts = np.concatenate([chunk.parts for chunk in ordered])
-        written = {}
-        for place, name in enumerate(PARTS):
-            part = records.take(parts == place)
-            written[name] = Part(self._store.write(part, self._schema), len(part))
+        parts = [
+            join_records([chunk.records.take(chunk.parts == place) for chunk in ordered], self._schema)
+            for place in range(len(PARTS))
+        ]
+        digests = self._store.write_parts(parts, self._schema)
+        written = dict(zip(PARTS, map(Part, digests, map(len, parts)), strict=True))
         return CutExperience(
             train=written["train"],
             gate=written["gate"],
@@ -285,17 +400,53 @@ class Ingest:
             schema_fingerprint=self._schema.fingerprint(),
             cut_reason=cut.reason,
             trigger_state=cut.state,
+            decision=cut.decision,
         )
 
+    def _reference(self) -> NDArray[Any] | None:
+        """The features of the last experience's train part."""
+        last = self._manifest.latest(self._pipeline)
+        if not last or last[0].train_removed_at is not None:
+            return None
+        return self._store.open(last[0].train.digest, index=last[0].index).inputs
 
-def _divide(chunks: Sequence[_Chunk], count: int) -> tuple[list[_Chunk], list[_Chunk]]:
-    """The oldest `count` records, and the rest."""
-    taken: list[_Chunk] = []
-    for place, chunk in enumerate(chunks):
-        if count < len(chunk.records):
-            if count:
-                return [*taken, chunk.head(count)], [chunk.tail(count), *chunks[place + 1 :]]
-            return taken, list(chunks[place:])
-        taken.append(chunk)
-        count -= len(chunk.records)
-    return taken, []
+    def _recall_ids(self, window: int) -> None:
+        recalled: list[ExperienceRow] = []
+        index = len(self._manifest.experiences(self._pipeline)) if window else 0
+        while index and sum(row.rows for row in recalled) < window:
+            index -= 1
+            row = self._manifest.experience(self._pipeline, index)
+            assert row is not None, "indices have no gaps"
+            recalled.append(row)
+        for row in reversed(recalled):
+            for part in (row.train, row.gate, row.audit):
+                if part is not row.train or row.train_removed_at is None:
+                    self._seen_ids.add(self._store.records(part.digest, self._schema).ids)
+            self._seen_ids.committed(row.rows)
+
+    def _recall_halves(self) -> None:
+        if self._join is None:
+            return
+        for part in self._manifest.waiting(self._pipeline):
+            records = self._store.records(part.digest, self._schema)
+            self._see_apart(records.take(~part.gone))
+            self._take_joined(self._join, self._join.restore(part, records), batch=None)
+
+
+def _letters(batch: RawBatch, decoded: Decoded) -> list[DeadLetter]:
+    letters = []
+    for bad in decoded.rejected:
+        many = batch.wire == "arrow"
+        letters.append(
+            DeadLetter(
+                partition=batch.partition,
+                position=bad.position,
+                reason=bad.reason,
+                detail=bad.detail,
+                payload=bad.payload,
+                whole_bytes=-1 if many else len(batch.payloads[bad.place]),
+                # A row that was isolated from an Arrow payload comes as its JSON form.
+                form=form_of(batch, row_of_many=many and bad.payload[:1] == b"{"),
+            )
+        )
+    return letters

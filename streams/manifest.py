@@ -6,22 +6,26 @@ cursor both mean the beginning of a partition.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import sqlalchemy as sql
-from sqlalchemy.dialects import postgresql, sqlite
 
+from streams import letters, states
 from streams.base import FencedError
+from streams.joining import WaitingPart
+from streams.letters import DeadLetter
 from streams.tables import (
-    DEAD_LETTERS,
+    CLASSES,
     EXPERIENCES,
     METADATA,
     OFFSETS,
     PUSHED_BATCHES,
     PUSHED_PARTITION,
     TRIGGER_STATES,
+    WAITING_PARTS,
     PushedCursor,
     reading,
 )
@@ -29,12 +33,14 @@ from streams.tables import (
 __all__ = [
     "METADATA",
     "AlsoInTransaction",
+    "Committed",
     "CutExperience",
     "DeadLetter",
     "ExperienceRow",
     "Manifest",
     "Part",
     "Span",
+    "WaitingCommit",
 ]
 
 
@@ -55,19 +61,6 @@ class Span:
 
 
 @dataclass(frozen=True)
-class DeadLetter:
-    """A payload that did not become a record."""
-
-    partition: str
-    position: str
-    reason: str
-    detail: str
-    payload: bytes
-    created_at: float = 0.0
-    """Epoch seconds; set when it is stored."""
-
-
-@dataclass(frozen=True)
 class CutExperience:
     """An experience whose files are written and that waits for its manifest row."""
 
@@ -77,6 +70,19 @@ class CutExperience:
     schema_fingerprint: str
     cut_reason: str
     trigger_state: Mapping[str, Any] = field(default_factory=dict)
+    decision: Mapping[str, Any] = field(default_factory=dict)
+    """The numbers that the trigger decided by."""
+
+
+@dataclass(frozen=True)
+class WaitingCommit:
+    """Halves that wait for their label, or for their features, and must outlive the process."""
+
+    new: Part | None
+    touched: Sequence[WaitingPart]
+    """Of these more is gone than the manifest knows."""
+    aged_out: int
+    """Features, or labels, whose other half never came: added to the stream's count."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +99,25 @@ class ExperienceRow:
     cut_reason: str
     created_at: float
     """Epoch seconds."""
+    decision: Mapping[str, Any] = field(default_factory=dict)
+    train_removed_at: float | None = None
+    """Epoch seconds when the retention policy removed the train part; None: it is there."""
 
     @property
     def rows(self) -> int:
         """Records in all three parts."""
         return self.train.rows + self.gate.rows + self.audit.rows
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What one commit made true."""
+
+    experience: ExperienceRow | None
+    new_letters: int
+    """Dead letters that were not stored before."""
+    waiting: WaitingPart | None
+    """The row of the new waiting part."""
 
 
 AlsoInTransaction = Callable[[sql.Connection, ExperienceRow], None]
@@ -122,48 +142,121 @@ class Manifest:
         with reading(self._engine) as connection:
             return dict(connection.execute(query).scalar() or {})
 
+    def revision(self, pipeline: str) -> int:
+        """The revision of the stream: what the next commit must name."""
+        with reading(self._engine) as connection:
+            return states.read(connection, pipeline).revision
+
+    def classes(self, pipeline: str) -> list[str]:
+        """Names of the classes that came with the stream, by class id; empty where the set is closed."""
+        query = sql.select(CLASSES.c.name).where(CLASSES.c.pipeline == pipeline).order_by(CLASSES.c.class_id)
+        with reading(self._engine) as connection:
+            return list(connection.execute(query).scalars())
+
+    def waiting(self, pipeline: str) -> list[WaitingPart]:
+        """The stored halves that wait for their other half, oldest part first."""
+        query = sql.select(WAITING_PARTS).where(WAITING_PARTS.c.pipeline == pipeline)
+        with reading(self._engine) as connection:
+            rows = connection.execute(query.order_by(WAITING_PARTS.c.sequence)).all()
+        return [WaitingPart(row.sequence, row.digest, _unpacked(row.gone, row.rows)) for row in rows]
+
+    def count_waiting(self, pipeline: str) -> int:
+        """Stored records that wait for their other half, or that are complete and not yet cut."""
+        return sum(int((~part.gone).sum()) for part in self.waiting(pipeline))
+
     def commit(
         self,
         pipeline: str,
         moves: Mapping[str, Span],
         *,
+        revision: int,
         dead_letters: Sequence[DeadLetter] = (),
         experience: CutExperience | None = None,
+        classes: Sequence[str] = (),
+        waiting: WaitingCommit | None = None,
+        duplicates: int = 0,
         also: AlsoInTransaction | None = None,
-    ) -> ExperienceRow | None:
+    ) -> Committed:
         """One transaction: all of it becomes true, or none.
 
-        Every offset is moved from its start to its end, and must stand at its start; a move whose ends are
-        equal only holds the offset to it. Dead letters already stored are left as they are. With an
-        experience, its row gets the next index, the trigger's state is saved, and `also` runs last in the
-        same transaction.
-
-        Returns:
-            The row of the experience; None without one.
+        The stream's revision must be `revision`, and rises by one. Every offset is moved from its start to
+        its end, and must stand at its start; a move whose ends are equal only holds the offset to it. Dead
+        letters already stored are left as they are. `classes` are all class names of an open set, by id.
+        With an experience, its row gets the next index, the trigger's state is saved, and `also` runs last
+        in the same transaction.
 
         Raises:
-            FencedError: another process has moved an offset; nothing was changed.
+            FencedError: another process has committed, or moved an offset; nothing was changed.
         """
-        if not moves:
-            raise ValueError("a commit must name at least one offset: it is what fences two writers")
         now = self._clock()
         with self._engine.begin() as connection:
+            if not states.raise_revision(connection, pipeline, expected=revision):
+                raise _fenced(pipeline, f"the revision {revision}")
             for partition in sorted(moves):  # one order for all writers, so that none waits in a circle
                 _move_offset(connection, pipeline, partition, moves[partition])
-            _add_dead_letters(connection, pipeline, dead_letters, now)
-            if experience is None:
-                return None
-            row = _add_experience(connection, pipeline, moves, experience, now)
-            _save_trigger_state(connection, pipeline, experience.trigger_state)
-            if also is not None:
-                also(connection, row)
-            return row
+            new_letters = letters.add(connection, pipeline, dead_letters, now)
+            _add_classes(connection, pipeline, classes)
+            part = None if waiting is None else _save_waiting(connection, pipeline, waiting)
+            aged_out = 0 if waiting is None else waiting.aged_out
+            states.add_counts(connection, pipeline, duplicates=duplicates, aged_out=aged_out)
+            row = None
+            if experience is not None:
+                row = _add_experience(connection, pipeline, moves, experience, now)
+                _save_trigger_state(connection, pipeline, experience.trigger_state)
+                if also is not None:
+                    also(connection, row)
+            return Committed(row, new_letters, part)
 
-    def experiences(self, pipeline: str) -> list[ExperienceRow]:
-        """All experiences of a pipeline, oldest first."""
+    def forget(self, pipeline: str, partitions: Sequence[str]) -> None:
+        """Drop the offsets of partitions that are gone from the source for good."""
+        if partitions:
+            with self._engine.begin() as connection:
+                connection.execute(
+                    sql.delete(OFFSETS).where(
+                        OFFSETS.c.pipeline == pipeline, OFFSETS.c.partition.in_(partitions)
+                    )
+                )
+
+    def experiences(self, pipeline: str, *, first: int = 0, limit: int | None = None) -> list[ExperienceRow]:
+        """Experiences of a pipeline, oldest first, from index `first`."""
+        query = sql.select(EXPERIENCES).where(
+            EXPERIENCES.c.pipeline == pipeline, EXPERIENCES.c.index >= first
+        )
+        with reading(self._engine) as connection:
+            rows = connection.execute(query.order_by(EXPERIENCES.c.index).limit(limit))
+            return [_experience_row(row) for row in rows]
+
+    def experiences_in(self, connection: sql.Connection, pipeline: str) -> list[ExperienceRow]:
+        """All experiences of a pipeline, oldest first, within the caller's transaction."""
+        query = sql.select(EXPERIENCES).where(EXPERIENCES.c.pipeline == pipeline)
+        return [_experience_row(row) for row in connection.execute(query.order_by(EXPERIENCES.c.index))]
+
+    def remove_train(
+        self, connection: sql.Connection, pipeline: str, indices: Sequence[int], *, moment: float
+    ) -> None:
+        """Note that nothing needs these train parts any more: the garbage collector may have them."""
+        if indices:
+            connection.execute(
+                sql.update(EXPERIENCES)
+                .where(EXPERIENCES.c.pipeline == pipeline, EXPERIENCES.c.index.in_(indices))
+                .values(train_removed_at=moment)
+            )
+
+    def latest(self, pipeline: str, *, limit: int = 1) -> list[ExperienceRow]:
+        """The latest experiences, newest first."""
         query = sql.select(EXPERIENCES).where(EXPERIENCES.c.pipeline == pipeline)
         with reading(self._engine) as connection:
-            return [_experience_row(row) for row in connection.execute(query.order_by(EXPERIENCES.c.index))]
+            rows = connection.execute(query.order_by(EXPERIENCES.c.index.desc()).limit(limit))
+            return [_experience_row(row) for row in rows]
+
+    def totals(self, pipeline: str) -> tuple[int, int]:
+        """How many experiences there are, and how many records in them."""
+        columns = EXPERIENCES.c
+        rows = sql.func.sum(columns.train_rows + columns.gate_rows + columns.audit_rows)
+        query = sql.select(sql.func.count(), sql.func.coalesce(rows, 0)).where(columns.pipeline == pipeline)
+        with reading(self._engine) as connection:
+            experiences, records = connection.execute(query).one()
+        return int(experiences), int(records)
 
     def experience(self, pipeline: str, index: int) -> ExperienceRow | None:
         """One experience; None when there is none of that index."""
@@ -174,40 +267,30 @@ class Manifest:
             row = connection.execute(query).one_or_none()
         return None if row is None else _experience_row(row)
 
-    def digests(self) -> set[str]:
+    def digests(self) -> Set[str]:
         """Digests of all parts of all pipelines: what the garbage collector must keep."""
-        columns = (EXPERIENCES.c.train_digest, EXPERIENCES.c.gate_digest, EXPERIENCES.c.audit_digest)
-        query = sql.union(*(sql.select(column) for column in columns))
+        queries = [
+            sql.select(EXPERIENCES.c.train_digest).where(EXPERIENCES.c.train_removed_at.is_(None)),
+            sql.select(EXPERIENCES.c.gate_digest),
+            sql.select(EXPERIENCES.c.audit_digest),
+            sql.select(WAITING_PARTS.c.digest),
+        ]
+        query = sql.union(*queries)
         with reading(self._engine) as connection:
             return set(connection.execute(query).scalars())
 
     def dead_letters(self, pipeline: str, limit: int = 100) -> list[DeadLetter]:
         """The latest dead letters, newest first."""
-        letters = DEAD_LETTERS.c
-        query = (
-            sql.select(DEAD_LETTERS)
-            .where(letters.pipeline == pipeline)
-            .order_by(letters.created_at.desc(), letters.partition, letters.position.desc())
-            .limit(limit)
-        )
         with reading(self._engine) as connection:
-            return [
-                DeadLetter(row.partition, row.position, row.reason, row.detail, row.payload, row.created_at)
-                for row in connection.execute(query)
-            ]
+            return letters.latest(connection, pipeline, limit=limit)
 
     def count_dead_letters(self, pipeline: str) -> dict[str, int]:
         """How many dead letters there are, by reason."""
-        query = (
-            sql.select(DEAD_LETTERS.c.reason, sql.func.count())
-            .where(DEAD_LETTERS.c.pipeline == pipeline)
-            .group_by(DEAD_LETTERS.c.reason)
-        )
         with reading(self._engine) as connection:
-            return {reason: count for reason, count in connection.execute(query)}
+            return letters.counts(connection, pipeline)
 
-    def pending_records(self, pipeline: str) -> int:
-        """Records of the pushed log that stand after the committed cursor: the backlog.
+    def pending_records(self, pipeline: str, *, partition: str = PUSHED_PARTITION) -> int:
+        """Records of the pushed log that stand after the committed cursor of its partition: the backlog.
 
         Records that an ingest process has read but not yet cut count as pending.
         """
@@ -215,7 +298,7 @@ class Manifest:
             cursor = PushedCursor.parse(
                 connection.execute(
                     sql.select(OFFSETS.c.cursor).where(
-                        OFFSETS.c.pipeline == pipeline, OFFSETS.c.partition == PUSHED_PARTITION
+                        OFFSETS.c.pipeline == pipeline, OFFSETS.c.partition == partition
                     )
                 ).scalar()
                 or ""
@@ -226,6 +309,14 @@ class Manifest:
                 batches.pipeline == pipeline, batches.sequence >= cursor.sequence
             )
             return int(connection.execute(query).scalar_one())
+
+
+def removed_trains(connection: sql.Connection, pipeline: str) -> set[int]:
+    """Experiences whose train part the retention policy removed."""
+    query = sql.select(EXPERIENCES.c.index).where(
+        EXPERIENCES.c.pipeline == pipeline, EXPERIENCES.c.train_removed_at.is_not(None)
+    )
+    return set(connection.execute(query).scalars())
 
 
 def _move_offset(connection: sql.Connection, pipeline: str, partition: str, span: Span) -> None:
@@ -242,38 +333,62 @@ def _move_offset(connection: sql.Connection, pipeline: str, partition: str, span
             connection.execute(sql.insert(OFFSETS).values(row))
             return
     except sql.exc.IntegrityError as error:
-        raise _fenced(pipeline, partition, span) from error
-    raise _fenced(pipeline, partition, span)
+        raise _fenced(pipeline, f"{span.start or 'its beginning'!r} of partition {partition!r}") from error
+    raise _fenced(pipeline, f"{span.start or 'its beginning'!r} of partition {partition!r}")
 
 
-def _fenced(pipeline: str, partition: str, span: Span) -> FencedError:
+def _fenced(pipeline: str, place: str) -> FencedError:
     return FencedError(
-        f"Partition {partition!r} of pipeline {pipeline!r} does not stand at "
-        f"{span.start or 'its beginning'!r} any more: another ingest process works on this "
+        f"Pipeline {pipeline!r} does not stand at {place} any more: another ingest process works on this "
         "pipeline. Keep one of them and restart it."
     )
 
 
-def _add_dead_letters(
-    connection: sql.Connection, pipeline: str, letters: Sequence[DeadLetter], now: float
-) -> None:
-    if not letters:
+def _add_classes(connection: sql.Connection, pipeline: str, names: Sequence[str]) -> None:
+    if not names:
         return
-    # A dead letter may be stored before its offset can move, and is then met again after a restart.
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    rows = [
-        {
-            "pipeline": pipeline,
-            "partition": letter.partition,
-            "position": letter.position,
-            "reason": letter.reason,
-            "detail": letter.detail.replace("\0", "\\0"),
-            "payload": letter.payload,
-            "created_at": now,
-        }
-        for letter in letters
+    query = sql.select(sql.func.count()).select_from(CLASSES).where(CLASSES.c.pipeline == pipeline)
+    known = int(connection.execute(query).scalar_one())
+    new = [
+        {"pipeline": pipeline, "class_id": place, "name": name}
+        for place, name in enumerate(names)
+        if place >= known
     ]
-    connection.execute(insert(DEAD_LETTERS).on_conflict_do_nothing(), rows)
+    if new:
+        connection.execute(sql.insert(CLASSES), new)
+
+
+def _save_waiting(connection: sql.Connection, pipeline: str, change: WaitingCommit) -> WaitingPart | None:
+    table = WAITING_PARTS
+    for part in change.touched:
+        where = (table.c.pipeline == pipeline, table.c.sequence == part.sequence)
+        if part.gone.all():
+            connection.execute(sql.delete(table).where(*where))
+        else:
+            connection.execute(sql.update(table).where(*where).values(gone=_packed(part.gone)))
+    if change.new is None:
+        return None
+    last = sql.select(sql.func.max(table.c.sequence)).where(table.c.pipeline == pipeline)
+    sequence = 1 + (connection.execute(last).scalar() or 0)
+    gone = np.zeros(change.new.rows, dtype=np.bool_)
+    connection.execute(
+        sql.insert(table).values(
+            pipeline=pipeline,
+            sequence=sequence,
+            digest=change.new.digest,
+            rows=change.new.rows,
+            gone=_packed(gone),
+        )
+    )
+    return WaitingPart(sequence, change.new.digest, gone)
+
+
+def _packed(gone: "np.typing.NDArray[np.bool_]") -> bytes:
+    return np.packbits(gone).tobytes()
+
+
+def _unpacked(stored: bytes, rows: int) -> "np.typing.NDArray[np.bool_]":
+    return np.unpackbits(np.frombuffer(stored, np.uint8), count=rows).astype(np.bool_)
 
 
 def _add_experience(
@@ -295,6 +410,7 @@ def _add_experience(
         positions=dict(moves),
         cut_reason=experience.cut_reason,
         created_at=now,
+        decision=dict(experience.decision),
     )
     try:
         connection.execute(sql.insert(EXPERIENCES).values(_experience_values(row)))
@@ -319,6 +435,7 @@ def _experience_values(row: ExperienceRow) -> dict[str, Any]:
         "schema_fingerprint": row.schema_fingerprint,
         "positions": {name: [span.start, span.end] for name, span in row.positions.items()},
         "cut_reason": row.cut_reason,
+        "decision": dict(row.decision),
         "created_at": row.created_at,
     }
 
@@ -335,6 +452,8 @@ def _experience_row(row: sql.Row[Any]) -> ExperienceRow:
         positions={name: Span(start, end) for name, (start, end) in row.positions.items()},
         cut_reason=row.cut_reason,
         created_at=row.created_at,
+        decision=dict(row.decision),
+        train_removed_at=row.train_removed_at,
     )
 
 

@@ -9,12 +9,14 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import sqlalchemy as sql
 
 from streams.base import (
     DataLostError,
+    LazyTexts,
     RawBatch,
     RecordInvalidError,
     RecordSchema,
@@ -58,57 +60,82 @@ class PushedLog:
         self._clock = clock
 
     def append(
-        self, pipeline: str, schema: RecordSchema, records: Records, *, request_key: str | None = None
+        self,
+        pipeline: str,
+        schema: RecordSchema,
+        records: Records,
+        *,
+        names: Sequence[str] = (),
+        request_key: str | None = None,
     ) -> Receipt:
         """Store the records of one request; they are durable when this returns.
 
-        A request key seen before is answered with the first receipt, and nothing is stored.
+        A request key seen before is answered with the first receipt, and nothing is stored. `names` are the
+        class names by id, where the set of classes is open.
 
         Raises:
             RequestKeyReusedError: the key was seen before, with other records.
         """
+        self.ensure(pipeline)
+        with self._engine.begin() as connection:
+            return self.append_in(connection, pipeline, schema, records, names=names, request_key=request_key)
+
+    def append_in(
+        self,
+        connection: sql.Connection,
+        pipeline: str,
+        schema: RecordSchema,
+        records: Records,
+        *,
+        names: Sequence[str] = (),
+        request_key: str | None = None,
+    ) -> Receipt:
+        """`append` within the caller's transaction, after `ensure`."""
         if not len(records):
             raise ValueError("a pushed batch needs at least one record")
-        payload = encode_batch(records, schema)
-        self._ensure_log(pipeline)
-        with self._engine.begin() as connection:
-            last = _lock_log(connection, pipeline)
-            if request_key is not None:
-                first = _find_request(connection, pipeline, request_key, payload)
-                if first is not None:
-                    return first
-            sequence = last + 1
-            connection.execute(
-                sql.insert(PUSHED_BATCHES).values(
-                    pipeline=pipeline,
-                    sequence=sequence,
-                    rows=len(records),
-                    payload=payload,
-                    request_key=request_key,
-                    request_digest=None if request_key is None else _digest(payload),
-                    created_at=self._clock(),
-                )
+        payload = encode_batch(records, schema, names)
+        last = _lock_log(connection, pipeline)
+        if request_key is not None:
+            first = _find_request(connection, pipeline, request_key, payload)
+            if first is not None:
+                return first
+        sequence = last + 1
+        connection.execute(
+            sql.insert(PUSHED_BATCHES).values(
+                pipeline=pipeline,
+                sequence=sequence,
+                rows=len(records),
+                payload=payload,
+                request_key=request_key,
+                request_digest=None if request_key is None else _digest(payload),
+                created_at=self._clock(),
             )
-            connection.execute(
-                sql.update(PUSHED_LOGS)
-                .where(PUSHED_LOGS.c.pipeline == pipeline)
-                .values(last_sequence=sequence)
-            )
+        )
+        connection.execute(
+            sql.update(PUSHED_LOGS).where(PUSHED_LOGS.c.pipeline == pipeline).values(last_sequence=sequence)
+        )
         return Receipt(sequence, len(records), duplicate=False)
 
     def recall(
-        self, pipeline: str, schema: RecordSchema, records: Records, *, request_key: str
+        self,
+        pipeline: str,
+        schema: RecordSchema,
+        records: Records,
+        *,
+        request_key: str,
+        names: Sequence[str] = (),
     ) -> Receipt | None:
         """The first receipt of a request that was stored before; None when the key is new.
 
         Raises:
             RequestKeyReusedError: the key was seen before, with other records.
         """
-        payload = encode_batch(records, schema)
+        payload = encode_batch(records, schema, names)
         with reading(self._engine) as connection:
             return _find_request(connection, pipeline, request_key, payload)
 
-    def _ensure_log(self, pipeline: str) -> None:
+    def ensure(self, pipeline: str) -> None:
+        """Make the log of a pipeline, if it has none yet."""
         found = sql.select(PUSHED_LOGS.c.pipeline).where(PUSHED_LOGS.c.pipeline == pipeline)
         with reading(self._engine) as connection:
             if connection.execute(found).one_or_none() is not None:
@@ -196,9 +223,10 @@ class PushedSource:
                 partition=PUSHED_PARTITION,
                 start=start,
                 payloads=[batch.payload],
-                positions=[f"{batch.sequence}:{row}" for row in range(first + 1, stop + 1)],
+                positions=LazyTexts(partial(_position, batch.sequence), range(first + 1, stop + 1)),
                 wire="arrow",
                 skip=first,
+                arrived_at=batch.created_at,
             )
         ]
 
@@ -233,7 +261,7 @@ class PushedSource:
         with reading(self._engine) as connection:
             last = _last_sequence(connection, self._pipeline)
             row = connection.execute(
-                sql.select(batches.rows, batches.payload).where(
+                sql.select(batches.rows, batches.payload, batches.created_at).where(
                     batches.pipeline == self._pipeline, batches.sequence == wanted
                 )
             ).one_or_none()
@@ -242,7 +270,7 @@ class PushedSource:
         if row is None or row.payload is None:
             raise self._lost(wanted)
         self._check(row.payload, wanted)
-        return _StoredBatch(wanted, row.rows, row.payload)
+        return _StoredBatch(wanted, row.rows, row.payload, row.created_at)
 
     def _check(self, payload: bytes, sequence: int) -> None:
         # The sender was told that these records are safe: stop for a person rather than file a dead letter.
@@ -271,6 +299,11 @@ class _StoredBatch:
     sequence: int
     rows: int
     payload: bytes
+    created_at: float
+
+
+def _position(sequence: int, row: int) -> str:
+    return f"{sequence}:{row}"
 
 
 def _lock_log(connection: sql.Connection, pipeline: str) -> int:

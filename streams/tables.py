@@ -21,7 +21,7 @@ OFFSETS = sql.Table(
     "offsets",
     METADATA,
     sql.Column("pipeline", sql.String(200), primary_key=True),
-    sql.Column("partition", sql.String(200), primary_key=True),
+    sql.Column("partition", sql.String(500), primary_key=True),
     sql.Column("cursor", sql.Text, nullable=False),
 )
 EXPERIENCES = sql.Table(
@@ -38,19 +38,56 @@ EXPERIENCES = sql.Table(
     sql.Column("schema_fingerprint", sql.String(64), nullable=False),
     sql.Column("positions", sql.JSON, nullable=False),
     sql.Column("cut_reason", sql.Text, nullable=False),
+    sql.Column("decision", sql.JSON, nullable=False, server_default="{}", comment="What the trigger saw."),
     sql.Column("created_at", sql.Double, nullable=False),
+    sql.Column("train_removed_at", sql.Double, nullable=True, comment="By the retention policy."),
 )
 DEAD_LETTERS = sql.Table(
     "dead_letters",
     METADATA,
     sql.Column("pipeline", sql.String(200), primary_key=True),
-    sql.Column("partition", sql.String(200), primary_key=True),
+    sql.Column("partition", sql.String(500), primary_key=True),
     sql.Column("position", sql.String(500), primary_key=True),
+    sql.Column("letter", sql.String(16), nullable=False, comment="Names it: a hash of the place."),
     sql.Column("reason", sql.String(50), nullable=False),
     sql.Column("detail", sql.Text, nullable=False),
     sql.Column("payload", sql.LargeBinary, nullable=False),
+    sql.Column("whole_bytes", sql.BigInteger, nullable=False, comment="Of the payload before it was capped."),
+    sql.Column("form", sql.JSON, nullable=False, comment="Wire, and for tables the columns."),
     sql.Column("created_at", sql.Double, nullable=False),
+    sql.Column("replayed_at", sql.Double, nullable=True),
     sql.Index(None, "pipeline", "created_at"),
+    sql.UniqueConstraint("pipeline", "letter"),
+)
+STREAM_STATES = sql.Table(
+    "stream_states",
+    METADATA,
+    sql.Column("pipeline", sql.String(200), primary_key=True),
+    sql.Column("revision", sql.Integer, nullable=False, comment="Rises with every commit: the fence."),
+    sql.Column("status", sql.String(16), nullable=False, comment="running, failing, paused or stopped."),
+    sql.Column("reason", sql.Text, nullable=False),
+    sql.Column("actor", sql.String(255), nullable=False),
+    sql.Column("since", sql.Double, nullable=False),
+    sql.Column("pending", sql.JSON, nullable=False, comment="What ingest has read and not yet cut."),
+    sql.Column("duplicates", sql.BigInteger, nullable=False, comment="Dropped: their id had been seen."),
+    sql.Column("aged_out", sql.BigInteger, nullable=False, comment="Halves whose other half never came."),
+)
+CLASSES = sql.Table(
+    "classes",
+    METADATA,
+    sql.Column("pipeline", sql.String(200), primary_key=True),
+    sql.Column("class_id", sql.Integer, primary_key=True, autoincrement=False),
+    sql.Column("name", sql.String(200), nullable=False),
+    sql.UniqueConstraint("pipeline", "name"),
+)
+WAITING_PARTS = sql.Table(
+    "waiting_parts",
+    METADATA,
+    sql.Column("pipeline", sql.String(200), primary_key=True),
+    sql.Column("sequence", sql.Integer, primary_key=True, autoincrement=False),
+    sql.Column("digest", sql.String(64), nullable=False),
+    sql.Column("rows", sql.Integer, nullable=False),
+    sql.Column("gone", sql.LargeBinary, nullable=False, comment="A bit a row: joined, or aged out."),
 )
 TRIGGER_STATES = sql.Table(
     "trigger_states",

@@ -9,6 +9,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from service import champions, jobs, ledger
 from service.api.parameters import MAX_INTEGER
 from service.pipelines import PipelineSpec
+from streams import states
+from streams.letters import DeadLetter
 from streams.manifest import ExperienceRow
 
 
@@ -30,6 +32,7 @@ Actor = Annotated[
     AfterValidator(_storable),
     Field(description="Who decides."),
 ]
+LetterName = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Index = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 
 
@@ -54,6 +57,112 @@ class RecordsReceipt(Body):
     accepted: int
     sequence: int
     duplicate: bool = Field(description="True: this Idempotency-Key had stored them before.")
+
+
+class PartitionView(Body):
+    """How far one partition of a source is done."""
+
+    partition: str
+    cursor: str = Field(description="The source goes on just after it.")
+
+
+class StreamView(Body):
+    """How a stream stands."""
+
+    pipeline: str
+    status: states.Status = Field(
+        description="running; failing: tried again by itself; paused or stopped: until it is resumed."
+    )
+    reason: str = Field(description="Why it does not run, and what to do; empty while it does.")
+    actor: str
+    since: datetime | None
+    source: str
+    trigger: str
+    partitions: Sequence[PartitionView] = Field(description="The first thousand, by name.")
+    partition_count: int
+    experiences: int
+    records: int = Field(description="Records in experiences.")
+    last_cut: str | None = Field(description="Why the newest experience was cut.")
+    pending_records: int = Field(description="Read and not yet cut, as ingest said last.")
+    waiting_halves: int = Field(description="Features without a label, and labels without features.")
+    backlog_records: int | None = Field(description="Pushed and not yet cut; null: nothing is pushed here.")
+    duplicates: int = Field(description="Dropped: their id had been seen within the window.")
+    aged_out: int = Field(description="Features, or labels, whose other half never came.")
+    dead_letters: Mapping[str, int] = Field(description="By reason.")
+    classes: int
+
+
+class HoldRequest(Body):
+    """Why a stream is paused, or resumed."""
+
+    reason: Reason
+    by: Actor = "anonymous"
+
+
+class DeadLetterView(Body):
+    """A payload that did not become a record."""
+
+    letter: str = Field(description="Its name within the pipeline.")
+    partition: str
+    position: str
+    reason: str
+    detail: str
+    bytes: int = Field(description="Size of what was sent.")
+    kept_bytes: int
+    wire: str
+    created_at: datetime
+    replayed_at: datetime | None
+
+    @staticmethod
+    def of(letter: DeadLetter) -> "DeadLetterView":
+        return DeadLetterView(
+            letter=letter.letter,
+            partition=letter.partition,
+            position=letter.position,
+            reason=letter.reason,
+            detail=letter.detail,
+            bytes=letter.whole_bytes,
+            kept_bytes=len(letter.payload),
+            wire=str(letter.form.get("wire", "json")),
+            created_at=moment(letter.created_at),
+            replayed_at=None if letter.replayed_at is None else moment(letter.replayed_at),
+        )
+
+
+class DeadLetterWhole(Body):
+    """A dead letter and what it holds."""
+
+    letter: DeadLetterView
+    text: str | None = Field(description="The payload, where it is UTF-8 text.")
+    base64: str = Field(description="The payload.")
+
+
+class ReplayRequest(Body):
+    """Which dead letters to decode again, and put back into the stream where they fit now."""
+
+    letters: Annotated[list[LetterName], Field(min_length=1, max_length=1000)] | None = Field(
+        None, description="Their names; none: all that were not replayed, a thousand at a time."
+    )
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=50)] | None = Field(
+        None, description="Without names: only those of this reason."
+    )
+    payload: str | None = Field(None, description="For one letter: the record, mended.")
+
+
+class ReplayedView(Body):
+    """What became of one letter."""
+
+    letter: str
+    replayed: bool
+    reason: str = Field(description="Why it still is no record; empty when it is one.")
+
+
+class ReplaysView(Body):
+    """What became of the letters."""
+
+    replayed: int
+    refused: int
+    letters: Sequence[ReplayedView]
 
 
 class UpdateRequest(Body):
@@ -221,6 +330,9 @@ class ExperienceView(Body):
     audit_records: int
     digest: str
     cut_reason: str
+    cut_decision: Mapping[str, Any] = Field(description="What the trigger saw, in numbers.")
+    created_at: datetime
+    train_removed_at: datetime | None = Field(description="When the retention policy let its records go.")
 
     @staticmethod
     def of(row: ExperienceRow, state: tuple[str, str]) -> "ExperienceView":
@@ -233,6 +345,9 @@ class ExperienceView(Body):
             audit_records=row.audit.rows,
             digest=row.train.digest,
             cut_reason=row.cut_reason,
+            cut_decision=row.decision,
+            created_at=moment(row.created_at),
+            train_removed_at=None if row.train_removed_at is None else moment(row.train_removed_at),
         )
 
 

@@ -11,7 +11,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import SECURITY_HEADERS, RefusedError, not_json
-from service.intake import MAX_BODY_BYTES
+from service.bodies import MAX_BODY_BYTES, MEDIA_TYPES
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -65,7 +65,7 @@ class JsonRoute(APIRoute):
 class RecordsRoute(JsonRoute):
     """A route that takes records, many of them at a time."""
 
-    media_types: ClassVar[tuple[str, ...]] = ("application/json", "application/x-ndjson")
+    media_types: ClassVar[tuple[str, ...]] = tuple(MEDIA_TYPES)
     limit_bytes: ClassVar[int] = MAX_BODY_BYTES
 
 

@@ -59,6 +59,7 @@ def _plain(text: str, longest: int) -> bool:
 
 
 Engine = Annotated[sa.Engine, Depends(engine_of)]
+Configured = Annotated[Settings, Depends(settings_of)]
 PipelineName = Annotated[str, Depends(named)]
 UpdateId = Annotated[str, Depends(known)]
 Limit = Annotated[int, Query(ge=1, le=1000, description="At most this many.")]

@@ -16,9 +16,10 @@ from service.api.bodies import (
     UpdateView,
 )
 from service.api.doors import JsonRoute
-from service.api.parameters import MAX_INTEGER, Engine, Limit, PipelineName
+from service.api.parameters import MAX_INTEGER, Configured, Engine, Limit, PipelineName
 from service.errors import ChampionMissingError
 from service.pipelines import PipelineSpec, parse
+from service.sources import pushed_partition, require_allowed
 from streams.manifest import Manifest
 from streams.tables import reading
 
@@ -39,9 +40,10 @@ After = Annotated[int, Query(ge=0, le=MAX_INTEGER, description="Sequence of the 
         }
     },
 )
-def create(document: Annotated[dict[str, Any], Body()], engine: Engine) -> PipelineView:
+def create(document: Annotated[dict[str, Any], Body()], engine: Engine, settings: Configured) -> PipelineView:
     """Checks the whole spec first; a pipeline that cannot work is refused with the reason."""
     spec = parse(document)
+    require_allowed(spec, settings)
     with engine.begin() as connection:
         specs.create(connection, spec)
     return _view(engine, spec)
@@ -69,7 +71,7 @@ def experiences(
     with reading(engine) as connection:
         specs.load_spec(connection, pipeline)
         states = backlog.states(connection, pipeline)
-    rows = Manifest(engine).experiences(pipeline)[first : first + limit]
+    rows = Manifest(engine).experiences(pipeline, first=first, limit=limit)
     return [ExperienceView.of(row, states.get(row.index, ("waiting", ""))) for row in rows]
 
 
@@ -136,14 +138,14 @@ def _champion(connection: sa.Connection, pipeline: str) -> ChampionView:
 
 def _view(engine: sa.Engine, spec: PipelineSpec) -> PipelineView:
     manifest = Manifest(engine)
-    pushed = spec.source.kind == "pushed"
+    pushed = pushed_partition(spec) if spec.pushable else None
     with reading(engine) as connection:
         present = champions.current(connection, spec.name)
         live = jobs.live(connection, spec.name)
     return PipelineView(
         spec=spec,
-        experiences=len(manifest.experiences(spec.name)),
-        pending_records=manifest.pending_records(spec.name) if pushed else None,
+        experiences=manifest.totals(spec.name)[0],
+        pending_records=manifest.pending_records(spec.name, partition=pushed) if pushed else None,
         dead_letters=manifest.count_dead_letters(spec.name),
         champion_version=present.version if present else None,
         live_updates=live,

@@ -1,0 +1,110 @@
+"""Streams: a state for each, classes that come with them, halves that wait, and letters to be replayed."""
+
+import hashlib
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    with op.batch_alter_table("offsets") as offsets:
+        offsets.alter_column("partition", existing_type=sa.String(200), type_=sa.String(500))
+    with op.batch_alter_table("experiences") as experiences:
+        experiences.add_column(
+            sa.Column(
+                "decision", sa.JSON(), nullable=False, server_default="{}", comment="What the trigger saw."
+            )
+        )
+        experiences.add_column(
+            sa.Column("train_removed_at", sa.Double(), nullable=True, comment="By the retention policy.")
+        )
+    with op.batch_alter_table("dead_letters") as letters:
+        letters.alter_column("partition", existing_type=sa.String(200), type_=sa.String(500))
+        letters.add_column(sa.Column("letter", sa.String(16), nullable=True))
+        letters.add_column(sa.Column("whole_bytes", sa.BigInteger(), nullable=True))
+        letters.add_column(sa.Column("form", sa.JSON(), nullable=True))
+        letters.add_column(sa.Column("replayed_at", sa.Double(), nullable=True))
+    _name_letters()
+    with op.batch_alter_table("dead_letters") as letters:
+        letters.alter_column(
+            "letter",
+            existing_type=sa.String(16),
+            nullable=False,
+            comment="Names it: a hash of the place.",
+        )
+        letters.alter_column(
+            "whole_bytes",
+            existing_type=sa.BigInteger(),
+            nullable=False,
+            comment="Of the payload before it was capped.",
+        )
+        letters.alter_column(
+            "form", existing_type=sa.JSON(), nullable=False, comment="Wire, and for tables the columns."
+        )
+        letters.create_unique_constraint(op.f("uq_dead_letters_pipeline_letter"), ["pipeline", "letter"])
+    op.create_table(
+        "stream_states",
+        sa.Column("pipeline", sa.String(length=200), nullable=False),
+        sa.Column("revision", sa.Integer(), nullable=False, comment="Rises with every commit: the fence."),
+        sa.Column(
+            "status", sa.String(length=16), nullable=False, comment="running, failing, paused or stopped."
+        ),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("actor", sa.String(length=255), nullable=False),
+        sa.Column("since", sa.Double(), nullable=False),
+        sa.Column("pending", sa.JSON(), nullable=False, comment="What ingest has read and not yet cut."),
+        sa.Column("duplicates", sa.BigInteger(), nullable=False, comment="Dropped: their id had been seen."),
+        sa.Column("aged_out", sa.BigInteger(), nullable=False, comment="Halves whose other half never came."),
+        sa.PrimaryKeyConstraint("pipeline", name=op.f("pk_stream_states")),
+    )
+    op.create_table(
+        "classes",
+        sa.Column("pipeline", sa.String(length=200), nullable=False),
+        sa.Column("class_id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("name", sa.String(length=200), nullable=False),
+        sa.PrimaryKeyConstraint("pipeline", "class_id", name=op.f("pk_classes")),
+        sa.UniqueConstraint("pipeline", "name", name=op.f("uq_classes_pipeline_name")),
+    )
+    op.create_table(
+        "waiting_parts",
+        sa.Column("pipeline", sa.String(length=200), nullable=False),
+        sa.Column("sequence", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("digest", sa.String(length=64), nullable=False),
+        sa.Column("rows", sa.Integer(), nullable=False),
+        sa.Column("gone", sa.LargeBinary(), nullable=False, comment="A bit a row: joined, or aged out."),
+        sa.PrimaryKeyConstraint("pipeline", "sequence", name=op.f("pk_waiting_parts")),
+    )
+
+
+def _name_letters() -> None:
+    """Give letters of the release before their names and their form: all of them were JSON."""
+    letters = sa.table(
+        "dead_letters",
+        *(sa.column(name) for name in ("pipeline", "partition", "position", "letter")),
+        sa.column("payload", sa.LargeBinary),
+        sa.column("whole_bytes", sa.BigInteger),
+        sa.column("form", sa.JSON),
+    )
+    connection = op.get_bind()
+    known = connection.execute(sa.select(letters.c.pipeline, letters.c.partition, letters.c.position)).all()
+    for pipeline, partition, position in known:
+        place = f"{partition}\0{position}".encode("utf-8", "surrogatepass")
+        where = (
+            letters.c.pipeline == pipeline,
+            letters.c.partition == partition,
+            letters.c.position == position,
+        )
+        connection.execute(
+            sa.update(letters)
+            .where(*where)
+            .values(
+                letter=hashlib.sha256(place).hexdigest()[:16],
+                whole_bytes=sa.func.length(letters.c.payload),
+                form={"wire": "json"},
+            )
+        )

@@ -1,0 +1,51 @@
+"""A pipeline's sources: what it declares, and the pushed log, through which dead letters come back."""
+
+import sqlalchemy as sa
+
+from service.errors import PipelineInvalidError
+from service.pipelines import PipelineSpec
+from service.settings import Settings
+from streams.base import Source
+from streams.catalog import SOURCES, SourceConfig
+from streams.merged import LABELS, REPLAYS, MergedSource
+from streams.pushed import PushedConfig
+from streams.tables import PUSHED_PARTITION
+
+
+def build_source(engine: sa.Engine, spec: PipelineSpec) -> Source:
+    """The pipeline's source, not yet open."""
+
+    def build(config: SourceConfig) -> Source:
+        return SOURCES[config.kind].build(
+            config, pipeline=spec.name, schema=spec.record_schema, engine=engine
+        )
+
+    sources = {"": build(spec.source)}
+    if spec.label_source is not None:
+        sources[LABELS] = build(spec.label_source)
+    if not spec.pushable:
+        sources[REPLAYS] = build(PushedConfig())
+    return sources[""] if len(sources) == 1 else MergedSource(sources)
+
+
+def require_allowed(spec: PipelineSpec, settings: Settings) -> None:
+    """Whoever may declare a pipeline may not read every file of this machine.
+
+    Raises:
+        PipelineInvalidError: a source reads outside the places that the settings name.
+    """
+    for field, config in (("source", spec.source), ("label_source", spec.label_source)):
+        problem = None if config is None else config.outside(settings.roots)
+        if problem:
+            raise PipelineInvalidError(
+                f"The pipeline is not valid: {field}: {problem}",
+                fix="Name a place below one of HOLDFAST_SOURCE_ROOTS, or add this one to it.",
+                members={"errors": [{"where": field, "problem": problem.rstrip(".")}]},
+            )
+
+
+def pushed_partition(spec: PipelineSpec) -> str:
+    """The partition that the pipeline's pushed log is read as."""
+    if spec.source.kind == "pushed":
+        return PUSHED_PARTITION
+    return (LABELS if spec.pushable else REPLAYS) + PUSHED_PARTITION

@@ -1,0 +1,287 @@
+"""Features and labels that come as separate records, joined by record id.
+
+A half that waits for its other half must outlive the process, though the offsets move past it. So with every
+commit the halves that were read and are in no experience go into a *waiting part*: a file like any other,
+named by its sha256, whose row in the manifest carries a bit for each of its records that is gone by now: in
+an experience, or aged out. A restart reads the waiting parts first and then goes on at the offsets; every
+half is in exactly one of: a waiting part, an experience, the count of those that aged out.
+
+A half ages by event time where it has one, against the latest event time seen, else by the time it was taken
+in, against the clock.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streams.base import RecordSchema
+from streams.records import COMPLETE, LABEL_ONLY, Records, join_records
+
+_DAY_SECONDS = 86_400.0
+_STORED = -1
+"""The arrival of what a waiting part held when this process began."""
+
+
+@dataclass
+class WaitingPart:
+    """One stored file of halves, and which of them are gone."""
+
+    sequence: int
+    digest: str
+    gone: NDArray[np.bool_]
+    """(rows,)."""
+
+
+@dataclass(slots=True)
+class _Half:
+    """One record as it came: complete, only features, or only a label."""
+
+    id: str
+    time: float
+    carries: int
+    arrival: int
+    came_at: float
+    block: Records
+    row: int
+    part: WaitingPart | None = None
+    part_row: int = -1
+
+
+Pair = tuple[_Half, _Half | None]
+"""The half with the features, and the one with the label; None: the first carries both."""
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Records that became complete, in the order of their completion."""
+
+    records: Records
+    pairs: Sequence[Pair]
+    repeated: Sequence[int]
+    """Arrivals of halves that were dropped, because the same half of the same id waits already."""
+
+
+@dataclass(frozen=True)
+class WaitingChange:
+    """What a commit must make durable beside the experience."""
+
+    moves: dict[str, str]
+    """How far each partition is done."""
+    keep: Records | None
+    """Halves to be stored as a new waiting part; None: there are none."""
+    touched: Sequence[WaitingPart]
+    """Parts of which more is gone; those that are all gone lose their row."""
+    aged_out: int
+    """Features that never got a label, and labels that never got features."""
+    kept: Sequence[_Half] = field(default=(), repr=False)
+
+
+class Join:
+    """The halves of one pipeline. Not thread-safe."""
+
+    def __init__(self, schema: RecordSchema) -> None:
+        if schema.labels_within_seconds is None:
+            raise ValueError("a join needs the time within which labels come")
+        self._schema = schema
+        self._within = schema.labels_within_seconds
+        self._features: dict[str, _Half] = {}
+        self._labels: dict[str, _Half] = {}
+        self._loose: dict[int, _Half] = {}
+        """Halves that no waiting part holds yet, by arrival."""
+        self._log: list[tuple[str, int, Sequence[str]]] = []
+        """Partition, first arrival and positions of what was read since the last commit."""
+        self._next = 0
+        self._latest_time = -math.inf
+        self._step = self._within / 100
+        # So that not every commit goes through all that wait.
+        self._aged_at = (-math.inf, -math.inf)
+
+    @property
+    def waiting(self) -> int:
+        """Halves that wait for their other half."""
+        return len(self._features) + len(self._labels)
+
+    @property
+    def next_arrival(self) -> int:
+        """The number that the first of what is read next will have."""
+        return self._next
+
+    @property
+    def loose(self) -> int:
+        """Records read that neither a waiting part nor an experience holds: what a crash would read again."""
+        return len(self._loose)
+
+    def restore(self, part: WaitingPart, records: Records) -> Joined:
+        """Take up a stored part; call before `add`, oldest part first."""
+        alive = np.flatnonzero(~part.gone)
+        halves = _halves(records.take(alive), [_STORED] * len(alive), math.nan)
+        for half, row in zip(halves, alive.tolist(), strict=True):
+            half.part, half.part_row = part, row
+        return self._match(halves)
+
+    def add(
+        self,
+        partition: str,
+        records: Records,
+        *,
+        places: NDArray[np.int64],
+        positions: Sequence[str],
+        came_at: float,
+    ) -> Joined:
+        """Take in what was read of one batch.
+
+        `records` (n,) are those accepted, `places` (n,) their places among `positions`, which name all that
+        the batch held. `came_at` is epoch seconds.
+        """
+        first, self._next = self._next, self._next + len(positions)
+        if len(positions):
+            self._log.append((partition, first, positions))
+        return self._match(_halves(records, (places + first).tolist(), came_at))
+
+    def _match(self, halves: Sequence[_Half]) -> Joined:
+        pairs: list[Pair] = []
+        repeated: list[int] = []
+        for half in halves:
+            # A clock that is wrong by more than a day must not make everything else look old.
+            if not half.time > half.came_at + _DAY_SECONDS:
+                self._latest_time = max(self._latest_time, half.time)
+            pair = self._pair(half)
+            if pair is not None:
+                pairs.append(pair)
+            elif self._waits_already(half):
+                repeated.append(half.arrival)
+                continue
+            else:
+                self._table(half)[half.id] = half
+            if half.part is None:
+                self._loose[half.arrival] = half
+        return Joined(_records(pairs, self._schema), pairs, repeated)
+
+    def _table(self, half: _Half) -> dict[str, _Half]:
+        return self._labels if half.carries == LABEL_ONLY else self._features
+
+    def _waits_already(self, half: _Half) -> bool:
+        return half.id in self._table(half)
+
+    def _pair(self, half: _Half) -> Pair | None:
+        """What this half completes; the half that waited for it waits no longer."""
+        if half.carries == COMPLETE:
+            return half, None
+        if half.carries == LABEL_ONLY:
+            features = self._features.pop(half.id, None)
+            return None if features is None else (features, half)
+        label = self._labels.pop(half.id, None)
+        return None if label is None else (half, label)
+
+    def change(self, cut: Sequence[Pair], *, upto: int | None, now: float) -> WaitingChange:
+        """What a commit that cuts these pairs must make durable; the join itself changes in `done`.
+
+        `upto` is the arrival that the commit ends at; None: everything that was read. Halves after it are
+        read again after a crash, and need nothing.
+        """
+        last = self._last(upto)
+        used = [half for pair in cut for half in pair if half is not None]
+        aged = self._aged(last, now)
+        touched: dict[int, WaitingPart] = {}
+        for half in [*used, *aged]:
+            if half.part is not None:
+                half.part.gone[half.part_row] = True
+                touched[half.part.sequence] = half.part
+        for half in aged:
+            del self._table(half)[half.id]
+        gone = {half.arrival for half in [*used, *aged] if half.part is None}
+        kept = [self._loose[arrival] for arrival in sorted(self._loose.keys() - gone) if arrival <= last]
+        return WaitingChange(
+            moves=self._moves(last),
+            keep=_stack(kept, self._schema) if kept else None,
+            touched=list(touched.values()),
+            aged_out=len(aged),
+            kept=kept,
+        )
+
+    def _last(self, upto: int | None) -> int:
+        return self._next - 1 if upto is None else upto
+
+    def done(self, change: WaitingChange, part: WaitingPart | None, *, upto: int | None) -> None:
+        """The commit is made; `part` is the row of what `change.keep` asked for."""
+        last = self._last(upto)
+        if change.keep is not None:
+            for row, half in enumerate(change.kept):
+                half.part, half.part_row = part, row
+                # Of the batch that it came in, most others are gone: let go of it.
+                half.block, half.row = change.keep, row
+        self._loose = {arrival: half for arrival, half in self._loose.items() if arrival > last}
+        self._log = [
+            (partition, max(first, last + 1), positions[max(0, last + 1 - first) :])
+            for partition, first, positions in self._log
+            if first + len(positions) > last + 1
+        ]
+
+    def last_arrival(self, cut: Sequence[Pair]) -> int:
+        """The arrival that completed the last of these pairs: what a commit that cuts them ends at."""
+        return max((half.arrival for pair in cut for half in pair if half is not None), default=_STORED)
+
+    def _moves(self, last: int) -> dict[str, str]:
+        moves: dict[str, str] = {}
+        for partition, first, positions in self._log:
+            count = min(len(positions), last + 1 - first)
+            if count > 0:
+                moves[partition] = positions[count - 1]
+        return moves
+
+    def _aged(self, last: int, now: float) -> list[_Half]:
+        """Halves that waited too long. Those that this process read after `last` are left alone."""
+        if self._latest_time < self._aged_at[0] + self._step and now < self._aged_at[1] + self._step:
+            return []
+        self._aged_at = (self._latest_time, now)
+        return [
+            half
+            for table in (self._features, self._labels)
+            for half in table.values()
+            if half.arrival <= last and self._age(half, now) > self._within
+        ]
+
+    def _age(self, half: _Half, now: float) -> float:
+        if not math.isnan(half.time):
+            return self._latest_time - half.time
+        if math.isnan(half.came_at):
+            half.came_at = now  # of a stored half without a time, this process knows only its own clock
+        return now - half.came_at
+
+
+def _halves(block: Records, arrivals: Sequence[int], came_at: float) -> list[_Half]:
+    carries = [COMPLETE] * len(block) if block.carries is None else block.carries.tolist()
+    columns = zip(block.ids.to_pylist(), block.times.tolist(), carries, arrivals, strict=True)
+    return [
+        _Half(name, time, carried, arrival, came_at, block, row)
+        for row, (name, time, carried, arrival) in enumerate(columns)
+    ]
+
+
+def _records(pairs: Sequence[Pair], schema: RecordSchema) -> Records:
+    """Complete records: features, time, key and groups of the one half, the label of the other."""
+    found = _stack([features for features, _ in pairs], schema)
+    labels = [(label or features).block.labels[(label or features).row] for features, label in pairs]
+    return Records(
+        ids=found.ids,
+        features=found.features,
+        labels=np.array(labels, dtype=np.int64),
+        times=found.times,
+        split_keys=found.split_keys,
+        groups=found.groups,
+    )
+
+
+def _stack(halves: Sequence[_Half], schema: RecordSchema) -> Records:
+    """The rows of these halves as records, taken block by block."""
+    chunks: list[Records] = []
+    start = 0
+    for place in range(1, len(halves) + 1):
+        if place == len(halves) or halves[place].block is not halves[start].block:
+            rows = np.array([half.row for half in halves[start:place]], dtype=np.int64)
+            chunks.append(halves[start].block.take(rows))
+            start = place
+    return join_records(chunks, schema)

@@ -1,0 +1,177 @@
+"""Dead letters: payloads that did not become records, kept with their reason until a person has looked."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sql
+from sqlalchemy.dialects import postgresql, sqlite
+
+from streams.base import RawBatch, TableColumns
+from streams.tables import DEAD_LETTERS
+
+_ASKED = 500
+"""Names in one query: SQLite and PostgreSQL both take so many."""
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A payload that did not become a record."""
+
+    partition: str
+    position: str
+    reason: str
+    """A code, one of `streams.wire.Reason`."""
+    detail: str
+    """A sentence that the sender can act on."""
+    payload: bytes
+    """What was sent; of a long one only the head."""
+    whole_bytes: int = -1
+    """Size of what was sent; -1: as long as `payload`."""
+    form: Mapping[str, Any] = field(default_factory=dict)
+    """How the payload is written: `form_of` its batch."""
+    created_at: float = 0.0
+    """Epoch seconds; set when it is stored."""
+    replayed_at: float | None = None
+    """Epoch seconds; None: it was not replayed."""
+
+    @property
+    def letter(self) -> str:
+        """Its name within the pipeline: 16 hex digits that follow from where it stood."""
+        place = f"{self.partition}\0{self.position}".encode("utf-8", "surrogatepass")
+        return hashlib.sha256(place).hexdigest()[:16]
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of what was sent is here."""
+        return self.whole_bytes in (-1, len(self.payload))
+
+
+def form_of(batch: RawBatch, *, row_of_many: bool = False) -> dict[str, Any]:
+    """What must be known to read one payload of a batch again. A row of an Arrow payload is kept as JSON."""
+    if batch.wire == "csv":
+        table = batch.table
+        return {
+            "wire": "csv",
+            "header": list(batch.header),
+            "table": [table.id, table.label, table.time, table.split_key],
+        }
+    return {"wire": "json" if row_of_many else batch.wire}
+
+
+def batch_of(letter: DeadLetter, *, payload: bytes | None = None) -> RawBatch:
+    """The letter as a batch of one payload, to be decoded again; `payload` replaces what was sent."""
+    form = letter.form
+    return RawBatch(
+        partition=letter.partition,
+        start="",
+        payloads=[letter.payload if payload is None else payload],
+        positions=[letter.position],
+        wire=form.get("wire", "json"),
+        header=form.get("header", ()),
+        table=TableColumns(*form["table"]) if "table" in form else TableColumns(),
+        ids=[f"{letter.partition}#{letter.position}"],
+    )
+
+
+def add(connection: sql.Connection, pipeline: str, letters: Sequence[DeadLetter], now: float) -> int:
+    """Store letters; those that are stored already stay as they are. Answers how many are new."""
+    if not letters:
+        return 0
+    # A dead letter may be stored before its offset can move, and is then met again after a restart.
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    names = list(dict.fromkeys(letter.letter for letter in letters))
+    stored = sum(
+        _stored(connection, pipeline, names[at : at + _ASKED]) for at in range(0, len(names), _ASKED)
+    )
+    rows = [
+        {
+            "pipeline": pipeline,
+            "partition": letter.partition,
+            "position": letter.position,
+            "letter": letter.letter,
+            "reason": letter.reason,
+            "detail": letter.detail.replace("\0", "\\0"),
+            "payload": letter.payload,
+            "whole_bytes": len(letter.payload) if letter.whole_bytes < 0 else letter.whole_bytes,
+            "form": dict(letter.form),
+            "created_at": now,
+        }
+        for letter in letters
+    ]
+    connection.execute(insert(DEAD_LETTERS).on_conflict_do_nothing(), rows)
+    return len(names) - stored
+
+
+def _stored(connection: sql.Connection, pipeline: str, names: Sequence[str]) -> int:
+    query = sql.select(sql.func.count()).select_from(DEAD_LETTERS)
+    where = (DEAD_LETTERS.c.pipeline == pipeline, DEAD_LETTERS.c.letter.in_(names))
+    return int(connection.execute(query.where(*where)).scalar_one())
+
+
+def latest(
+    connection: sql.Connection,
+    pipeline: str,
+    *,
+    limit: int,
+    reason: str | None = None,
+    replayed: bool | None = None,
+) -> list[DeadLetter]:
+    """The latest letters, newest first; of one reason, or replayed or not, where that is asked for."""
+    letters = DEAD_LETTERS.c
+    query = sql.select(DEAD_LETTERS).where(letters.pipeline == pipeline)
+    if reason is not None:
+        query = query.where(letters.reason == reason)
+    if replayed is not None:
+        query = query.where(letters.replayed_at.is_not(None) if replayed else letters.replayed_at.is_(None))
+    query = query.order_by(letters.created_at.desc(), letters.partition, letters.position.desc()).limit(limit)
+    return [_letter(row) for row in connection.execute(query)]
+
+
+def get(connection: sql.Connection, pipeline: str, letter: str) -> DeadLetter | None:
+    """One letter by its name; None when there is none."""
+    query = sql.select(DEAD_LETTERS).where(
+        DEAD_LETTERS.c.pipeline == pipeline, DEAD_LETTERS.c.letter == letter
+    )
+    row = connection.execute(query).one_or_none()
+    return None if row is None else _letter(row)
+
+
+def counts(connection: sql.Connection, pipeline: str) -> dict[str, int]:
+    """How many letters there are, by reason."""
+    query = (
+        sql.select(DEAD_LETTERS.c.reason, sql.func.count())
+        .where(DEAD_LETTERS.c.pipeline == pipeline)
+        .group_by(DEAD_LETTERS.c.reason)
+        .order_by(DEAD_LETTERS.c.reason)
+    )
+    return {reason: count for reason, count in connection.execute(query)}
+
+
+def mark_replayed(connection: sql.Connection, pipeline: str, letter: str, now: float) -> bool:
+    """Note that a letter became a record after all; False when that was noted before."""
+    changed = (
+        sql.update(DEAD_LETTERS)
+        .where(
+            DEAD_LETTERS.c.pipeline == pipeline,
+            DEAD_LETTERS.c.letter == letter,
+            DEAD_LETTERS.c.replayed_at.is_(None),
+        )
+        .values(replayed_at=now)
+    )
+    return connection.execute(changed).rowcount == 1
+
+
+def _letter(row: sql.Row[Any]) -> DeadLetter:
+    return DeadLetter(
+        partition=row.partition,
+        position=row.position,
+        reason=row.reason,
+        detail=row.detail,
+        payload=row.payload,
+        whole_bytes=row.whole_bytes,
+        form=dict(row.form),
+        created_at=row.created_at,
+        replayed_at=row.replayed_at,
+    )

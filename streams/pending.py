@@ -1,0 +1,73 @@
+"""Records that were read and are not yet cut, in the order in which they became complete."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streams.records import Records
+
+
+def _none() -> NDArray[np.int64]:
+    return np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Accepted, complete records that came together, in order."""
+
+    partition: str
+    """Where they came from; with late labels, where the half came from that completed them."""
+    records: Records
+    positions: Sequence[str]
+    """One cursor a record; empty with late labels, where the join knows how far each partition is done."""
+    parts: NDArray[np.uint8]
+    """(n,) the part of each record, as its place in `PARTS`."""
+    arrived_at: float
+    """Epoch seconds; NaN where the source does not know."""
+    dropped: NDArray[np.int64] = field(default_factory=_none)
+    """Sorted: for each duplicate that was dropped, how many of these records stand before it."""
+    halves: Sequence[object] = ()
+    """With late labels: what the join must hear of when a record is cut. One a record."""
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def head(self, count: int) -> "Chunk":
+        """The first `count` records, and the duplicates that came before the last of them."""
+        return replace(
+            self,
+            records=self.records.take(slice(count)),
+            positions=self.positions[:count],
+            parts=self.parts[:count],
+            dropped=self.dropped[self.dropped < count],
+            halves=self.halves[:count],
+        )
+
+    def tail(self, count: int) -> "Chunk":
+        """The rest: what is read again when a process ends after the head was committed."""
+        return replace(
+            self,
+            records=self.records.take(slice(count, None)),
+            positions=self.positions[count:],
+            parts=self.parts[count:],
+            dropped=self.dropped[self.dropped >= count] - count,
+            halves=self.halves[count:],
+        )
+
+
+def divide(chunks: Sequence[Chunk], count: int) -> tuple[list[Chunk], list[Chunk]]:
+    """The oldest `count` records, and the rest: with it the duplicates after the last of them."""
+    taken: list[Chunk] = []
+    for place, chunk in enumerate(chunks):
+        if count > len(chunk):
+            taken.append(chunk)
+            count -= len(chunk)
+            continue
+        if not count:
+            return taken, list(chunks[place:])
+        left = chunk.tail(count)
+        rest = [left] if len(left) or len(left.dropped) else []
+        return [*taken, chunk.head(count)], [*rest, *chunks[place + 1 :]]
+    return taken, []
