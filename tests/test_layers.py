@@ -17,6 +17,7 @@ RANKS = [
     "streams.wire",
     "streams.tables",
     "streams.manifest",
+    "streams.objects",
     "streams.experiences",
     "streams.triggers",
     "streams.pushed",
