@@ -18,6 +18,7 @@ RANKS = [
     "streams.tables",
     "streams.manifest",
     "streams.objects",
+    "streams.experience_files",
     "streams.experiences",
     "streams.triggers",
     "streams.pushed",
