@@ -15,7 +15,7 @@ from service.retention import Upkeep
 from service.roles import Presence
 from service.settings import Settings
 from service.sources import build_source
-from service.storage import experience_store
+from service.storage import store_place
 from streams import states
 from streams.base import FencedError, SourceStoppedError, StreamError
 from streams.experiences import ExperienceStore
@@ -157,7 +157,7 @@ class PipelineIngest:
 def serve(settings: Settings, stop: threading.Event) -> None:
     """Ingest every declared pipeline until `stop` is set."""
     engine = connect(settings.database)
-    store = experience_store(settings)
+    store = store_place(settings).open()
     upkeep = Upkeep(engine, settings, store)
     open_pipelines: dict[str, PipelineIngest | None] = {}
     with Presence(engine, "ingest"):

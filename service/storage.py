@@ -1,20 +1,41 @@
 """Where experiences are kept: a folder in the home, or an S3 prefix with a cache in the home."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
+from service.errors import SettingsError
 from service.settings import Settings
+from streams.base import StreamError
 from streams.experiences import ExperienceStore
 
 
-def experience_store(settings: Settings) -> ExperienceStore:
-    """The store of this installation.
+@dataclass(frozen=True)
+class StorePlace:
+    """How to open the store, as it is told to a trainer."""
 
-    Raises:
-        StreamError: the place cannot be used.
-    """
-    return open_store(settings.experiences, settings.store, cache_bytes=settings.cache_bytes)
+    folder: Path
+    """On storage that all workers share; with a bucket, a cache of this machine's own."""
+    bucket: str | None
+    """s3://bucket/prefix; None: everything is in the folder."""
+    cache_bytes: int
+
+    def open(self) -> ExperienceStore:
+        """The store.
+
+        Raises:
+            SettingsError: the place cannot be used.
+        """
+        if self.bucket is None:
+            return ExperienceStore(self.folder)
+        try:
+            return ExperienceStore.at(self.bucket, cache=self.folder, cache_bytes=self.cache_bytes)
+        except StreamError as error:
+            raise SettingsError(
+                f"HOLDFAST_STORE cannot be used: {error}",
+                fix="Write it as s3://bucket/prefix; AWS_ENDPOINT_URL and the other AWS_ variables say how.",
+            ) from error
 
 
-def open_store(root: Path, location: str | None, *, cache_bytes: int) -> ExperienceStore:
-    """A store under `root`, which is a cache of `location` where one is named."""
-    raise NotImplementedError
+def store_place(settings: Settings) -> StorePlace:
+    """Where this installation keeps its experiences."""
+    return StorePlace(settings.experiences, settings.store, settings.cache_bytes)

@@ -20,6 +20,7 @@ import numpy as np
 from service.gate import guards
 from service.gate.base import Answer, Bits, DataEvidence, GateConfig, Screen
 from service.gate.screen import data_evidence, profile
+from service.storage import StorePlace
 from strategies.base import Learner, LearnReport, StreamInfo
 from strategies.catalog import STRATEGIES
 from streams.base import Experience
@@ -50,8 +51,8 @@ class Task:
     update_id: str
     folder: Path
     """Where the result appears."""
-    store: Path
-    """Root of the experience store."""
+    store: StorePlace
+    """Where the experiences are."""
     champion: Path | None
     """The champion's folder; None: there is no champion yet."""
     strategy: Mapping[str, Any]
@@ -99,7 +100,7 @@ def run(task: Task, on_progress: OnProgress) -> None:
     """
     if (task.folder / RESULT_FILE).exists():
         return
-    store = ExperienceStore(task.store)
+    store = task.store.open()
     parts = [store.open(part.digest, index=part.experience) for part in task.learn]
     on_progress({"stage": "screening"})
     result = _screen(task, parts)

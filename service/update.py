@@ -20,6 +20,7 @@ from service.plan import Plan, make_plan
 from service.publication import accuracies, publication
 from service.registry import Registry
 from service.settings import Settings
+from service.storage import store_place
 from service.trainer import OnProgress, Result, Stored, Task, read_result
 from streams.manifest import Manifest
 from streams.tables import reading
@@ -95,7 +96,7 @@ class Updater:
         return Task(
             update_id=plan.update.id,
             folder=folder,
-            store=self._settings.experiences,
+            store=store_place(self._settings),
             champion=self.folder(plan.champion.update_id) if plan.champion else None,
             strategy=plan.spec.strategy.model_dump(mode="json"),
             stream=replace(plan.spec.stream_info, classes=plan.classes),

@@ -1,4 +1,4 @@
-"""Fixtures that several files share: real databases, of both kinds."""
+"""Fixtures that several files share: real databases, of both kinds, and a real S3 server."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +9,9 @@ import sqlalchemy as sa
 from service.database import connect, migrate
 from service.settings import Settings
 from tests import postgres
+from tests.s3 import s3, s3_server
+
+__all__ = ["s3", "s3_server"]
 
 KINDS = ("sqlite", "postgresql")
 

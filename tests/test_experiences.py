@@ -1,4 +1,4 @@
-"""The experience store: deterministic bytes, zero-copy reads, damage found, orphans removed."""
+"""The experience store: same bytes, zero-copy reads, damage found, orphans removed; in a bucket too."""
 
 import os
 import time
@@ -10,6 +10,7 @@ import pytest
 
 from streams.base import ExperienceDamagedError, RecordSchema
 from streams.experiences import ExperienceStore
+from streams.objects import LocalObjects, ObjectError, ObjectStore, open_objects
 from streams.records import Records, empty_records, text_column
 from tests.real_data import mnist_test
 
@@ -124,3 +125,114 @@ def test_an_open_experience_outlives_its_file(store: ExperienceStore) -> None:
     experience = store.open(store.write(digits(10), SCHEMA), index=0)
     store.collect_garbage(set(), grace_seconds=-10)
     assert np.array_equal(experience.inputs, digits(10).features)
+
+
+@pytest.mark.parametrize("names", [("id",), ("a-much-longer-id", "x"), ("é" * 9,) * 3])
+@pytest.mark.parametrize("shape", [(3,), (5, 7)])
+def test_features_begin_at_a_multiple_of_64_bytes(
+    store: ExperienceStore, names: tuple[str, ...], shape: tuple[int, ...]
+) -> None:
+    schema = RecordSchema(shape=shape, classes=("0", "1"))
+    ids, count = text_column(list(names)), len(names)
+    features = np.ones((count, *shape), np.float32)
+    records = Records(ids, features, np.zeros(count, np.int64), np.full(count, np.nan), ids, {})
+    assert store.open(store.write(records, schema), index=0).inputs.ctypes.data % 64 == 0
+
+
+def test_parts_written_together_are_those_written_one_by_one(store: ExperienceStore) -> None:
+    parts = [digits(30), empty_records(SCHEMA), digits(7), digits(30), empty_records(SCHEMA)]
+    together = store.write_parts(parts, SCHEMA)
+    assert together == [store.write(part, SCHEMA) for part in parts]
+    assert [len(store.open(digest, index=0)) for digest in together] == [30, 0, 7, 30, 0]
+    assert store.write_parts([], SCHEMA) == []
+
+
+def test_a_part_that_cannot_be_written_leaves_nothing(store: ExperienceStore) -> None:
+    broken = replace(digits(3), labels=np.zeros(2, np.int64))
+    with pytest.raises(ValueError, match="length"):
+        store.write_parts([broken, broken], SCHEMA)
+    assert list(store.path("0" * 64).parent.iterdir()) == []
+
+
+def test_a_removed_part_is_gone_and_removing_twice_is_fine(store: ExperienceStore) -> None:
+    digest = store.write(digits(3), SCHEMA)
+    store.remove(digest)
+    store.remove(digest)
+    with pytest.raises(ExperienceDamagedError, match="missing"):
+        store.open(digest, index=0)
+
+
+@pytest.fixture
+def remote(s3: str) -> ObjectStore:
+    return open_objects(s3)
+
+
+def test_another_machine_reads_what_this_one_wrote(s3: str, tmp_path: Path) -> None:
+    here = ExperienceStore.at(s3, cache=tmp_path / "here")
+    there = ExperienceStore.at(s3, cache=tmp_path / "there")
+    digests = here.write_parts([digits(20), digits(4)], SCHEMA)
+    assert not there.path(digests[0]).exists()
+    experience = there.open(digests[0], index=3)
+    assert np.array_equal(experience.inputs, digits(20).features)
+    assert there.path(digests[0]).read_bytes() == here.path(digests[0]).read_bytes()
+    assert here.write_parts([digits(20), digits(4)], SCHEMA) == digests, "writing again is fine"
+    assert ExperienceStore.at(str(tmp_path / "here"), cache=tmp_path / "unused").open(digests[1], index=0)
+
+
+def test_a_damaged_cache_file_heals_from_the_bucket(remote: ObjectStore, tmp_path: Path) -> None:
+    store = ExperienceStore(tmp_path / "cache", remote=remote)
+    digest = store.write(digits(20), SCHEMA)
+    whole = store.path(digest).read_bytes()
+    store.open(digest, index=0)
+    for damaged in (whole[:100], whole[:-1] + b"!", b"", None):
+        store.path(digest).unlink()
+        if damaged is not None:
+            store.path(digest).write_bytes(damaged)
+        assert len(store.open(digest, index=0)) == 20
+        assert store.path(digest).read_bytes() == whole
+
+
+def test_a_damaged_or_missing_object_is_told_and_not_installed(remote: ObjectStore, tmp_path: Path) -> None:
+    store = ExperienceStore(tmp_path / "cache", remote=remote)
+    digest = store.write(digits(20), SCHEMA)
+    other = ExperienceStore(tmp_path / "other", remote=remote)
+    name = store.path(digest).name
+    remote.replace(name, store.path(digest).read_bytes()[:-1] + b"!")
+    with pytest.raises(ExperienceDamagedError, match=r"s3://.*damaged.*backup"):
+        other.open(digest, index=0)
+    remote.delete(name)
+    with pytest.raises(ExperienceDamagedError, match=r"missing in s3://"):
+        other.open(digest, index=0)
+    assert list((tmp_path / "other").iterdir()) == []
+    assert len(store.open(digest, index=0)) == 20, "a whole copy in the cache is as good"
+    store.write(digits(20), SCHEMA)
+    assert len(other.open(digest, index=0)) == 20, "writing the same records again heals the bucket"
+
+
+def test_nothing_is_promised_while_the_bucket_is_away(tmp_path: Path) -> None:
+    store = ExperienceStore(tmp_path / "cache", remote=LocalObjects(tmp_path / "taken"))
+    (tmp_path / "taken").write_text("a file where the folder should be")
+    with pytest.raises(ObjectError, match="taken"):
+        store.write(digits(3), SCHEMA)
+
+
+def test_the_cache_keeps_what_was_used_last(remote: ObjectStore, tmp_path: Path) -> None:
+    store = ExperienceStore(tmp_path / "cache", remote=remote, cache_bytes=110_000)
+    first, second, third = (store.write(digits(count), SCHEMA) for count in (60, 61, 62))
+    assert not store.path(first).exists(), "about 50 kB each: two fit"
+    mapped = store.open(first, index=0)
+    assert [store.path(digest).exists() for digest in (first, second, third)] == [True, False, True]
+    store.open(third, index=0)
+    store.open(second, index=0)
+    assert [store.path(digest).exists() for digest in (first, second, third)] == [False, True, True]
+    assert np.array_equal(mapped.inputs, digits(60).features), "what is mapped outlives its file"
+
+
+def test_garbage_goes_from_the_bucket_too(remote: ObjectStore, tmp_path: Path) -> None:
+    store = ExperienceStore(tmp_path / "cache", remote=remote)
+    kept, orphan, removed = (store.write(digits(count), SCHEMA) for count in (3, 4, 5))
+    remote.create("notes.txt", b"x")
+    assert store.collect_garbage({kept}, grace_seconds=3600) == []
+    store.remove(removed)
+    assert store.collect_garbage({kept}, grace_seconds=-10) == [store.path(orphan).name]
+    assert [found.name for found in remote.list()] == sorted([store.path(kept).name, "notes.txt"])

@@ -21,6 +21,8 @@ RANKS = [
     "streams.letters",
     "streams.joining",
     "streams.manifest",
+    "streams.objects",
+    "streams.experience_files",
     "streams.experiences",
     "streams.shift",
     "streams.detectors",
