@@ -105,6 +105,7 @@ def empty_records(schema: RecordSchema) -> Records:
         times=np.empty(0, dtype=np.float64),
         split_keys=none,
         groups={name: none for name in schema.groups},
+        carries=np.empty(0, dtype=np.uint8) if schema.late_labels else None,
     )
 
 
@@ -163,20 +164,6 @@ def compact(column: pa.StringArray) -> pa.StringArray:
     return pa.StringArray.from_buffers(len(column), pa.py_buffer(offsets - first), texts)
 
 
-def checked_texts(values: Sequence[str], *, what: str, reason: str) -> pa.StringArray:
-    """Texts as a column (n,), refusing those that are empty, too long, or cannot be stored everywhere.
-
-    Raises:
-        RecordInvalidError: with the given reason code.
-    """
-    try:
-        column = text_column(values)
-    except UnicodeEncodeError:
-        raise _not_plain(what, reason) from None
-    check_texts(column, what=what, reason=reason)
-    return column
-
-
 def check_texts(column: pa.StringArray, *, what: str, reason: str) -> None:
     """Hold the rules on texts.
 
@@ -199,7 +186,7 @@ def check_texts(column: pa.StringArray, *, what: str, reason: str) -> None:
                 f"The {what} has {longest} characters; {MAX_TEXT_LENGTH} is the most.", reason
             )
     if _holds_nul(column):
-        raise _not_plain(what, reason)
+        raise not_plain(what, reason)
 
 
 def _holds_nul(column: pa.StringArray) -> bool:
@@ -210,53 +197,6 @@ def _holds_nul(column: pa.StringArray) -> bool:
     return not np.frombuffer(data, dtype=np.uint8)[ends[0] : ends[1]].all()
 
 
-def _not_plain(what: str, reason: str) -> RecordInvalidError:
+def not_plain(what: str, reason: str) -> RecordInvalidError:
+    """The refusal of a text that cannot be stored everywhere."""
     return RecordInvalidError(f"The {what} holds a NUL or half a surrogate pair: send plain text.", reason)
-
-
-def stored_features(
-    values: NDArray[np.float64] | NDArray[np.float32], schema: RecordSchema
-) -> NDArray[np.float32] | NDArray[np.uint8]:
-    """Values (n, *shape) in the type they are stored in.
-
-    Raises:
-        RecordInvalidError: a value that the type cannot hold (not-finite, out-of-range).
-    """
-    if schema.dtype == "uint8":
-        if not np.isfinite(values).all():
-            raise RecordInvalidError("A feature is not a finite number.", "not-finite")
-        if not ((values >= 0) & (values <= 255) & (values == np.floor(values))).all():
-            raise RecordInvalidError("A feature is not a whole number from 0 to 255.", "out-of-range")
-        return values.astype(np.uint8)
-    with np.errstate(over="ignore"):
-        return values.astype(np.float32, copy=False)
-
-
-def check_values(records: Records, schema: RecordSchema, *, classes: int | None = None) -> None:
-    """Hold the rules on numbers that do not depend on a wire format.
-
-    `classes` is how many class ids there are; by default as many as the schema declares.
-
-    Raises:
-        RecordInvalidError: with the reason code of the first rule that a record breaks.
-    """
-    if np.isinf(records.times).any():
-        raise RecordInvalidError("The time is not a finite number of seconds.", "bad-time")
-    known = len(schema.classes) if classes is None else classes
-    lowest = 0 if records.carries is None else UNLABELLED
-    if len(records) and not (records.labels.min() >= lowest and records.labels.max() < known):
-        raise RecordInvalidError("A label is not the id of a declared class.", "unknown-label")
-    features = records.features
-    if schema.dtype != "uint8" and not np.isfinite(features).all():
-        raise RecordInvalidError(f"A feature is not finite, or too large for {schema.dtype}.", "not-finite")
-    complete = features if records.carries is None else features[records.carries != LABEL_ONLY]
-    # Compared in the stored type: a float32 sent as decimal text must pass a limit it equals.
-    stored = np.dtype(schema.dtype)
-    if schema.minimum is not None and (complete < _limit(schema.minimum, stored)).any():
-        raise RecordInvalidError(f"A feature is below the declared minimum {schema.minimum}.", "out-of-range")
-    if schema.maximum is not None and (complete > _limit(schema.maximum, stored)).any():
-        raise RecordInvalidError(f"A feature is above the declared maximum {schema.maximum}.", "out-of-range")
-
-
-def _limit(value: float, stored: np.dtype[np.float32] | np.dtype[np.uint8]) -> float:
-    return float(np.float32(value)) if stored == np.float32 else value

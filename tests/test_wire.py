@@ -83,6 +83,7 @@ def test_reads_groups_and_whole_numbers() -> None:
         (record() + record(), "malformed"),
         (record(extra=1), "malformed"),
         (record(label=...), "malformed"),
+        (record(features=...), "malformed"),
         (record(label=True), "malformed"),
         (record(time="2024-01-01"), "malformed"),
         (record(time="2024-01-01T00:00:00"), "malformed"),
@@ -109,7 +110,7 @@ def test_reads_groups_and_whole_numbers() -> None:
 def test_isolates_a_poison_record_with_its_reason(payload: bytes, reason: str) -> None:
     found = decoded(record(id="before"), payload, record(id="after"))
     assert found.records.ids.tolist() == ["before", "after"]
-    assert found.positions == ["0", "2"]
+    assert list(found.positions) == ["0", "2"]
     (bad,) = found.rejected
     assert (bad.position, bad.reason) == ("1", reason)
     assert bad.detail.endswith(".")
