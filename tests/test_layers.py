@@ -21,6 +21,8 @@ RANKS = [
     "streams.triggers",
     "streams.pushed",
     "streams.datasets",
+    "streams.redis_places",
+    "streams.redis",
     "streams.catalog",
     "streams.ingest",
     "strategies.base",
@@ -96,6 +98,7 @@ HOMES = {
     "mlflow": ("service.registry",),
     "ray": ("service.pool",),
     "fastapi": ("service.api.",),
+    "redis": ("streams.redis",),
     "torch": ("strategies.", "service.trainer", "service.pool", "service.registry"),
 }
 
@@ -181,7 +184,7 @@ def test_every_package_is_a_docstring() -> None:
         ("service.ingester", ("torch", "ray", "mlflow", "avalanche", "sklearn")),
         ("service.cli", ("torch", "ray", "mlflow", "fastapi", "numpy", "sqlalchemy")),
         ("strategies.catalog", ("torch", "ray", "mlflow", "avalanche", "sklearn")),
-        ("streams.catalog", ("torch", "ray", "mlflow", "avalanche", "sklearn")),
+        ("streams.catalog", ("torch", "ray", "mlflow", "avalanche", "sklearn", "redis")),
     ],
 )
 def test_light_processes_stay_light(entry: str, forbidden: tuple[str, ...]) -> None:
