@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from streams.base import RecordSchema, Source, SourceConfig, SourceContext
 from streams.datasets import DatasetsConfig
 from streams.pushed import PushedConfig
+from streams.redis import RedisConfig
 
 __all__ = ["SOURCES", "SourceConfig", "SourceSpec"]
 
@@ -43,5 +44,6 @@ SOURCES: Mapping[str, SourceSpec] = MappingProxyType(
         "datasets": SourceSpec(
             DatasetsConfig, "streams.datasets:build", "Built-in real digits, rotated or split by class."
         ),
+        "redis": SourceSpec(RedisConfig, "streams.redis:build", "Redis Streams, one record an entry."),
     }
 )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streams.base import RawBatch, RecordSchema, Source, TrimmedSource
+from streams.base import RawBatch, RecordSchema, Source, TrimmedSource, select
 from streams.breaker import BadShare, CircuitBreaker
 from streams.duplicates import DuplicateWindow
 from streams.experiences import ExperienceStore
@@ -181,9 +181,8 @@ class Ingest:
         if self._seen_ids.wanted and len(records):
             new = self._seen_ids.add(records.ids)
             if not new.all():
-                dropped = np.cumsum(new)[~new]
-                places = np.flatnonzero(new)
-                records, positions = records.take(new), [positions[int(place)] for place in places]
+                dropped = np.cumsum(new, dtype=np.int64)[~new]
+                records, positions = records.take(new), select(positions, np.flatnonzero(new))
         if len(records) or len(dropped):
             self._append(batch, records, positions=positions, dropped=dropped)
 
@@ -217,7 +216,7 @@ class Ingest:
             records = records.take(new)
             pairs = [pair for pair, is_new in zip(pairs, new, strict=True) if is_new]
         if len(records):
-            self._append(batch, records, halves=pairs)
+            self._append(batch, records, pairs=pairs)
 
     def _append(
         self,
@@ -226,7 +225,7 @@ class Ingest:
         *,
         positions: Sequence[str] = (),
         dropped: NDArray[np.int64] | None = None,
-        halves: Sequence[Pair] = (),
+        pairs: Sequence[Pair] = (),
     ) -> None:
         self._chunks.append(
             Chunk(
@@ -236,7 +235,7 @@ class Ingest:
                 parts=parts_of(records.split_keys, self._split),
                 arrived_at=batch.arrived_at if batch else np.nan,
                 dropped=np.zeros(0, dtype=np.int64) if dropped is None else dropped,
-                halves=halves,
+                pairs=pairs,
             )
         )
 
@@ -298,7 +297,7 @@ class Ingest:
             duplicates = sum(len(chunk.dropped) for chunk in taken)
             row = self._commit(moves, experience=experience, duplicates=duplicates).experience
         else:
-            pairs = [pair for chunk in taken for pair in chunk.halves]
+            pairs = [pair for chunk in taken for pair in chunk.pairs]
             row = self._commit_halves(self._join, pairs, experience).experience
         assert row is not None, "a commit with an experience returns its row"
         self._chunks = left

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from streams.joining import Pair
 from streams.records import Records
 
 
@@ -28,7 +29,7 @@ class Chunk:
     """Epoch seconds; NaN where the source does not know."""
     dropped: NDArray[np.int64] = field(default_factory=_none)
     """Sorted: for each duplicate that was dropped, how many of these records stand before it."""
-    halves: Sequence[object] = ()
+    pairs: Sequence[Pair] = ()
     """With late labels: what the join must hear of when a record is cut. One a record."""
 
     def __len__(self) -> int:
@@ -42,7 +43,7 @@ class Chunk:
             positions=self.positions[:count],
             parts=self.parts[:count],
             dropped=self.dropped[self.dropped < count],
-            halves=self.halves[:count],
+            pairs=self.pairs[:count],
         )
 
     def tail(self, count: int) -> "Chunk":
@@ -53,7 +54,7 @@ class Chunk:
             positions=self.positions[count:],
             parts=self.parts[count:],
             dropped=self.dropped[self.dropped >= count] - count,
-            halves=self.halves[count:],
+            pairs=self.pairs[count:],
         )
 
 

@@ -156,7 +156,7 @@ def compact(column: pa.StringArray) -> pa.StringArray:
     _, offsets_buffer, data = column.buffers()
     if not len(column):
         return text_column([])
-    offsets = np.frombuffer(offsets_buffer, dtype=np.int32)[column.offset : column.offset + len(column) + 1]
+    offsets = text_offsets(column)
     first, last = int(offsets[0]), int(offsets[-1])
     if offsets_buffer.size == offsets.nbytes and first == 0 and data is not None and data.size == last:
         return column
@@ -190,11 +190,18 @@ def check_texts(column: pa.StringArray, *, what: str, reason: str) -> None:
 
 
 def _holds_nul(column: pa.StringArray) -> bool:
-    _, offsets, data = column.buffers()
-    if data is None:
+    _, _, data = column.buffers()
+    if data is None or not len(column):
         return False
-    ends = np.frombuffer(offsets, dtype=np.int32)[[column.offset, column.offset + len(column)]]
-    return not np.frombuffer(data, dtype=np.uint8)[ends[0] : ends[1]].all()
+    ends = text_offsets(column)
+    return not np.frombuffer(data, dtype=np.uint8)[ends[0] : ends[-1]].all()
+
+
+def text_offsets(column: pa.StringArray) -> NDArray[np.int32]:
+    """(n + 1,) where each text begins in the column's bytes, and where the last one ends."""
+    _, offsets, _ = column.buffers()
+    # By count: a buffer may be longer than what is in it.
+    return np.frombuffer(offsets, dtype=np.int32, count=len(column) + 1, offset=4 * column.offset)
 
 
 def not_plain(what: str, reason: str) -> RecordInvalidError:

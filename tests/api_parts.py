@@ -18,6 +18,7 @@ from service.database import connect
 from service.ingester import PipelineIngest
 from service.plan import make_plan
 from service.settings import Settings
+from service.storage import store_place
 from streams.tables import METADATA
 from tests.running import free_port
 
@@ -141,7 +142,7 @@ def ingest(api: Api, pipeline: str) -> None:
     """One look of the ingest role at a pipeline, in this process."""
     with api.engine.begin() as connection:
         declared = specs.load_spec(connection, pipeline)
-    role = PipelineIngest(api.engine, api.settings, declared)
+    role = PipelineIngest(api.engine, api.settings, declared, store=store_place(api.settings).open())
     role.turn()
     role.close()
 

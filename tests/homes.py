@@ -20,6 +20,7 @@ from service.jobs import Update
 from service.pipelines import PipelineSpec, parse
 from service.registry import Registry
 from service.settings import Settings
+from service.storage import store_place
 from service.trainer import OnProgress, Task
 from service.update import Updater
 from streams.datasets import DIGITS_SCHEMA, DatasetsConfig, digits_step
@@ -95,7 +96,7 @@ class Home:
             max_backlog_records=100_000,
         )
         deadline = time.monotonic() + 30
-        while self.ingest.turn() or self._pending() >= self.spec.trigger.records:
+        while self.ingest.turn() or self._pending() >= BATCH:
             assert time.monotonic() < deadline
 
     def ask(self, experiences: list[int] | None = None) -> str:
@@ -160,7 +161,7 @@ def home(
     spec = declared(**changes)
     with engine.begin() as connection:
         specs.create(connection, spec)
-    ingest = PipelineIngest(engine, settings, spec)
+    ingest = PipelineIngest(engine, settings, spec, store=store_place(settings).open())
     try:
         yield Home(settings, engine, Registry(settings), spec, ingest)
     finally:

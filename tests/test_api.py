@@ -328,7 +328,7 @@ def test_a_pipeline_shows_what_was_refused_once_it_was_read(api: Api) -> None:
     declare(api, "poisoned")
     reasons = ("out-of-range", "malformed", "out-of-range")
     letters = [DeadLetter("p", str(place), reason, "No.", b"") for place, reason in enumerate(reasons)]
-    Manifest(api.engine).commit("poisoned", {"p": Span("", "3")}, dead_letters=letters)
+    Manifest(api.engine).commit("poisoned", {"p": Span("", "3")}, revision=0, dead_letters=letters)
     view = api.http.get("/v1/pipelines/poisoned").json()
     assert view["dead_letters"] == {"out-of-range": 2, "malformed": 1}
 

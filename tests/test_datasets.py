@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from streams.base import SourceError
 from streams.datasets import DIGITS_SCHEMA, DatasetsConfig, DatasetsSource, digits_step
 from streams.records import Records, join_records
-from streams.triggers import CountTrigger
+from streams.triggers import RecordsTrigger, Surroundings
 from streams.wire import decode, decode_json, encode_json, json_fields
 
 ROTATED = DatasetsConfig()
@@ -62,13 +62,13 @@ def test_a_split_step_is_as_long_as_the_rarest_pair_and_the_seed_decides_who_is_
 
 @pytest.mark.parametrize("config", [ROTATED, SPLIT], ids=["rotated", "split"])
 def test_a_trigger_of_one_step_cuts_one_experience_a_step(config: DatasetsConfig) -> None:
-    source, trigger = DatasetsSource(config), CountTrigger(config.records_per_step)
+    source, trigger = DatasetsSource(config), RecordsTrigger(records=config.records_per_step)
     source.open({})
     pending: list[Records] = []
     while batches := source.poll(700, 0.0):
         pending += [decode(batch, DIGITS_SCHEMA).records for batch in batches]
     left, step = join_records(pending, DIGITS_SCHEMA), 0
-    while (cut := trigger.decide([left], {})) is not None:
+    while (cut := trigger.watch({}, Surroundings()).see(left, 0.0, 0.0)) is not None:
         assert left.ids[: cut.records].tolist() == digits_step(config, step).ids.tolist()
         left, step = left.take(slice(cut.records, None)), step + 1
     assert (step, len(left)) == (config.steps, 0)

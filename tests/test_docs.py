@@ -28,7 +28,7 @@ from strategies.base import StrategyConfig
 from strategies.catalog import STRATEGIES
 from streams.base import RecordSchema
 from streams.catalog import SOURCES
-from streams.ingest import Split
+from streams.split import Split
 from streams.triggers import RecordsTrigger
 from streams.wire import JsonRecord
 from tests.api_parts import Api, learn, running_api, settle

@@ -14,11 +14,12 @@ from pydantic import ValidationError
 
 from streams.base import FencedError, RecordSchema, Source
 from streams.experiences import ExperienceStore
-from streams.ingest import Ingest, Split, part_of
+from streams.ingest import Ingest
 from streams.manifest import ExperienceRow, Manifest
 from streams.pushed import PushedLog, PushedSource
 from streams.records import Records, text_column
-from streams.triggers import CountTrigger
+from streams.split import Split, part_of
+from streams.triggers import RecordsTrigger
 from tests.real_data import elec2, mnist_test
 from tests.stream_parts import SCHEMA, ListSource, payload, records, sqlite_engine
 
@@ -51,7 +52,7 @@ class Place:
             "digits",
             schema,
             source=source,
-            trigger=CountTrigger(count),
+            trigger=RecordsTrigger(records=count),
             split=split or Split(),
             store=self.store,
             manifest=self.manifest,
@@ -243,7 +244,7 @@ def test_a_failed_commit_can_be_tried_again(place: Place) -> None:
         "digits",
         SCHEMA,
         source=ListSource({"p": payloads(10)}),
-        trigger=CountTrigger(10),
+        trigger=RecordsTrigger(records=10),
         split=NO_HOLDOUT,
         store=place.store,
         manifest=place.manifest,

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,11 +13,12 @@ import sqlalchemy as sql
 
 from streams.base import RecordSchema, Source
 from streams.experiences import ExperienceStore
-from streams.ingest import Ingest, Split
+from streams.ingest import Ingest
 from streams.manifest import ExperienceRow, Manifest
 from streams.pushed import PushedLog, PushedSource
 from streams.records import Records
-from streams.triggers import CountTrigger
+from streams.split import Split
+from streams.triggers import RecordsTrigger
 from streams.wire import encode_batch
 from tests.stream_parts import SCHEMA, ListSource, payload, records, sqlite_engine
 
@@ -47,11 +48,11 @@ class CrashingStore(ExperienceStore):
         super().__init__(root)
         self._bomb = bomb
 
-    def write(self, records: Records, schema: RecordSchema) -> str:
+    def write_parts(self, parts: Sequence[Records], schema: RecordSchema) -> list[str]:
         self._bomb.reach("before-write")
-        digest = super().write(records, schema)
+        digests = super().write_parts(parts, schema)
         self._bomb.reach("after-write")
-        return digest
+        return digests
 
 
 class CrashingSource(PushedSource):
@@ -85,7 +86,7 @@ def run(folder: Path, kind: str, bomb: Bomb) -> None:
         "digits",
         SCHEMA,
         source=source,
-        trigger=CountTrigger(COUNT),
+        trigger=RecordsTrigger(records=COUNT),
         split=Split(),
         store=CrashingStore(folder / "experiences", bomb),
         manifest=Manifest(engine),

@@ -36,9 +36,11 @@ def manifest(engine: sql.Engine) -> Manifest:
 
 
 def test_a_commit_moves_offsets_and_numbers_experiences(manifest: Manifest) -> None:
-    first = manifest.commit("digits", {"p": Span("", "10"), "q": Span("", "3")}, experience=cut(seen=1))
-    second = manifest.commit("digits", {"p": Span("10", "20")}, experience=cut("d", seen=2))
-    other = manifest.commit("prices", {"p": Span("", "5")}, experience=cut("e"))
+    moves = {"p": Span("", "10"), "q": Span("", "3")}
+    first = manifest.commit("digits", moves, revision=0, experience=cut(seen=1)).experience
+    moves = {"p": Span("10", "20")}
+    second = manifest.commit("digits", moves, revision=1, experience=cut("d", seen=2)).experience
+    other = manifest.commit("prices", {"p": Span("", "5")}, revision=0, experience=cut("e")).experience
     assert first is not None
     assert second is not None
     assert other is not None
@@ -55,11 +57,12 @@ def test_a_commit_moves_offsets_and_numbers_experiences(manifest: Manifest) -> N
 
 @pytest.mark.parametrize("start", ["", "9", "11"])
 def test_a_stale_offset_fences_and_changes_nothing(manifest: Manifest, start: str) -> None:
-    manifest.commit("digits", {"p": Span("", "10")}, experience=cut())
+    manifest.commit("digits", {"p": Span("", "10")}, revision=0, experience=cut())
     with pytest.raises(FencedError, match="another ingest process"):
         manifest.commit(
             "digits",
             {"a": Span("", "1"), "p": Span(start, "20")},
+            revision=1,
             dead_letters=[letter("15")],
             experience=cut(seen=9),
         )
@@ -78,7 +81,12 @@ def test_a_failing_hook_undoes_the_commit(manifest: Manifest, engine: sql.Engine
 
     with pytest.raises(LookupError, match="no queue"):
         manifest.commit(
-            "digits", {"p": Span("", "10")}, dead_letters=[letter("4")], experience=cut(), also=fail
+            "digits",
+            {"p": Span("", "10")},
+            revision=0,
+            dead_letters=[letter("4")],
+            experience=cut(),
+            also=fail,
         )
     assert manifest.cursors("digits") == {}
     assert manifest.experiences("digits") == []
@@ -86,9 +94,12 @@ def test_a_failing_hook_undoes_the_commit(manifest: Manifest, engine: sql.Engine
 
 
 def test_dead_letters_go_without_an_experience_and_only_once(manifest: Manifest) -> None:
-    assert manifest.commit("digits", {"p": Span("", "")}, dead_letters=[letter("1"), letter("2")]) is None
+    held = {"p": Span("", "")}
+    first = manifest.commit("digits", held, revision=0, dead_letters=[letter("1"), letter("2")])
+    assert (first.experience, first.new_letters) == (None, 2)
     assert manifest.cursors("digits") == {}, "an offset that was only held is still the beginning"
-    manifest.commit("digits", {"p": Span("", "3")}, dead_letters=[letter("2"), letter("3", "bad-id")])
+    again = [letter("2"), letter("3", "bad-id")]
+    assert manifest.commit("digits", {"p": Span("", "3")}, revision=1, dead_letters=again).new_letters == 1
     found = manifest.dead_letters("digits")
     assert sorted(each.position for each in found) == ["1", "2", "3"]
     assert found[0].payload == b"\x00\xff"
@@ -99,11 +110,23 @@ def test_dead_letters_go_without_an_experience_and_only_once(manifest: Manifest)
 
 
 def test_a_held_offset_still_fences(manifest: Manifest) -> None:
-    manifest.commit("digits", {"p": Span("", "3")}, experience=cut())
+    manifest.commit("digits", {"p": Span("", "3")}, revision=0, experience=cut())
     with pytest.raises(FencedError):
-        manifest.commit("digits", {"p": Span("", "")}, dead_letters=[letter("1")])
+        manifest.commit("digits", {"p": Span("", "")}, revision=1, dead_letters=[letter("1")])
 
 
-def test_a_commit_without_an_offset_is_a_mistake(manifest: Manifest) -> None:
-    with pytest.raises(ValueError, match="at least one offset"):
-        manifest.commit("digits", {}, dead_letters=[letter("1")])
+@pytest.mark.parametrize("revision", [0, 2])
+def test_another_revision_fences_a_commit_of_another_partition_too(manifest: Manifest, revision: int) -> None:
+    manifest.commit("digits", {"p": Span("", "3")}, revision=0, experience=cut())
+    assert manifest.revision("digits") == 1
+    with pytest.raises(FencedError, match="another ingest process"):
+        manifest.commit("digits", {"q": Span("", "3")}, revision=revision, experience=cut("d"))
+    assert manifest.cursors("digits") == {"p": "3"}
+    assert len(manifest.experiences("digits")) == 1
+
+
+def test_classes_of_an_open_set_keep_their_ids(manifest: Manifest) -> None:
+    manifest.commit("digits", {}, revision=0, classes=["cat", "dog"])
+    manifest.commit("digits", {}, revision=1, classes=["cat", "dog", "eel"])
+    assert manifest.classes("digits") == ["cat", "dog", "eel"]
+    assert manifest.classes("prices") == []

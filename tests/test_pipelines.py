@@ -10,6 +10,7 @@ from service import specs
 from service.errors import PipelineExistsError, PipelineInvalidError, PipelineUnknownError
 from service.pipelines import PipelineSpec, parse
 from strategies.catalog import STRATEGIES
+from streams.triggers import RecordsTrigger
 from tests.threads import outcome, together
 
 GOOD: dict[str, Any] = {
@@ -38,7 +39,11 @@ def changed(path: str, value: object) -> dict[str, Any]:
 def test_a_small_document_is_a_whole_pipeline() -> None:
     spec = parse(yaml.safe_dump(GOOD))
     assert spec == parse(GOOD)
-    assert (spec.source.kind, spec.trigger.records, spec.strategy.name) == ("pushed", 500, "replay")
+    assert (spec.source.kind, spec.trigger, spec.strategy.name) == (
+        "pushed",
+        RecordsTrigger(records=500),
+        "replay",
+    )
     assert (spec.split.gate, spec.gate.margin, spec.max_carries) == (0.25, 0.02, 2)
     assert spec.stream_info.shape == (6,)
 
@@ -158,7 +163,7 @@ def test_a_name_is_taken_once_and_the_first_stays_as_it_was(database: sa.Engine)
     with pytest.raises(PipelineExistsError, match="'fraud' already; it was not changed"):
         create(database, parse(changed("trigger.records", 7)))
     with database.begin() as connection:
-        assert specs.load_spec(connection, "fraud").trigger.records == 500
+        assert specs.load_spec(connection, "fraud").trigger == RecordsTrigger(records=500)
 
 
 def test_of_eight_who_declare_one_name_at_once_one_succeeds(database: sa.Engine) -> None:

@@ -125,11 +125,11 @@ def test_pending_counts_from_the_committed_cursor(engine: sql.Engine) -> None:
     assert manifest.pending_records("digits") == 0
     push(engine, 3, 5)
     assert manifest.pending_records("digits") == 8
-    manifest.commit("digits", {"pushed": Span("", "1:2")})
+    manifest.commit("digits", {"pushed": Span("", "1:2")}, revision=0)
     assert manifest.pending_records("digits") == 6
-    manifest.commit("digits", {"pushed": Span("1:2", "1:3")})
+    manifest.commit("digits", {"pushed": Span("1:2", "1:3")}, revision=1)
     assert manifest.pending_records("digits") == 5
-    manifest.commit("digits", {"pushed": Span("1:3", "2:5")})
+    manifest.commit("digits", {"pushed": Span("1:3", "2:5")}, revision=2)
     opened(engine, "2:5").trim({"pushed": "2:5"})
     assert manifest.pending_records("digits") == 0
 

@@ -1,9 +1,10 @@
 """What every source in the catalog promises. An entry without a factory here fails."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sql
@@ -12,8 +13,10 @@ from streams.base import RecordSchema, Source, SourceConfig
 from streams.catalog import SOURCES
 from streams.datasets import DIGITS_SCHEMA, DatasetsConfig
 from streams.pushed import PushedConfig, PushedLog
+from streams.redis import RedisConfig
 from streams.wire import decode
-from tests.stream_parts import SCHEMA, records, sqlite_engine
+from tests import redis_server
+from tests.stream_parts import SCHEMA, payload, records, sqlite_engine
 
 Read = list[tuple[str, str, str]]
 
@@ -45,14 +48,36 @@ def datasets(engine: sql.Engine) -> Stream:
     return Stream("datasets", config, DIGITS_SCHEMA, engine)
 
 
+def redis(engine: sql.Engine, server: redis_server.Server) -> Stream:
+    with server.client() as client:
+        client.flushall()
+        for stream, size in (("north", 23), ("south", 37)):
+            for place in range(size):
+                client.xadd(stream, {"record": payload(f"{stream}-{place}")})
+    return Stream("redis", RedisConfig(url=server.url, streams=("north", "south")), SCHEMA, engine)
+
+
 FACTORIES: dict[str, Callable[[sql.Engine], Stream]] = {"pushed": pushed, "datasets": datasets}
+
+SERVED: dict[str, tuple[str, Callable[[sql.Engine, Any], Stream]]] = {"redis": ("redis_for_all", redis)}
+"""Sources that need a server: the fixture that runs it, and the factory that fills it."""
+
+
+@pytest.fixture(scope="module")
+def redis_for_all() -> Iterator[redis_server.Server]:
+    with redis_server.server() as found:
+        yield found
 
 
 @pytest.fixture(params=sorted(SOURCES))
 def stream(request: pytest.FixtureRequest, tmp_path: Path) -> Stream:
     kind = request.param
+    engine = sqlite_engine(tmp_path / "holdfast.db")
+    if kind in SERVED:
+        fixture, factory = SERVED[kind]
+        return factory(engine, request.getfixturevalue(fixture))
     assert kind in FACTORIES, f"add a factory for the source {kind!r} to this file"
-    return FACTORIES[kind](sqlite_engine(tmp_path / "holdfast.db"))
+    return FACTORIES[kind](engine)
 
 
 def read(source: Source, schema: RecordSchema, *, sizes: Sequence[int]) -> Read:
@@ -72,29 +97,38 @@ def read(source: Source, schema: RecordSchema, *, sizes: Sequence[int]) -> Read:
     raise AssertionError("sizes must not be empty")
 
 
+def by_partition(found: Read) -> dict[str, Read]:
+    """A partition is an ordered log; how several of them alternate is not promised."""
+    return {name: [entry for entry in found if entry[0] == name] for name in {entry[0] for entry in found}}
+
+
 def test_the_same_cursor_gives_the_same_records(stream: Stream) -> None:
     source = stream.source()
     source.open({})
     first = read(source, stream.schema, sizes=[60])
     assert len(first) == 60
     source.open({})
-    assert read(source, stream.schema, sizes=[1, 13, 4]) == first
+    assert by_partition(read(source, stream.schema, sizes=[1, 13, 4])) == by_partition(first)
     again = stream.source()
     again.open({name: "" for name in again.partitions()})
-    assert read(again, stream.schema, sizes=[7]) == first
+    assert by_partition(read(again, stream.schema, sizes=[7])) == by_partition(first)
+    source.close()
+    again.close()
 
 
 def test_resumes_just_after_any_position(stream: Stream) -> None:
     source = stream.source()
     source.open({})
     whole = read(source, stream.schema, sizes=[60])
+    source.close()
     for place in range(0, len(whole), 3):
-        seen = whole[: place + 1]
-        cursors = {partition: position for partition, position, _ in seen}
+        cursors = {partition: position for partition, position, _ in whole[: place + 1]}
         resumed = stream.source()
         resumed.open(cursors)
-        rest = read(resumed, stream.schema, sizes=[9])
-        assert rest[: len(whole) - len(seen)] == whole[len(seen) :]
+        rest = by_partition(read(resumed, stream.schema, sizes=[9]))
+        for partition, expected in by_partition(whole[place + 1 :]).items():
+            assert rest[partition][: len(expected)] == expected
+        resumed.close()
 
 
 def test_a_poll_keeps_its_bounds_and_says_where_it_began(stream: Stream) -> None:
@@ -107,13 +141,17 @@ def test_a_poll_keeps_its_bounds_and_says_where_it_began(stream: Stream) -> None
         for batch in batches:
             assert batch.start == cursors[batch.partition]
             cursors[batch.partition] = batch.positions[-1]
+    source.close()
 
 
 def test_reading_does_not_consume(stream: Stream) -> None:
     one, other = stream.source(), stream.source()
     one.open({})
     other.open({})
-    assert read(one, stream.schema, sizes=[30]) == read(other, stream.schema, sizes=[30])
+    found = [by_partition(read(source, stream.schema, sizes=[30])) for source in (one, other)]
+    assert found[0] == found[1]
+    one.close()
+    other.close()
 
 
 def test_closing_twice_is_allowed(stream: Stream) -> None:
@@ -126,8 +164,13 @@ def test_closing_twice_is_allowed(stream: Stream) -> None:
 
 
 def test_every_kind_names_itself() -> None:
-    assert set(FACTORIES) == set(SOURCES)
+    assert {*FACTORIES, *SERVED} == set(SOURCES)
     for kind, spec in SOURCES.items():
-        assert spec.config().kind == kind  # type: ignore[call-arg]
-        assert spec.config().misfit(DIGITS_SCHEMA) is None  # type: ignore[call-arg]
+        assert spec.config.model_fields["kind"].default == kind
         assert spec.summary.endswith(".")
+
+
+def test_a_config_fits_the_schema_of_its_stream_and_can_be_stored(stream: Stream) -> None:
+    assert SOURCES[stream.kind].misfit(stream.config, stream.schema) is None
+    stored = stream.config.model_dump(mode="json")
+    assert type(stream.config).model_validate(stored) == stream.config
