@@ -138,8 +138,15 @@ def describe(error: ValidationError) -> list[dict[str, str]]:
     """pydantic's errors as `where` and `problem`, without the input, which may be large or secret."""
     return [
         {
-            "where": ".".join(str(part) for part in entry["loc"]) or "body",
+            "where": _where(entry["loc"], entry["type"]) or "body",
             "problem": entry["msg"].removeprefix("Value error, ").rstrip("."),
         }
         for entry in error.errors(include_url=False, include_input=False, include_context=False)
     ]
+
+
+def _where(location: tuple[int | str, ...], fault: str) -> str:
+    """The place as it was written. The kind of a trigger may be left out, so it is no part of the place."""
+    if location[:1] == ("trigger",):
+        location = ("trigger", "kind") if fault == "union_tag_invalid" else ("trigger", *location[2:])
+    return ".".join(str(part) for part in location)
