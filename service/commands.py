@@ -2,7 +2,6 @@
 
 import json
 import sys
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +31,7 @@ By = Annotated[str, typer.Option("--by", envvar="USER", help="Who decides.")]
 @pipeline_app.command("create")
 def pipeline_create(file: Annotated[Path, typer.Argument(help="YAML file.")], url: Url = None) -> None:
     """Declare a pipeline from a YAML file."""
-    with _client(url) as client:
+    with open_client(url) as client:
         # The API checks it: whoever calls needs no part of the service, and the answer is its own.
         view = client.post("/v1/pipelines", _document(file))
     typer.echo(f"Pipeline {view['spec']['name']} is declared.")
@@ -41,10 +40,10 @@ def pipeline_create(file: Annotated[Path, typer.Argument(help="YAML file.")], ur
 @pipeline_app.command("list")
 def pipeline_list(json_output: Json = False, url: Url = None) -> None:
     """List pipelines and how each stands."""
-    with _client(url) as client:
+    with open_client(url) as client:
         views = client.get("/v1/pipelines")
     if json_output:
-        return _print(views)
+        return print_json(views)
     for view in views:
         champion = f"champion v{view['champion_version']}" if view["champion_version"] else "no champion"
         waiting = f", {view['pending_records']} records wait to be cut" if view["pending_records"] else ""
@@ -57,63 +56,20 @@ def pipeline_list(json_output: Json = False, url: Url = None) -> None:
 @pipeline_app.command("show")
 def pipeline_show(pipeline: str, url: Url = None) -> None:
     """One pipeline, as JSON."""
-    with _client(url) as client:
-        _print(client.get(_path(pipeline)))
+    with open_client(url) as client:
+        print_json(client.get(path_of(pipeline)))
 
 
 @pipeline_app.command("experiences")
 def pipeline_experiences(pipeline: str, json_output: Json = False, url: Url = None) -> None:
     """What the stream was cut into, and what became of each experience."""
-    with _client(url) as client:
-        views = client.get(_path(pipeline, "experiences"))
+    with open_client(url) as client:
+        views = client.get(path_of(pipeline, "experiences"))
     if json_output:
-        return _print(views)
+        return print_json(views)
     for view in views:
         note = f": {view['note']}" if view["note"] else ""
         typer.echo(f"{view['index']:>4}  {view['state']:<8}  {view['train_records']} records{note}")
-
-
-def push(
-    pipeline: str,
-    file: Annotated[typer.FileBinaryRead, typer.Argument(help="NDJSON: one record a line; - is stdin.")],
-    batch: Annotated[int, typer.Option(min=1, help="Records a request.")] = 1000,
-    key: Annotated[
-        str | None,
-        typer.Option(help="Names this sending: the same file and --batch again store nothing twice."),
-    ] = None,
-    url: Url = None,
-) -> None:
-    """Send the records of a file."""
-    lines = (line.strip() for line in file)
-    records = (line for line in lines if line)
-    sent = before = 0
-    with _client(url) as client:
-        while chunk := list(islice(records, batch)):
-            # The place in the file is part of the key, so that a sending that broke off can be repeated.
-            if _send(client, pipeline, chunk, first=sent + 1, key=f"{key}:{sent}" if key else None):
-                before += len(chunk)
-            sent += len(chunk)
-            _note(f"{sent} records sent")
-    _note("")
-    if not sent:
-        raise HoldfastError(f"There is no record in {file.name}.", fix="Write one JSON record a line.")
-    if stored := sent - before:
-        typer.echo(f"{stored} record{' is' if stored == 1 else 's are'} stored and will be learnt once.")
-    if before:
-        typer.echo(f"{before} record{' was' if before == 1 else 's were'} stored before, and not again.")
-
-
-def _send(client: "Client", pipeline: str, chunk: list[bytes], *, first: int, key: str | None) -> bool:
-    """Whether these records were stored before, under the same key."""
-    try:
-        return bool(client.push(pipeline, chunk, key=key)["duplicate"])
-    except HoldfastError as error:
-        if first == 1:
-            raise
-        raise HoldfastError(
-            f"The first {first - 1} records are stored; from record {first} on none is: {error.detail}",
-            fix=error.fix,
-        ) from error
 
 
 @update_app.command("start")
@@ -131,16 +87,16 @@ def update_start(
     url: Url = None,
 ) -> None:
     """Learn now what has arrived. A failed update is exit status 1; a rejected one is not a failure."""
-    with _client(url) as client:
+    with open_client(url) as client:
         body = {"by": by, "experiences": experience or None}
-        accepted = client.post(_path(pipeline, "updates"), body, key=key)
+        accepted = client.post(path_of(pipeline, "updates"), body, key=key)
         last: Any = accepted
         if wait:
             for last in client.follow(accepted["update"], timeout_seconds=timeout):
-                _note(f"{last['id']}: {last['state']} {(last['progress'] or {}).get('stage', '')}")
-            _note("")
+                note(f"{last['id']}: {last['state']} {(last['progress'] or {}).get('stage', '')}")
+            note("")
     if json_output:
-        _print(last)
+        print_json(last)
     elif not wait:
         typer.echo(accepted["update"])
     else:
@@ -161,10 +117,10 @@ def update_list(
     url: Url = None,
 ) -> None:
     """A pipeline's updates, newest first."""
-    with _client(url) as client:
-        views = client.get(f"{_path(pipeline, 'updates')}?limit={limit}")
+    with open_client(url) as client:
+        views = client.get(f"{path_of(pipeline, 'updates')}?limit={limit}")
     if json_output:
-        return _print(views)
+        return print_json(views)
     for view in views:
         typer.echo(
             f"{view['id']}  {view['created_at'][:19]}  {view['state']:<7}  {view['outcome'] or '':<7}  "
@@ -175,8 +131,8 @@ def update_list(
 @update_app.command("show")
 def update_show(update: str, url: Url = None) -> None:
     """One update, as JSON."""
-    with _client(url) as client:
-        _print(client.get(f"/v1/updates/{_segment(update)}"))
+    with open_client(url) as client:
+        print_json(client.get(f"/v1/updates/{_segment(update)}"))
 
 
 @update_app.command("approve")
@@ -193,8 +149,8 @@ def update_reject(update: str, reason: Reason, by: By = "anonymous", url: Url = 
 
 def champion(pipeline: str, url: Url = None) -> None:
     """The version in use, as JSON."""
-    with _client(url) as client:
-        _print(client.get(_path(pipeline, "champion")))
+    with open_client(url) as client:
+        print_json(client.get(path_of(pipeline, "champion")))
 
 
 def rollback(
@@ -205,9 +161,9 @@ def rollback(
     url: Url = None,
 ) -> None:
     """Bring a former champion back."""
-    with _client(url) as client:
+    with open_client(url) as client:
         body = {"version": version, "reason": reason, "by": by}
-        view = client.post(_path(pipeline, "rollback"), body)
+        view = client.post(path_of(pipeline, "rollback"), body)
     typer.echo(f"Version {view['version']} is the champion of {pipeline} again.")
 
 
@@ -215,13 +171,13 @@ def ledger(pipeline: str, json_output: Json = False, url: Url = None) -> None:
     """Every decision, in order. A broken chain of hashes is exit status 1."""
     after: int | None = 0
     entries: list[Any] = []
-    with _client(url) as client:
+    with open_client(url) as client:
         while after is not None:
-            view = client.get(f"{_path(pipeline, 'ledger')}?after={after}")
+            view = client.get(f"{path_of(pipeline, 'ledger')}?after={after}")
             entries += view["entries"]
             after = view["next_after"]
     if json_output:
-        _print({"pipeline": pipeline, "entries": entries, "intact": view["intact"]})
+        print_json({"pipeline": pipeline, "entries": entries, "intact": view["intact"]})
     else:
         for entry in entries:
             version = f"v{entry['version']}" if entry["version"] else "no version"
@@ -235,7 +191,7 @@ def ledger(pipeline: str, json_output: Json = False, url: Url = None) -> None:
 
 
 def _decide(update: str, decision: str, *, reason: str, by: str, url: str | None) -> None:
-    with _client(url) as client:
+    with open_client(url) as client:
         body = {"decision": decision, "reason": reason, "by": by}
         view = client.post(f"/v1/updates/{_segment(update)}/decision", body)
     done = "approved" if decision == "approve" else "rejected"
@@ -255,7 +211,7 @@ def read_settings() -> Settings:
         ) from error
 
 
-def _client(url: str | None) -> "Client":
+def open_client(url: str | None) -> "Client":
     from service.client import Client
 
     if url is None:
@@ -264,7 +220,7 @@ def _client(url: str | None) -> "Client":
     return Client(url)
 
 
-def _path(pipeline: str, *rest: str) -> str:
+def path_of(pipeline: str, *rest: str) -> str:
     return "/".join(["/v1/pipelines", _segment(pipeline), *rest])
 
 
@@ -293,11 +249,11 @@ def _document(file: Path) -> Any:
     return document
 
 
-def _print(document: Any) -> None:
+def print_json(document: Any) -> None:
     typer.echo(json.dumps(document, indent=2))
 
 
-def _note(text: str) -> None:
+def note(text: str) -> None:
     """Progress for a person at a terminal; silent where nobody watches."""
     if sys.stderr.isatty():
         typer.echo(f"\r\033[K{text}", nl=False, err=True)

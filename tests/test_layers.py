@@ -123,6 +123,7 @@ RANKS = [
     "service.up",
     "service.demo",
     "service.commands",
+    "service.stream_commands",
     "service.cli",
 ]
 
