@@ -156,7 +156,7 @@ def compact(column: pa.StringArray) -> pa.StringArray:
     _, offsets_buffer, data = column.buffers()
     if not len(column):
         return text_column([])
-    offsets = np.frombuffer(offsets_buffer, dtype=np.int32)[column.offset : column.offset + len(column) + 1]
+    offsets = _offsets(column)
     first, last = int(offsets[0]), int(offsets[-1])
     if offsets_buffer.size == offsets.nbytes and first == 0 and data is not None and data.size == last:
         return column
@@ -175,26 +175,40 @@ def check_texts(column: pa.StringArray, *, what: str, reason: str) -> None:
     """
     if not len(column):
         return
-    sizes = pc.min_max(pc.binary_length(column)).as_py()
-    if sizes["min"] < 1:
+    shortest, longest = _extreme_lengths(column)
+    if shortest < 1:
         raise RecordInvalidError(f"The {what} is empty: send 1 to {MAX_TEXT_LENGTH} characters.", reason)
     # As many bytes as characters at least: most columns need not be counted in characters.
-    if sizes["max"] > MAX_TEXT_LENGTH:
-        longest = pc.max(pc.utf8_length(column)).as_py()
-        if longest > MAX_TEXT_LENGTH:
+    if longest > MAX_TEXT_LENGTH:
+        characters = pc.max(pc.utf8_length(column)).as_py()
+        if characters > MAX_TEXT_LENGTH:
             raise RecordInvalidError(
-                f"The {what} has {longest} characters; {MAX_TEXT_LENGTH} is the most.", reason
+                f"The {what} has {characters} characters; {MAX_TEXT_LENGTH} is the most.", reason
             )
     if _holds_nul(column):
         raise not_plain(what, reason)
 
 
+def _offsets(column: pa.StringArray) -> NDArray[np.int32]:
+    """(n + 1,) where each text begins and ends in the column's bytes."""
+    whole = np.frombuffer(column.buffers()[1], dtype=np.int32)
+    return whole[column.offset : column.offset + len(column) + 1]
+
+
+def _extreme_lengths(column: pa.StringArray) -> tuple[int, int]:
+    """Bytes of the shortest and of the longest text; 1 stands for those that are null."""
+    lengths = np.diff(_offsets(column))
+    if column.null_count:
+        lengths[column.is_null().to_numpy(zero_copy_only=False)] = 1
+    return int(lengths.min()), int(lengths.max())
+
+
 def _holds_nul(column: pa.StringArray) -> bool:
-    _, offsets, data = column.buffers()
+    data = column.buffers()[2]
     if data is None:
         return False
-    ends = np.frombuffer(offsets, dtype=np.int32)[[column.offset, column.offset + len(column)]]
-    return not np.frombuffer(data, dtype=np.uint8)[ends[0] : ends[1]].all()
+    offsets = _offsets(column)
+    return not np.frombuffer(data, dtype=np.uint8)[offsets[0] : offsets[-1]].all()
 
 
 def not_plain(what: str, reason: str) -> RecordInvalidError:
