@@ -175,18 +175,26 @@ def check_texts(column: pa.StringArray, *, what: str, reason: str) -> None:
     """
     if not len(column):
         return
-    sizes = pc.min_max(pc.binary_length(column)).as_py()
-    if sizes["min"] < 1:
+    shortest, longest = _extreme_lengths(column)
+    if shortest < 1:
         raise RecordInvalidError(f"The {what} is empty: send 1 to {MAX_TEXT_LENGTH} characters.", reason)
     # As many bytes as characters at least: most columns need not be counted in characters.
-    if sizes["max"] > MAX_TEXT_LENGTH:
-        longest = pc.max(pc.utf8_length(column)).as_py()
-        if longest > MAX_TEXT_LENGTH:
+    if longest > MAX_TEXT_LENGTH:
+        characters = pc.max(pc.utf8_length(column)).as_py()
+        if characters > MAX_TEXT_LENGTH:
             raise RecordInvalidError(
-                f"The {what} has {longest} characters; {MAX_TEXT_LENGTH} is the most.", reason
+                f"The {what} has {characters} characters; {MAX_TEXT_LENGTH} is the most.", reason
             )
     if _holds_nul(column):
         raise not_plain(what, reason)
+
+
+def _extreme_lengths(column: pa.StringArray) -> tuple[int, int]:
+    """Bytes of the shortest and of the longest text; 1 stands for those that are null."""
+    lengths = np.diff(text_offsets(column))
+    if column.null_count:
+        lengths[column.is_null().to_numpy(zero_copy_only=False)] = 1
+    return int(lengths.min()), int(lengths.max())
 
 
 def _holds_nul(column: pa.StringArray) -> bool:

@@ -259,47 +259,48 @@ def _is_own(columns: pa.Table) -> bool:
 
 def _own_draft(batch: pa.RecordBatch, schema: RecordSchema, label_type: Any) -> Draft:
     nullable = {"label"} if label_type == pa.string() else set()
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+    given = dict(zip(batch.schema.names, batch.columns, strict=True))
+    for name, column in given.items():
         if column.null_count and name not in nullable:
             raise ValueError(f"the column {name!r} holds nulls")
-    features = batch.column("features")
+    features = given["features"]
     if features.type != pa.list_(pa.from_numpy_dtype(schema.dtype), schema.size):
         raise ValueError(f"the features are {features.type}")
     values = features.flatten()
     if values.null_count:
         raise ValueError("the features hold nulls")
-    count, given = batch.num_rows, set(batch.schema.names)
-    ids = _texts(batch, "id")
-    label = batch.column("label")
+    count = batch.num_rows
+    ids = _texts(given, "id")
+    label = given["label"]
     if label.type != label_type:
         raise ValueError(f"the labels are {label.type}")
     named = label_type == pa.string()
     labels = np.full(count, UNLABELLED) if named else label.to_numpy(zero_copy_only=True)
     faults = Faults()
     labelled = ~label.is_null().to_numpy(zero_copy_only=False) if named else labels != UNLABELLED
-    bare = _numbers(batch, "carries", pa.uint8()) == LABEL_ONLY if "carries" in given else None
+    bare = _numbers(given, "carries", pa.uint8()) == LABEL_ONLY if "carries" in given else None
     featured = np.ones(count, dtype=np.bool_) if bare is None else ~bare
     records = Records(
         ids=ids,
         features=values.to_numpy(zero_copy_only=True).reshape(count, *schema.shape),
         labels=labels,
-        times=_numbers(batch, "time", pa.float64()) if "time" in given else np.full(count, np.nan),
-        split_keys=_texts(batch, "split_key") if "split_key" in given else ids,
-        groups={name: _texts(batch, f"group:{name}") for name in schema.groups},
+        times=_numbers(given, "time", pa.float64()) if "time" in given else np.full(count, np.nan),
+        split_keys=_texts(given, "split_key") if "split_key" in given else ids,
+        groups={name: _texts(given, f"group:{name}") for name in schema.groups},
         carries=carried(labelled, featured, schema, faults),
     )
     return Draft(records, label if named else None, faults)
 
 
-def _texts(batch: pa.RecordBatch, name: str) -> pa.StringArray:
-    column = batch.column(name)
+def _texts(given: Mapping[str, Any], name: str) -> pa.StringArray:
+    column = given[name]
     if column.type != pa.string():
         raise ValueError(f"the column {name!r} is {column.type}")
     return column
 
 
-def _numbers(batch: pa.RecordBatch, name: str, wanted: Any) -> NDArray[Any]:
-    column = batch.column(name)
+def _numbers(given: Mapping[str, Any], name: str, wanted: Any) -> NDArray[Any]:
+    column = given[name]
     if column.type != wanted:
         raise ValueError(f"the column {name!r} is {column.type}")
     numbers: NDArray[Any] = column.to_numpy(zero_copy_only=True)

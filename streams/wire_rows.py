@@ -96,11 +96,29 @@ def json_fields(
     return found
 
 
+class _Sent:
+    """What was sent, apart from features, as columns."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.labels: list[str | int | None] = []
+        self.times: list[float | datetime | None] = []
+        self.groups: list[dict[str, str | int] | None] = []
+        self.split_keys: list[str | None] = []
+
+    def extend(self, rows: Sequence[JsonRecord]) -> None:
+        self.ids += [row.id for row in rows]
+        self.labels += [row.label for row in rows]
+        self.times += [row.time for row in rows]
+        self.groups += [row.groups for row in rows]
+        self.split_keys += [row.split_key for row in rows]
+
+
 def _draft(
     payloads: Sequence[bytes], schema: RecordSchema, decode_one: _DecodeOne, malformed: _Malformed
 ) -> Draft:
     faults = Faults()
-    sent: list[JsonRecord] = []
+    sent = _Sent()
     blocks: list[NDArray[Any]] = [np.empty((0, schema.size), dtype=schema.dtype)]
     bare: list[int] = []
     for first in range(0, len(payloads), BLOCK):
@@ -109,8 +127,9 @@ def _draft(
             rows = [decode_one(payload) for payload in block]
         except _BROKEN:
             rows = _one_by_one(block, first, faults, decode_one=decode_one, malformed=malformed)
-        blocks.append(_matrix(rows, first, schema, faults, bare=bare))
-        sent += rows
+        blocks.append(_matrix([row.features for row in rows], first, schema, faults, bare=bare))
+        sent.extend(rows)
+        del rows
     return _columns(sent, np.concatenate(blocks), bare, schema, faults)
 
 
@@ -128,19 +147,16 @@ def _one_by_one(
 
 
 def _matrix(
-    rows: Sequence[JsonRecord], first: int, schema: RecordSchema, faults: Faults, *, bare: list[int]
+    features: Sequence[Any], first: int, schema: RecordSchema, faults: Faults, *, bare: list[int]
 ) -> NDArray[np.float32] | NDArray[np.uint8]:
-    """The features (k, size) of a block, taken out of its rows; `bare` learns which rows have none."""
-    features = [row.features for row in rows]
-    for row in rows:
-        row.features = None
+    """The features (k, size) of a block that begins at row `first`; `bare` learns which rows have none."""
     kinds = set(map(type, features))
     if len(kinds) == 1:
-        places: Sequence[int] = range(first, first + len(rows))
+        places: Sequence[int] = range(first, first + len(features))
         return stored(
             _READERS[kinds.pop()](features, places, schema, faults, bare), schema, faults, first=first
         )
-    values = np.zeros((len(rows), schema.size), dtype=np.float64)
+    values = np.zeros((len(features), schema.size), dtype=np.float64)
     for kind in kinds:
         at = [place for place, found in enumerate(features) if type(found) is kind]
         chosen = [features[place] for place in at]
@@ -264,23 +280,19 @@ def _wanted_shape(schema: RecordSchema) -> str:
 
 
 def _columns(
-    sent: Sequence[JsonRecord],
-    features: NDArray[Any],
-    bare: Sequence[int],
-    schema: RecordSchema,
-    faults: Faults,
+    sent: _Sent, features: NDArray[Any], bare: Sequence[int], schema: RecordSchema, faults: Faults
 ) -> Draft:
-    featured = np.ones(len(sent), dtype=np.bool_)
+    featured = np.ones(len(features), dtype=np.bool_)
     featured[list(bare)] = False
-    ids = _texts([row.id for row in sent], faults, what="id", reason="bad-id")
-    names = _names(sent, schema, faults)
+    ids = _texts(sent.ids, faults, what="id", reason="bad-id")
+    names = _names(sent.labels, schema, faults)
     records = Records(
         ids=ids,
         features=features.reshape(-1, *schema.shape),
-        labels=np.full(len(sent), UNLABELLED, dtype=np.int64),
-        times=_times(sent),
+        labels=np.full(len(features), UNLABELLED, dtype=np.int64),
+        times=_times(sent.times),
         split_keys=_split_keys(sent, ids, faults),
-        groups=_groups(sent, featured, schema, faults),
+        groups=_groups(sent.groups, featured, schema, faults),
         carries=carried(~nulls(names), featured, schema, faults),
     )
     return Draft(records, names, faults)
@@ -299,24 +311,24 @@ def _texts(values: Sequence[str | None], faults: Faults, *, what: str, reason: s
         return pa.array(plain, pa.string())
 
 
-def _names(sent: Sequence[JsonRecord], schema: RecordSchema, faults: Faults) -> pa.StringArray:
-    labels = [row.label for row in sent]
-    if int in set(map(type, labels)):
-        labels = [str(label) if type(label) is int else label for label in labels]
+def _names(labels: Sequence[str | int | None], schema: RecordSchema, faults: Faults) -> pa.StringArray:
     reason = "bad-label" if schema.open_classes else "unknown-label"
-    return _texts(labels, faults, what="label", reason=reason)  # type: ignore[arg-type]
+    try:
+        return _texts(labels, faults, what="label", reason=reason)  # type: ignore[arg-type]
+    except (pa.ArrowTypeError, pa.ArrowInvalid):  # there are numbers among them
+        names = [str(label) if isinstance(label, int) else label for label in labels]
+        return _texts(names, faults, what="label", reason=reason)
 
 
-def _split_keys(sent: Sequence[JsonRecord], ids: pa.StringArray, faults: Faults) -> pa.StringArray:
-    keys = [row.split_key for row in sent]
-    if keys.count(None) == len(keys):
+def _split_keys(sent: _Sent, ids: pa.StringArray, faults: Faults) -> pa.StringArray:
+    if sent.split_keys.count(None) == len(sent.split_keys):
         return ids
-    filled = [row.id if row.split_key is None else row.split_key for row in sent]
+    pairs = zip(sent.ids, sent.split_keys, strict=True)
+    filled = [record_id if key is None else key for record_id, key in pairs]
     return _texts(filled, faults, what="split key", reason="bad-split-key")
 
 
-def _times(sent: Sequence[JsonRecord]) -> NDArray[np.float64]:
-    times = [row.time for row in sent]
+def _times(times: list[float | datetime | None]) -> NDArray[np.float64]:
     if times.count(None) == len(times):
         return np.full(len(times), np.nan)
     return np.array([_seconds(time) for time in times], dtype=np.float64)
@@ -329,17 +341,22 @@ def _seconds(time: float | datetime | None) -> float:
 
 
 def _groups(
-    sent: Sequence[JsonRecord], featured: NDArray[np.bool_], schema: RecordSchema, faults: Faults
+    groups: Sequence[dict[str, str | int] | None],
+    featured: NDArray[np.bool_],
+    schema: RecordSchema,
+    faults: Faults,
 ) -> dict[str, pa.StringArray]:
-    given = [row.groups or {} for row in sent]
+    if not schema.groups and not any(groups):
+        return {}
+    given = [one or {} for one in groups]
     declared = frozenset(schema.groups)
-    for row, groups in enumerate(given):
-        if groups and featured[row] and not declared.issuperset(groups):
-            name = min(groups.keys() - declared)
+    for row, one in enumerate(given):
+        if one and featured[row] and not declared.issuperset(one):
+            name = min(one.keys() - declared)
             faults.add(row, RecordInvalidError(f"The group {name[:100]!r} is not declared.", "unknown-group"))
     columns: dict[str, pa.StringArray] = {}
     for name in schema.groups:
-        values = [None if (value := groups.get(name)) is None else str(value) for groups in given]
+        values = [None if (value := one.get(name)) is None else str(value) for one in given]
         columns[name] = _texts(values, faults, what=f"group {name!r}", reason="bad-group")
     return columns
 
