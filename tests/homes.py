@@ -25,6 +25,7 @@ from service.update import Updater
 from streams.datasets import DIGITS_SCHEMA, DatasetsConfig, digits_step
 from streams.manifest import Manifest
 from streams.records import Records
+from streams.triggers import RecordsTrigger
 from streams.wire import encode_json
 
 NAME = "digits"
@@ -95,6 +96,7 @@ class Home:
             max_backlog_records=100_000,
         )
         deadline = time.monotonic() + 30
+        assert isinstance(self.spec.trigger, RecordsTrigger)
         while self.ingest.turn() or self._pending() >= self.spec.trigger.records:
             assert time.monotonic() < deadline
 

@@ -10,6 +10,7 @@ from service import specs
 from service.errors import PipelineExistsError, PipelineInvalidError, PipelineUnknownError
 from service.pipelines import PipelineSpec, parse
 from strategies.catalog import STRATEGIES
+from streams.triggers import RecordsTrigger
 from tests.threads import outcome, together
 
 GOOD: dict[str, Any] = {
@@ -38,7 +39,11 @@ def changed(path: str, value: object) -> dict[str, Any]:
 def test_a_small_document_is_a_whole_pipeline() -> None:
     spec = parse(yaml.safe_dump(GOOD))
     assert spec == parse(GOOD)
-    assert (spec.source.kind, spec.trigger.records, spec.strategy.name) == ("pushed", 500, "replay")
+    assert (spec.source.kind, spec.trigger, spec.strategy.name) == (
+        "pushed",
+        RecordsTrigger(records=500),
+        "replay",
+    )
     assert (spec.split.gate, spec.gate.margin, spec.max_carries) == (0.25, 0.02, 2)
     assert spec.stream_info.shape == (6,)
 
@@ -76,9 +81,9 @@ BAD: list[tuple[str, object, str, str]] = [
     ("source", {"kind": "datasets"}, "body", "The built-in digits have shape [8, 8]"),
     ("source", {"kind": "pushed", "url": "x"}, "source.pushed.url", "Extra inputs are not permitted"),
     ("trigger", DROP, "trigger", "Field required"),
-    ("trigger.records", 0, "trigger.records", "greater than or equal to 1"),
-    ("trigger.records", 10**9, "trigger.records", "less than or equal to"),
-    ("trigger.kind", "full-moon", "trigger.kind", "'records'"),
+    ("trigger.records", 0, "trigger.records.records", "greater than or equal to 1"),
+    ("trigger.records", 10**9, "trigger.records.records", "less than or equal to"),
+    ("trigger.kind", "full-moon", "trigger", "'full-moon' found using 'kind'"),
     ("split.gate", 1.0, "split.gate", "less than 1"),
     ("split", {"gate": 0.6, "audit": 0.5}, "split", "gate and audit together must be below 1"),
     ("split.gate", -0.1, "split.gate", "greater than or equal to 0"),
@@ -158,7 +163,7 @@ def test_a_name_is_taken_once_and_the_first_stays_as_it_was(database: sa.Engine)
     with pytest.raises(PipelineExistsError, match="'fraud' already; it was not changed"):
         create(database, parse(changed("trigger.records", 7)))
     with database.begin() as connection:
-        assert specs.load_spec(connection, "fraud").trigger.records == 500
+        assert specs.load_spec(connection, "fraud").trigger == RecordsTrigger(records=500)
 
 
 def test_of_eight_who_declare_one_name_at_once_one_succeeds(database: sa.Engine) -> None:
