@@ -16,9 +16,9 @@ from scipy.linalg import solve_banded
 
 LOWEST_RATE, HIGHEST_RATE = 0.005, 0.95
 """An acceptable error rate outside of these is moved to the nearest of them."""
-ALTERNATIVES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7)
+ALTERNATIVES = (0.02, 0.05, 0.1, 0.2, 0.4)
 """Increases that the e-detector bets on, as shares of what remains up to an error rate of 1."""
-FINEST_STEP = 24
+FINEST_STEP = 60
 """The CUSUM's smaller step is at most this many of its units."""
 
 
@@ -144,7 +144,7 @@ class EDetector:
         """See `Detector`."""
         values, for_wrong, for_right = self._values, self._for_wrong, self._for_right
         limit = self._run_length * len(values)
-        # A plain loop: six products a record are too few for numpy, and blocks would round by their borders.
+        # A plain loop: five products a record are too few for numpy, and blocks would round by their borders.
         for place, is_wrong in enumerate(wrong.tolist()):
             factors = for_wrong if is_wrong else for_right
             values = [(value + 1.0) * factor for value, factor in zip(values, factors, strict=True)]
@@ -210,6 +210,6 @@ def _steps(acceptable: float, risen: float) -> tuple[int, int]:
     # The finest unit is not needed: the first that meets the ratio well keeps the chain short.
     for step in range(1, FINEST_STEP + 1):
         up, down = (round(part / smaller * step) for part in (for_wrong, for_right))
-        if abs(down / (up + down) - for_right / (for_wrong + for_right)) < 0.02 * (risen - acceptable):
+        if abs(down / (up + down) - for_right / (for_wrong + for_right)) < 0.05 * (risen - acceptable):
             break
     return up, down

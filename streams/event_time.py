@@ -13,6 +13,11 @@ FURTHEST_SECONDS = 1e15
 RECENT = 5
 
 
+def has_time(times: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(n,) which of the times (n,) are times at all."""
+    return np.abs(times) <= FURTHEST_SECONDS
+
+
 class EventClock:
     """Runs with the latest event time, but believes no record that is far ahead of those just before it.
 
@@ -42,7 +47,7 @@ class EventClock:
 
     def read(self, times: NDArray[np.float64]) -> NDArray[np.float64]:
         """(n,) what the clock shows after each of the next records, whose times (n,) may be NaN."""
-        timed = np.flatnonzero(np.abs(times) <= FURTHEST_SECONDS)
+        timed = np.flatnonzero(has_time(times))
         before = self._reading
         if not len(timed):
             return np.full(len(times), before)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from streams.event_time import MAX_JUMP_SECONDS, EventClock
+from streams.event_time import MAX_JUMP_SECONDS, EventClock, has_time
 from streams.records import Records
 from streams.trigger_base import Cut, RecordWatch, Surroundings, TriggerConfig, TriggerState
 
@@ -97,7 +97,7 @@ class CostWatch(RecordWatch):
         event_ticks = np.diff(self._clock.read(times), prepend=before)
         arrival_ticks = np.zeros(len(times))
         arrival_ticks[0] = arrival - self.arrived_at
-        timed = ~np.isnan(times)
+        timed = has_time(times)
         timed_before = self._timed + np.cumsum(timed) - timed
         others_before = self.seen + np.arange(len(times)) - timed_before
         # A clock that is set back takes nothing off, and one that does not run yet (NaN) adds nothing.

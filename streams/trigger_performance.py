@@ -19,8 +19,8 @@ from streams.trigger_base import (
 if TYPE_CHECKING:
     from streams.detectors import Detector
 
-LATEST = 200
-"""The reason tells how many of so many latest answers were wrong."""
+LATEST = 1000
+"""The reason looks back over so many answers."""
 
 
 class PerformanceTrigger(TriggerConfig):
@@ -35,7 +35,7 @@ class PerformanceTrigger(TriggerConfig):
         0.01, ge=0, le=0.5, description="An error rate up to this much above the holdout's is accepted."
     )
     increase: float = Field(
-        0.05, ge=0.005, le=0.5, description="cusum: a rise by this much above that is found soonest."
+        0.05, ge=0.01, le=0.5, description="cusum: a rise by this much above that is found soonest."
     )
     false_alarm_every: int = Field(
         10_000,
@@ -132,10 +132,10 @@ class PerformanceWatch(RecordWatch):
 
     def _alarmed(self, alarmed_at: int, detector: "Detector", judge: Judge) -> Cut:
         config = self._config
-        wrong = int(self._latest.sum())
+        wrong, latest = since_the_rise(self._latest, self._acceptable + config.increase / 2)
         return self._cut(
             max(alarmed_at, config.at_least),
-            f"Version {judge.version} got {wrong:,} of the last {len(self._latest):,} records wrong; at most "
+            f"Version {judge.version} got {wrong:,} of the last {latest:,} records wrong; at most "
             f"{self._acceptable:.1%} is accepted ({config.detector}, one false alarm in "
             f"{config.false_alarm_every:,} records).",
             alarm=True,
@@ -147,7 +147,17 @@ class PerformanceWatch(RecordWatch):
             error_rate=judge.error_rate,
             acceptable=self._acceptable,
             judged=self._judged,
-            latest=len(self._latest),
+            latest=latest,
             latest_wrong=wrong,
             false_alarm_every=config.false_alarm_every,
         )
+
+
+def since_the_rise(wrong: NDArray[np.bool_], between: float) -> tuple[int, int]:
+    """Wrong answers, and all answers, since the moment when the error rate most probably rose.
+
+    It is the moment since which most answers were wrong beyond `between`, a rate between the old and the new.
+    """
+    excess = np.cumsum(wrong[::-1] - between)
+    latest = int(excess.argmax()) + 1
+    return int(wrong[-latest:].sum()), latest

@@ -64,7 +64,7 @@ class ShiftWatch(RecordWatch):
         self._asked = False
         self._reference: Columns | None = None
         self._columns: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._rows: Features = np.empty((0, 0), dtype=np.float32)
+        self._rows: NDArray[np.generic] = np.empty((0, 0), dtype=np.float32)
         self._count = 0
         self._shifted_before = False
         self._early: OrderedDict[bytes, int] = OrderedDict()
@@ -160,7 +160,7 @@ class ShiftWatch(RecordWatch):
             if self._count % every == 0 and self._count >= window:
                 yield taken, battery(self._reference, self._rows, alpha=self._config.alpha)
 
-    def _keep(self, rows: Features) -> None:
+    def _keep(self, rows: NDArray[np.generic]) -> None:
         """Write the rows over the oldest ones: their order does not matter to the battery."""
         window = self._config.window
         kept = rows[-window:, self._columns]
@@ -198,7 +198,7 @@ class ShiftWatch(RecordWatch):
         )
 
 
-def _flat(features: Features) -> Features:
+def _flat(features: NDArray[np.generic]) -> NDArray[np.generic]:
     """(n, values)."""
     return features.reshape(len(features), math.prod(features.shape[1:]))
 
