@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 
 from streams.base import RecordSchema, Source, SourceConfig, SourceContext
 from streams.datasets import DatasetsConfig
+from streams.files_config import FilesConfig
 from streams.pushed import PushedConfig
 from streams.redis import RedisConfig
 
@@ -41,6 +42,9 @@ class SourceSpec:
 SOURCES: Mapping[str, SourceSpec] = MappingProxyType(
     {
         "pushed": SourceSpec(PushedConfig, "streams.pushed:build", "Records that callers send over HTTP."),
+        "files": SourceSpec(
+            FilesConfig, "streams.files:build", "Files that arrive in a folder or an S3 bucket."
+        ),
         "datasets": SourceSpec(
             DatasetsConfig, "streams.datasets:build", "Built-in real digits, rotated or split by class."
         ),
