@@ -21,6 +21,9 @@ RANKS = [
     "streams.triggers",
     "streams.pushed",
     "streams.datasets",
+    "streams.kafka_settings",
+    "streams.kafka_topic",
+    "streams.kafka",
     "streams.redis_places",
     "streams.redis",
     "streams.catalog",
@@ -98,6 +101,7 @@ HOMES = {
     "mlflow": ("service.registry",),
     "ray": ("service.pool",),
     "fastapi": ("service.api.",),
+    "confluent_kafka": ("streams.kafka_topic",),
     "redis": ("streams.redis",),
     "torch": ("strategies.", "service.trainer", "service.pool", "service.registry"),
 }
@@ -184,7 +188,7 @@ def test_every_package_is_a_docstring() -> None:
         ("service.ingester", ("torch", "ray", "mlflow", "avalanche", "sklearn")),
         ("service.cli", ("torch", "ray", "mlflow", "fastapi", "numpy", "sqlalchemy")),
         ("strategies.catalog", ("torch", "ray", "mlflow", "avalanche", "sklearn")),
-        ("streams.catalog", ("torch", "ray", "mlflow", "avalanche", "sklearn", "redis")),
+        ("streams.catalog", ("torch", "ray", "mlflow", "avalanche", "sklearn", "redis", "confluent_kafka")),
     ],
 )
 def test_light_processes_stay_light(entry: str, forbidden: tuple[str, ...]) -> None:
