@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from streams.base import RecordSchema, Source, SourceConfig, SourceContext
 from streams.datasets import DatasetsConfig
 from streams.files_config import FilesConfig
+from streams.kafka_settings import KafkaConfig
 from streams.pushed import PushedConfig
 from streams.redis import RedisConfig
 
@@ -48,6 +49,7 @@ SOURCES: Mapping[str, SourceSpec] = MappingProxyType(
         "datasets": SourceSpec(
             DatasetsConfig, "streams.datasets:build", "Built-in real digits, rotated or split by class."
         ),
+        "kafka": SourceSpec(KafkaConfig, "streams.kafka:build", "A topic of Kafka, read without a group."),
         "redis": SourceSpec(RedisConfig, "streams.redis:build", "Redis Streams, one record an entry."),
     }
 )

@@ -46,6 +46,9 @@ RANKS = [
     "streams.pushed",
     "streams.merged",
     "streams.datasets",
+    "streams.kafka_settings",
+    "streams.kafka_topic",
+    "streams.kafka",
     "streams.redis_places",
     "streams.redis",
     "streams.file_places",
@@ -140,6 +143,7 @@ HOMES = {
     "ray": ("service.pool",),
     "fastapi": ("service.api.",),
     "torch": ("strategies.", "service.trainer", "service.pool", "service.registry", "service.judging"),
+    "confluent_kafka": ("streams.kafka_topic",),
     "redis": ("streams.redis",),
 }
 
@@ -225,7 +229,7 @@ def test_every_package_is_a_docstring() -> None:
         ("service.ingester", ("torch", "ray", "mlflow", "avalanche", "sklearn")),
         ("service.cli", ("torch", "ray", "mlflow", "fastapi", "numpy", "sqlalchemy")),
         ("strategies.catalog", ("torch", "ray", "mlflow", "avalanche", "sklearn")),
-        ("streams.catalog", ("torch", "ray", "mlflow", "avalanche", "sklearn", "redis")),
+        ("streams.catalog", ("torch", "ray", "mlflow", "avalanche", "sklearn", "redis", "confluent_kafka")),
     ],
 )
 def test_light_processes_stay_light(entry: str, forbidden: tuple[str, ...]) -> None:

@@ -7,19 +7,16 @@ ratio is of two medians of the same run, taken in turn.
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 
 import msgspec
 import numpy as np
-import psutil
 import pyarrow as pa
 
 from service.database import connect, migrate
@@ -31,7 +28,6 @@ from streams.records import Records, text_column
 from streams.split import Split
 from streams.triggers import RecordsTrigger
 from streams.wire import encode_batch
-from tests.bench.measure import Measured
 
 FEATURES = 20
 SCHEMA = RecordSchema(shape=(FEATURES,), classes=tuple(str(digit) for digit in range(10)))
@@ -163,9 +159,7 @@ def json_figures() -> dict[str, float]:
         with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as folder:
             source = MemorySource(payloads, records=len(payloads), wire="json")
             whole.append(
-                ingest_seconds(
-                    Path(folder), source, records=len(payloads), per_experience=PER_EXPERIENCE
-                )
+                ingest_seconds(Path(folder), source, records=len(payloads), per_experience=PER_EXPERIENCE)
             )
         bare.append(bare_decoding_seconds(payloads))
     rate = len(payloads) / statistics.median(whole)
@@ -173,7 +167,9 @@ def json_figures() -> dict[str, float]:
 
 
 def arrow_figures() -> dict[str, float]:
-    payloads = [encode_batch(some_records(ARROW_ROWS, first=place * ARROW_ROWS), SCHEMA) for place in range(4)]
+    payloads = [
+        encode_batch(some_records(ARROW_ROWS, first=place * ARROW_ROWS), SCHEMA) for place in range(4)
+    ]
     seconds = []
     for _ in range(ROUNDS):
         with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as folder:

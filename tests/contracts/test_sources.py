@@ -1,6 +1,7 @@
 """What every source in the catalog promises. An entry without a factory here fails."""
 
 import itertools
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ import sqlalchemy as sql
 from streams.base import RecordSchema, Source, SourceConfig
 from streams.catalog import SOURCES
 from streams.datasets import DIGITS_SCHEMA, DatasetsConfig
+from streams.kafka_settings import KafkaConfig
 from streams.pushed import PushedConfig, PushedLog
 from streams.redis import RedisConfig
 from streams.wire import decode
-from tests import redis_server
+from tests import kafka_mock, redis_server
 from tests.stream_parts import SCHEMA, payload, records, sqlite_engine
 
 Read = list[tuple[str, str, str]]
@@ -57,10 +59,28 @@ def redis(engine: sql.Engine, server: redis_server.Server) -> Stream:
     return Stream("redis", RedisConfig(url=server.url, streams=("north", "south")), SCHEMA, engine)
 
 
+def kafka(engine: sql.Engine, cluster: kafka_mock.Cluster) -> Stream:
+    topic = f"contract-{uuid.uuid4().hex[:12]}"
+    cluster.create(topic, 2)
+    for partition, size in enumerate((23, 37)):
+        cluster.produce(topic, [payload(f"{partition}-{n}") for n in range(size)], partition=partition)
+    config = KafkaConfig(bootstrap_servers=cluster.bootstrap_servers, topic=topic)
+    return Stream("kafka", config, SCHEMA, engine)
+
+
 FACTORIES: dict[str, Callable[[sql.Engine], Stream]] = {"pushed": pushed, "datasets": datasets}
 
-SERVED: dict[str, tuple[str, Callable[[sql.Engine, Any], Stream]]] = {"redis": ("redis_for_all", redis)}
+SERVED: dict[str, tuple[str, Callable[[sql.Engine, Any], Stream]]] = {
+    "kafka": ("kafka_for_all", kafka),
+    "redis": ("redis_for_all", redis),
+}
 """Sources that need a server: the fixture that runs it, and the factory that fills it."""
+
+
+@pytest.fixture(scope="module")
+def kafka_for_all() -> Iterator[kafka_mock.Cluster]:
+    with kafka_mock.cluster() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

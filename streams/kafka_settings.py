@@ -1,0 +1,126 @@
+"""What a pipeline says about its Kafka topic, and which settings of librdkafka it may pass on.
+
+Only settings by name: some of librdkafka's run a shell command or load a library, and a declaration comes
+over the network. Secrets are taken from the environment alone, so that none is stored or shown.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, field_validator
+
+from streams.base import SourceConfig, SourceError
+
+EnvironmentName = Annotated[str, StringConstraints(max_length=200, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+TopicName = Annotated[str, StringConstraints(max_length=249, pattern=r"^[a-zA-Z0-9._-]+$")]
+
+SECRET = frozenset(
+    {
+        "sasl.password",
+        "sasl.oauthbearer.client.secret",
+        "ssl.key.password",
+        "ssl.key.pem",
+        "ssl.keystore.password",
+    }
+)
+"""Settings that are taken from the environment alone."""
+
+ALLOWED = SECRET | {
+    "broker.address.family",
+    "client.id",
+    "client.rack",
+    "enable.ssl.certificate.verification",
+    "fetch.error.backoff.ms",
+    "fetch.max.bytes",
+    "fetch.message.max.bytes",
+    "fetch.min.bytes",
+    "fetch.wait.max.ms",
+    "group.id",
+    "max.partition.fetch.bytes",
+    "queued.max.messages.kbytes",
+    "queued.min.messages",
+    "receive.message.max.bytes",
+    "sasl.mechanism",
+    "sasl.mechanisms",
+    "sasl.oauthbearer.client.id",
+    "sasl.oauthbearer.extensions",
+    "sasl.oauthbearer.method",
+    "sasl.oauthbearer.scope",
+    "sasl.oauthbearer.token.endpoint.url",
+    "sasl.username",
+    "security.protocol",
+    "socket.connection.setup.timeout.ms",
+    "socket.keepalive.enable",
+    "socket.timeout.ms",
+    "ssl.ca.location",
+    "ssl.ca.pem",
+    "ssl.certificate.location",
+    "ssl.certificate.pem",
+    "ssl.endpoint.identification.algorithm",
+    "ssl.key.location",
+    "ssl.keystore.location",
+}
+"""Settings of librdkafka that may be passed on; what decides about exactly-once is not among them."""
+
+
+class KafkaConfig(SourceConfig):
+    """A topic of Kafka, or of a broker that speaks its protocol."""
+
+    kind: Literal["kafka"] = "kafka"
+    bootstrap_servers: str = Field(
+        min_length=1, max_length=2000, description="Brokers to begin with, as host:port,host:port."
+    )
+    topic: TopicName = Field(description="The topic; each of its partitions is a partition.")
+    wire: Literal["json", "msgpack", "arrow"] = Field(
+        "json", description="How a message is written; an arrow message holds many records."
+    )
+    start: Literal["beginning", "oldest"] = Field(
+        "beginning",
+        description="beginning: refuse a topic that has deleted messages already; oldest: take what is left.",
+    )
+    properties: dict[str, str] = Field(
+        {}, max_length=100, description="Settings of librdkafka, such as security.protocol; no secrets."
+    )
+    properties_env: EnvironmentName | None = Field(
+        None,
+        description="The environment variable of the ingest role that holds more of them as a JSON object, "
+        "secrets too.",
+    )
+
+    @field_validator("properties")
+    @classmethod
+    def _may_be_passed_on(cls, properties: dict[str, str]) -> dict[str, str]:
+        for name in properties:
+            if name in SECRET:
+                raise ValueError(f"{name} is a secret: put it into what properties_env names")
+            if name not in ALLOWED:
+                raise ValueError(
+                    f"{name[:100]!r} may not be set here; {', '.join(sorted(ALLOWED - SECRET))} may"
+                )
+        return properties
+
+
+def properties_from_environment(name: str | None) -> Mapping[str, str]:
+    """The settings that an environment variable holds as a JSON object; none without a name.
+
+    Raises:
+        SourceError: it is not set, is not such an object, or names a setting that may not be passed on. The
+            message shows no value.
+    """
+    if name is None:
+        return {}
+    try:
+        found = json.loads(os.environ.get(name, ""))
+    except ValueError:
+        found = None  # the parser's message may quote a secret
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise SourceError(
+            f"The environment variable {name} must hold settings of librdkafka where ingest runs, as a JSON "
+            'object of texts such as {"sasl.password": "..."}.'
+        )
+    refused = sorted(found.keys() - ALLOWED)
+    if refused:
+        raise SourceError(f"{name} names {refused[0][:100]!r}, which may not be set.")
+    return found
