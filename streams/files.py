@@ -27,7 +27,6 @@ from streams.base import (
     SourceContext,
     SourceError,
     SourceStoppedError,
-    TableColumns,
 )
 from streams.file_places import Place, form_of, is_zipped, verify
 from streams.file_readers import LineReader, Reader, Stretch, UnfinishedError
@@ -41,7 +40,7 @@ from streams.objects import (
     ObjectMissingError,
     open_objects,
 )
-from streams.wire import FINGERPRINT_KEY, check_fingerprint
+from streams.wire import FINGERPRINT_KEY, check_fingerprint, schema_difference
 
 MAX_NAME = 400
 """Longest name of a file with its folders, in characters: the name is the partition."""
@@ -328,23 +327,6 @@ class FilesSource:
 def build(config: FilesConfig, context: SourceContext) -> FilesSource:
     """The source that the catalog names."""
     return FilesSource(config, context.schema)
-
-
-def schema_difference(
-    columns: Sequence[tuple[str, Any]], schema: RecordSchema, table: TableColumns
-) -> str | None:
-    """How columns differ from what is declared, by name; None when records can be read from them."""
-    if not schema.columns:
-        return None
-    special = [name for name in (table.id, table.label, table.time, table.split_key) if name is not None]
-    wanted = dict.fromkeys([*schema.columns, *special, *schema.groups])
-    names = [name for name, _ in columns]
-    missing = [name for name in wanted if name not in names]
-    unknown = [name for name in names if name not in wanted]
-    told = [
-        f"{what}: {', '.join(found)}" for what, found in (("missing", missing), ("unknown", unknown)) if found
-    ]
-    return "; ".join(told) or None
 
 
 def _check_name(name: str) -> None:
