@@ -140,7 +140,7 @@ def ks_p_value(distance: float, reference: int, window: int) -> float:
     """Upper bound of P(D >= distance) for samples of one distribution, ties or not.
 
     The inequality of Dvoretzky, Kiefer, Wolfowitz and Massart for two samples (Wei and Dudley 2012). It
-    needs no table; from `MIN_RECORDS` on it holds below 0.1, and is at most about twice the exact probability.
+    needs no table. From `MIN_RECORDS` on it holds below 0.1, and is about twice the exact one at most.
     """
     effective = reference * window / (reference + window)
     return min(1.0, 2.0 * float(np.exp(-2.0 * effective * distance * distance)))
