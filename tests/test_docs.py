@@ -29,7 +29,7 @@ from strategies.catalog import STRATEGIES
 from streams.base import RecordSchema
 from streams.catalog import SOURCES
 from streams.split import Split
-from streams.triggers import RecordsTrigger
+from streams.triggers import TRIGGERS
 from streams.wire import JsonRecord
 from tests.api_parts import Api, learn, running_api, settle
 from tests.test_api import ROUTES
@@ -101,7 +101,13 @@ def rows(model: type[BaseModel], *, prefix: str = "", inherited: bool = False) -
     return found
 
 
-SPEC_MODELS: list[type[BaseModel]] = [PipelineSpec, RecordSchema, RecordsTrigger, Split, GateConfig]
+SPEC_MODELS: list[type[BaseModel]] = [
+    PipelineSpec,
+    RecordSchema,
+    *TRIGGERS.values(),
+    Split,
+    GateConfig,
+]
 
 
 @pytest.mark.parametrize("model", SPEC_MODELS, ids=lambda model: model.__name__)
@@ -117,6 +123,13 @@ def test_every_source_has_its_row_and_its_fields(name: str) -> None:
     assert f"| `{name}` | {SOURCES[name].summary} |" in text
     for row in rows(SOURCES[name].config):
         assert row in text
+
+
+@pytest.mark.parametrize("kind", TRIGGERS)
+def test_every_trigger_has_its_row_and_its_heading(kind: str) -> None:
+    text = page("pipelines.md")
+    assert f"\n| `{kind}` | " in text
+    assert f"\n#### {kind}\n" in text
 
 
 def test_no_source_or_strategy_is_described_that_is_not_there() -> None:
