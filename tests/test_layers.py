@@ -20,6 +20,7 @@ RANKS = [
     "streams.experiences",
     "streams.triggers",
     "streams.pushed",
+    "streams.mnist",
     "streams.datasets",
     "streams.kafka_settings",
     "streams.kafka_topic",
