@@ -278,13 +278,12 @@ def _rotated(images: NDArray[Any], angle: float) -> NDArray[Any]:
     if images.dtype == np.uint8:
         size = images.shape[1] * images.shape[2]
         turned = _rotation(images.shape[1], angle) @ images.reshape(-1, size).T.astype(np.float32)
-        whole = np.clip(np.rint(turned), 0, 255).astype(np.uint8)
-        in_rows: NDArray[np.uint8] = np.ascontiguousarray(whole.T)
-        return in_rows.reshape(images.shape)
+        whole: NDArray[np.uint8] = np.clip(np.rint(turned), 0, 255).astype(np.uint8)
+        return np.ascontiguousarray(whole.T).reshape(images.shape)
     from scipy.ndimage import rotate
 
-    turned = rotate(images, angle, axes=(2, 1), reshape=False, order=1)
-    return np.clip(turned, 0, 16).astype(np.float32)
+    smooth: NDArray[np.float32] = rotate(images, angle, axes=(2, 1), reshape=False, order=1)
+    return np.clip(smooth, 0, 16).astype(np.float32)
 
 
 @lru_cache(maxsize=8)
