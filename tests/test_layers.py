@@ -45,6 +45,7 @@ RANKS = [
     "streams.pending",
     "streams.pushed",
     "streams.merged",
+    "streams.mnist",
     "streams.datasets",
     "streams.kafka_settings",
     "streams.kafka_topic",
