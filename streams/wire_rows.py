@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from itertools import chain, starmap
+from operator import itemgetter
 from typing import Annotated, Any
 
 import msgspec
@@ -174,15 +175,12 @@ def _from_nothing(
 def _from_lists(
     features: Sequence[Any], at: Sequence[int], schema: RecordSchema, faults: Faults, bare: list[int]
 ) -> NDArray[Any]:
-    try:
-        # It refuses lists of another length, and lists within.
-        return _doubles(b"".join(starmap(_packer(schema.size), features)), schema)
-    except struct.error:
-        pass
-    try:
-        return _regular(features, schema)
-    except RecordInvalidError:
-        return _each(features, at, schema, faults, lambda one: _regular([one], schema))
+    for shape in {(schema.size,): None, schema.shape: None}:
+        try:
+            return _regular(features, shape, schema)
+        except (struct.error, TypeError):
+            continue
+    return _each(features, at, schema, faults, lambda one: _any_list(one, schema))
 
 
 def _from_bytes(
@@ -209,18 +207,26 @@ def _from_bytes(
 def _from_columns(
     features: Sequence[Any], at: Sequence[int], schema: RecordSchema, faults: Faults, bare: list[int]
 ) -> NDArray[Any]:
-    def values(chosen: Sequence[dict[str, float]]) -> NDArray[Any]:
-        for one in chosen:
-            if one.keys() != names:
-                raise _other_columns(one, schema)
-        flat = chain.from_iterable([one[name] for name in schema.columns] for one in chosen)
-        return np.fromiter(flat, np.float64, len(chosen) * schema.size).reshape(-1, schema.size)
+    pick = _picker(schema.columns)
 
-    names = set(schema.columns)
+    def values(chosen: Sequence[dict[str, float]]) -> NDArray[Any]:
+        try:
+            if set(map(len, chosen)) == {len(schema.columns)}:
+                return _regular([pick(one) for one in chosen], (schema.size,), schema)
+        except KeyError:
+            pass
+        raise _other_columns(chosen[0], schema)
+
     try:
         return values(features)
     except RecordInvalidError:
         return _each(features, at, schema, faults, lambda one: values([one]))
+
+
+def _picker(columns: Sequence[str]) -> Callable[[dict[str, float]], Sequence[float]]:
+    if len(columns) > 1:
+        return itemgetter(*columns)
+    return lambda one: [one[name] for name in columns]
 
 
 def _other_columns(sent: Mapping[str, float], schema: RecordSchema) -> RecordInvalidError:
@@ -252,9 +258,25 @@ def _each(
     return found
 
 
-def _regular(features: Sequence[Any], schema: RecordSchema) -> NDArray[np.float64]:
+def _regular(features: Sequence[Any], shape: Sequence[int], schema: RecordSchema) -> NDArray[np.float64]:
+    """Values (k, size) of nested lists that all have one shape.
+
+    Raises:
+        struct.error, TypeError: one of them has another shape.
+    """
+    lists = features
+    for extent in shape[:-1]:
+        if set(map(len, lists)) != {extent}:
+            raise TypeError("a list has another length")
+        lists = list(chain.from_iterable(lists))
+    # It refuses lists of another length, and lists within.
+    packed = b"".join(starmap(_packer(shape[-1]), lists))
+    return np.frombuffer(packed, dtype="<f8").reshape(-1, schema.size)
+
+
+def _any_list(features: Any, schema: RecordSchema) -> NDArray[np.float64]:
     try:
-        values = np.array(features, dtype=np.float64)
+        values = np.array([features], dtype=np.float64)
     except (ValueError, TypeError) as error:
         raise RecordInvalidError(
             f"The features are not a regular array; {_wanted_shape(schema)}.", "wrong-shape"
@@ -264,10 +286,6 @@ def _regular(features: Sequence[Any], schema: RecordSchema) -> NDArray[np.float6
             f"The features have shape {list(values.shape[1:])}; {_wanted_shape(schema)}.", "wrong-shape"
         )
     return values.reshape(-1, schema.size)
-
-
-def _doubles(packed: bytes, schema: RecordSchema) -> NDArray[np.float64]:
-    return np.frombuffer(packed, dtype="<f8").reshape(-1, schema.size)
 
 
 @lru_cache(maxsize=64)
