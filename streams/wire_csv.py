@@ -91,8 +91,8 @@ class _Parser:
         # A line that holds a line break, or an open quote, may become as many rows as its neighbours lose.
         if joined.count(b"\n") != len(lines) - 1 or b"\r" in joined:
             return None
-        # The empty line in front keeps a byte order mark from meaning more in the first line than in others; the
-        # empty row behind is lost to a quote that the last line leaves open.
+        # The empty line in front keeps a byte order mark from meaning more in the first line than in others;
+        # the empty row behind is lost to a quote that the last line leaves open.
         data = b"\n" + joined + b"\n" + b"," * (len(self._header) - 1) + b"\n"
         read_options = arrow_csv.ReadOptions(
             column_names=self._header, skip_rows=1, use_threads=False, block_size=len(data) + 1
