@@ -402,3 +402,13 @@ def test_any_rows_are_accepted_or_refused_as_they_are_alone(rows: list[tuple[Any
     alone = [decode(arrow(whole.slice(place, 1)), TABLE) for place in range(len(rows))]
     assert found.places.tolist() == [place for place, one in enumerate(alone) if not one.rejected]
     assert [bad.reason for bad in found.rejected] == [bad.reason for one in alone for bad in one.rejected]
+
+
+def test_a_long_text_that_many_rows_name_is_not_repeated_in_memory() -> None:
+    labels = pa.DictionaryArray.from_arrays(pa.array([0] * 50_000, pa.int32()), ["x" * 100_000])
+    spread = {name: np.zeros(50_000, np.float32) for name in "abc"}
+    whole = pa.table({"id": pa.array(np.arange(50_000)), **spread, "label": labels})
+    sent = RawBatch("p", "", [ipc(whole)], ["", ""], "arrow")
+    before = pa.total_allocated_bytes()
+    assert [bad.reason for bad in decode(sent, TABLE).rejected] == ["unknown-label"] * 2
+    assert pa.total_allocated_bytes() - before < 200e6
