@@ -16,6 +16,7 @@ RANKS = [
     "streams.records",
     "streams.wire_base",
     "streams.wire_rules",
+    "streams.wire_features",
     "streams.wire_rows",
     "streams.wire_tables",
     "streams.wire_csv",
