@@ -11,9 +11,10 @@ import sqlalchemy as sql
 from streams.base import RecordSchema, Source, SourceConfig
 from streams.catalog import SOURCES
 from streams.datasets import DIGITS_SCHEMA, DatasetsConfig
+from streams.files_config import FilesConfig
 from streams.pushed import PushedConfig, PushedLog
 from streams.wire import decode
-from tests.stream_parts import SCHEMA, records, sqlite_engine
+from tests.stream_parts import SCHEMA, payload, records, sqlite_engine
 
 Read = list[tuple[str, str, str]]
 
@@ -45,7 +46,20 @@ def datasets(engine: sql.Engine) -> Stream:
     return Stream("datasets", config, DIGITS_SCHEMA, engine)
 
 
-FACTORIES: dict[str, Callable[[sql.Engine], Stream]] = {"pushed": pushed, "datasets": datasets}
+def files(engine: sql.Engine) -> Stream:
+    folder = Path(str(engine.url.database)).parent / "arrived"
+    folder.mkdir()
+    for turn, size in enumerate((5, 1, 40, 17)):
+        lines = [payload(f"{turn}-{place}") + b"\n" for place in range(size)]
+        (folder / f"{turn}.ndjson").write_bytes(b"".join(lines))
+    return Stream("files", FilesConfig(location=str(folder)), SCHEMA, engine)
+
+
+FACTORIES: dict[str, Callable[[sql.Engine], Stream]] = {
+    "pushed": pushed,
+    "datasets": datasets,
+    "files": files,
+}
 
 
 @pytest.fixture(params=sorted(SOURCES))
@@ -125,9 +139,11 @@ def test_closing_twice_is_allowed(stream: Stream) -> None:
     source.close()
 
 
-def test_every_kind_names_itself() -> None:
+def test_every_kind_names_itself(stream: Stream) -> None:
+    assert stream.config.kind == stream.kind
+    assert stream.config.misfit(stream.schema) is None
+    assert SOURCES[stream.kind].summary.endswith(".")
+
+
+def test_every_source_has_a_factory_here() -> None:
     assert set(FACTORIES) == set(SOURCES)
-    for kind, spec in SOURCES.items():
-        assert spec.config().kind == kind  # type: ignore[call-arg]
-        assert spec.config().misfit(DIGITS_SCHEMA) is None  # type: ignore[call-arg]
-        assert spec.summary.endswith(".")
