@@ -28,6 +28,7 @@ from strategies.base import StrategyConfig
 from strategies.catalog import STRATEGIES
 from streams.base import RecordSchema
 from streams.catalog import SOURCES
+from streams.manifest import DeadLetter, Manifest, Span
 from streams.split import Split
 from streams.triggers import TRIGGERS
 from streams.wire import JsonRecord
@@ -281,13 +282,16 @@ def test_the_examples_of_the_api_answer_as_documented(tmp_path: Path) -> None:
         for command, status, answer in examples:
             method, path, got = _curl(api, command, variables)
             assert got.status_code == int(status), (command, got.text)
-            seen.add((method, re.sub(r"/u-[0-9a-f]+", "/{update}", path.replace("/sensors", "/{pipeline}"))))
+            route = re.sub(r"/u-[0-9a-f]+", "/{update}", path.replace("/sensors", "/{pipeline}"))
+            seen.add((method, re.sub(r"/[0-9a-f]{16}$", "/{letter}", route)))
             if answer:
                 documented, real = json.loads(answer), got.json()
                 assert _shape(documented) == _shape(real), command
             if path.endswith("/sensors/updates") and method == "POST":
                 variables["$UPDATE"] = got.json()["update"]
                 settle(api, "sensors", got.json()["update"], "review")
+            if path.endswith("/stream"):
+                variables["$LETTER"] = _refuse_one(api)
             if path.endswith("/decision") and method == "POST":
                 learn(api, "sensors", "promote")
         described = api.http.get("/openapi.json").json()["paths"]
@@ -305,6 +309,14 @@ def test_every_call_in_the_readme_is_to_a_route_that_is_there() -> None:
             and all(want in ("*", step) for want, step in zip(route.split("/"), steps, strict=True))
             for route in known
         ), path
+
+
+def _refuse_one(api: Api) -> str:
+    """A dead letter, as a broker's stream would leave one."""
+    payload = b'{"id": "a3", "features": [0.5, 10], "label": "up"}'
+    letter = DeadLetter("0", "17", "out-of-range", "Too large.", payload, form={"wire": "json"})
+    Manifest(api.engine).commit("sensors", {"0": Span("", "17")}, revision=0, dead_letters=[letter])
+    return letter.letter
 
 
 def _curl(api: Api, command: str, variables: dict[str, str]) -> tuple[str, str, Any]:
