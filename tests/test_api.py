@@ -296,10 +296,10 @@ def test_a_pipeline_that_is_none_is_refused(api: Api, body: Any) -> None:
     [
         ({"strategy": {"name": "magic"}}, "strategy"),
         ({"strategy": {"name": "naive", "epochs": 0}}, "strategy.naive.epochs"),
-        ({"source": {"kind": "kafka"}}, "source"),
+        ({"source": {"kind": "carrier-pigeon"}}, "source"),
         ({"source": {"kind": "datasets"}}, "body"),
         ({"gate": {"margin": 2}}, "gate.margin"),
-        ({"trigger": {"kind": "records", "records": 10**30}}, "trigger.records.records"),
+        ({"trigger": {"kind": "records", "records": 10**30}}, "trigger.records"),
         ({"split": {"gate": 0.7, "audit": 0.3}}, "split"),
         ({"schema": {"shape": [2], "classes": ["one"]}}, "schema.classes"),
         ({"schema": {"shape": [2], "classes": ["a", "\ud800"]}}, "schema.classes.1"),

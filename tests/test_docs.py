@@ -135,7 +135,7 @@ def test_every_source_has_its_row_and_its_fields(name: str) -> None:
 def test_every_trigger_has_its_row_and_its_heading(kind: str) -> None:
     text = pages_of_pipelines()
     assert f"\n| `{kind}` | " in text
-    assert f"\n#### {kind}\n" in text
+    assert f"\n## {kind}\n" in text
 
 
 def test_no_source_or_strategy_is_described_that_is_not_there() -> None:
