@@ -28,7 +28,7 @@ def hash_texts(texts: pa.StringArray, *, seed: int = 0) -> NDArray[np.uint64]:
     if not count:
         return found
     _, offsets_buffer, data = texts.buffers()
-    offsets = np.frombuffer(offsets_buffer, dtype=np.int32)[texts.offset : texts.offset + count + 1]
+    offsets = np.frombuffer(offsets_buffer, dtype=np.int32, count=count + 1, offset=4 * texts.offset)
     whole = np.zeros(0, dtype=np.uint8) if data is None else np.frombuffer(data, dtype=np.uint8)
     with np.errstate(over="ignore"):
         for start in range(0, count, _BLOCK):

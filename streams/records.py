@@ -191,8 +191,8 @@ def check_texts(column: pa.StringArray, *, what: str, reason: str) -> None:
 
 def _offsets(column: pa.StringArray) -> NDArray[np.int32]:
     """(n + 1,) where each text begins and ends in the column's bytes."""
-    whole = np.frombuffer(column.buffers()[1], dtype=np.int32)
-    return whole[column.offset : column.offset + len(column) + 1]
+    # By count: the buffer of a stranger may be longer than the offsets, and by any number of bytes.
+    return np.frombuffer(column.buffers()[1], dtype=np.int32, count=len(column) + 1, offset=4 * column.offset)
 
 
 def _extreme_lengths(column: pa.StringArray) -> tuple[int, int]:
