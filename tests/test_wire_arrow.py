@@ -368,7 +368,7 @@ PAYLOADS = [
 ]
 
 
-@settings(deadline=None, max_examples=600)
+@settings(deadline=None, max_examples=300)
 @given(st.sampled_from(range(len(PAYLOADS))), st.data())
 def test_changed_bytes_never_raise(which: int, data: st.DataObject) -> None:
     payload = bytearray(PAYLOADS[which])
@@ -386,7 +386,7 @@ def test_changed_bytes_never_raise(which: int, data: st.DataObject) -> None:
 values = st.none() | st.floats(width=32) | st.sampled_from([1.0, 2.0])
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=50)
 @given(
     st.lists(
         st.tuples(
