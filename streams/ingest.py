@@ -30,8 +30,8 @@ from streams.manifest import (
     Span,
     WaitingCommit,
 )
-from streams.pending import Chunk, divide
-from streams.records import FEATURES_ONLY, LabelMap, Records, join_records
+from streams.pending import Chunk, divide, part_records
+from streams.records import FEATURES_ONLY, LabelMap, Records
 from streams.split import PARTS, TRAIN, Split, parts_of
 from streams.triggers import Cut, Surroundings, TriggerConfig
 from streams.wire import Decoded, decode
@@ -386,10 +386,7 @@ class Ingest:
     def _write(self, taken: Sequence[Chunk], cut: Cut) -> CutExperience:
         # The order of partitions is fixed, so that a slice does not depend on which of them answered first.
         ordered = sorted(taken, key=lambda chunk: chunk.partition)
-        parts = [
-            join_records([chunk.records.take(chunk.parts == place) for chunk in ordered], self._schema)
-            for place in range(len(PARTS))
-        ]
+        parts = [part_records(ordered, place, self._schema) for place in range(len(PARTS))]
         digests = self._store.write_parts(parts, self._schema)
         written = dict(zip(PARTS, map(Part, digests, map(len, parts)), strict=True))
         return CutExperience(

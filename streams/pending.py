@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from streams.base import RecordSchema
 from streams.joining import Pair
-from streams.records import Records
+from streams.records import Records, empty_records
 
 
 def _none() -> NDArray[np.int64]:
@@ -56,6 +59,46 @@ class Chunk:
             dropped=self.dropped[self.dropped >= count] - count,
             pairs=self.pairs[count:],
         )
+
+
+def part_records(chunks: Sequence[Chunk], part: int, schema: RecordSchema) -> Records:
+    """The records of one part, in order: each row is copied once, straight to its place."""
+    chosen = [np.flatnonzero(chunk.parts == part) for chunk in chunks]
+    picked = [(chunk.records, rows) for chunk, rows in zip(chunks, chosen, strict=True) if len(rows)]
+    if not picked:
+        return empty_records(schema)
+    ids = _texts([records.ids for records, _ in picked], picked)
+    plain = all(records.split_keys is records.ids for records, _ in picked)
+    return Records(
+        ids=ids,
+        features=_rows([records.features for records, _ in picked], picked),
+        labels=_rows([records.labels for records, _ in picked], picked),
+        times=_rows([records.times for records, _ in picked], picked),
+        split_keys=ids if plain else _texts([records.split_keys for records, _ in picked], picked),
+        groups={
+            name: _texts([records.groups[name] for records, _ in picked], picked) for name in schema.groups
+        },
+    )
+
+
+Picked = Sequence[tuple[Records, NDArray[np.int64]]]
+
+
+def _rows(columns: Sequence[NDArray[Any]], picked: Picked) -> NDArray[Any]:
+    counts = [len(rows) for _, rows in picked]
+    found = np.empty((sum(counts), *columns[0].shape[1:]), dtype=columns[0].dtype)
+    start = 0
+    for column, (_, rows) in zip(columns, picked, strict=True):
+        # The rows are inside, which "clip" lets numpy take on trust; it then writes without a buffer.
+        np.take(column, rows, axis=0, out=found[start : start + len(rows)], mode="clip")
+        start += len(rows)
+    return found
+
+
+def _texts(columns: Sequence[pa.StringArray], picked: Picked) -> pa.StringArray:
+    return pa.concat_arrays(
+        [column.take(pa.array(rows)) for column, (_, rows) in zip(columns, picked, strict=True)]
+    )
 
 
 def divide(chunks: Sequence[Chunk], count: int) -> tuple[list[Chunk], list[Chunk]]:
