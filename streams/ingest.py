@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streams.base import RawBatch, RecordSchema, Source, TrimmedSource, select
+from streams.base import ForgettingSource, RawBatch, RecordSchema, Source, TrimmedSource, select
 from streams.breaker import BadShare, CircuitBreaker
 from streams.duplicates import DuplicateWindow
 from streams.experiences import ExperienceStore
@@ -42,6 +42,7 @@ MAX_EXPERIENCE_BYTES = 256 * 1024 * 1024
 _POLL_BYTES = 32 * 1024 * 1024
 _MOST_POLLED, _LEAST_POLLED = 65_536, 256
 _SEEN_AT_A_TIME = 8_192
+_FORGET_SECONDS = 60.0
 _LOOSE_HALVES = 50_000
 """With so many halves that only this process holds, they are stored, cut or no cut."""
 
@@ -96,6 +97,7 @@ class Ingest:
         self._chunks: list[Chunk] = []
         self._refused: list[DeadLetter] = []
         self._came = 0
+        self._forget_at = 0.0
         self._dropped: list[int] = []
         self._dropped_pairs: list[Pair] = []
         self._read = dict(self._committed)
@@ -376,8 +378,19 @@ class Ingest:
         self._committed.update(moves)
         if isinstance(self._source, TrimmedSource):
             self._source.trim(self._committed)
+        self._forget_partitions()
         self._note_share(committed.new_letters)
         return committed
+
+    def _forget_partitions(self) -> None:
+        """Now and then, let go of the offsets of partitions that are gone for good."""
+        if not isinstance(self._source, ForgettingSource) or self._clock() < self._forget_at:
+            return
+        self._forget_at = self._clock() + _FORGET_SECONDS
+        gone = self._source.forget(self._committed)
+        self._manifest.forget(self._pipeline, gone)
+        for partition in gone:
+            del self._committed[partition]
 
     def _note_share(self, refused: int) -> None:
         came, self._came = self._came, 0
@@ -436,7 +449,7 @@ def _letters(batch: RawBatch, decoded: Decoded) -> list[DeadLetter]:
         letters.append(
             DeadLetter(
                 partition=batch.partition,
-                position=bad.position,
+                position=batch.places[bad.place] if len(batch.places) else bad.position,
                 reason=bad.reason,
                 detail=bad.detail,
                 payload=bad.payload,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from streams.base import RawBatch, Source, TrimmedSource
+from streams.base import ForgettingSource, RawBatch, Source, TrimmedSource
 
 LABELS = "labels:"
 REPLAYS = "replays:"
@@ -48,6 +48,15 @@ class MergedSource:
         for prefix, source in self._sources.items():
             if isinstance(source, TrimmedSource):
                 source.trim(self._own(prefix, cursors))
+
+    def forget(self, cursors: Mapping[str, str]) -> list[str]:
+        """Ask those of them whose partitions come and go."""
+        return [
+            prefix + name
+            for prefix, source in self._sources.items()
+            if isinstance(source, ForgettingSource)
+            for name in source.forget(self._own(prefix, cursors))
+        ]
 
     def close(self) -> None:
         """Close all of them."""

@@ -13,7 +13,7 @@ import pytest
 from pyarrow import feather, parquet
 from pydantic import ValidationError
 
-from streams.base import (
+from streams.base import ForgettingSource, (
     DataLostError,
     RawBatch,
     RecordSchema,
