@@ -43,7 +43,7 @@ _POLL_BYTES = 32 * 1024 * 1024
 _MOST_POLLED, _LEAST_POLLED = 65_536, 256
 _SEEN_AT_A_TIME = 8_192
 _LOOSE_HALVES = 50_000
-"""With so many halves that only this process holds, they are stored, cut or no cut."""
+"""Late labels only: with so many payloads read that no commit has passed, one is made, cut or no cut."""
 
 
 class Ingest:
@@ -308,10 +308,11 @@ class Ingest:
     def _commit_rest(self) -> None:
         """Without a cut: store what was refused, so that it is seen, and halves that only this process holds.
 
-        A partition moves on past what was refused when nothing of it is pending; else its offset stays, and
-        the same dead letters are met again after a restart, which changes nothing.
+        A partition moves on past duplicates and what was refused when nothing of it is pending; else its
+        offset stays, and the same dead letters are met again after a restart, which changes nothing. With
+        late labels it moves on when enough was read that many halves are stored at a time.
         """
-        if self._join is not None and self._join.loose >= _LOOSE_HALVES:
+        if self._join is not None and self._join.unsettled >= _LOOSE_HALVES:
             self._commit_halves(self._join, [], None)
         else:
             waiting = {chunk.partition for chunk in self._chunks if len(chunk)}
@@ -335,7 +336,8 @@ class Ingest:
         upto = join.last_arrival(pairs) if experience is not None else None
         last = join.next_arrival - 1 if upto is None else upto
         again = [pair for pair in self._dropped_pairs if join.last_arrival([pair]) <= last]
-        change = join.change([*pairs, *again], upto=upto, now=self._clock())
+        now = self._clock()
+        change = join.change([*pairs, *again], upto=upto, now=now)
         new = None
         if change.keep is not None:
             new = Part(self._store.write(change.keep, self._schema), len(change.keep))
@@ -345,9 +347,9 @@ class Ingest:
             duplicates=sum(arrival <= last for arrival in self._dropped),
             waiting=WaitingCommit(new, change.touched, change.aged_out),
         )
-        join.done(change, committed.waiting, upto=upto)
+        join.done(change, committed.waiting, upto=upto, now=now)
         self._dropped = [arrival for arrival in self._dropped if arrival > last]
-        self._dropped_pairs = [pair for pair in self._dropped_pairs if pair not in again]
+        self._dropped_pairs = [pair for pair in self._dropped_pairs if join.last_arrival([pair]) > last]
         return committed
 
     def _commit(
@@ -429,7 +431,8 @@ class Ingest:
         for part in self._manifest.waiting(self._pipeline):
             records = self._store.records(part.digest, self._schema)
             self._see_apart(records.take(~part.gone))
-            self._take_joined(self._join, self._join.restore(part, records), batch=None)
+            joined = self._join.restore(part, records, now=self._clock())
+            self._take_joined(self._join, joined, batch=None)
 
 
 def _letters(batch: RawBatch, decoded: Decoded) -> list[DeadLetter]:
