@@ -211,7 +211,10 @@ class Ingest:
         if self._seen_ids.wanted and len(records):
             new = self._seen_ids.add(records.ids)
             again = [pair for pair, is_new in zip(pairs, new, strict=True) if not is_new]
-            self._dropped += [join.last_arrival([pair]) for pair in again]
+            # As many as were sent: apart, each of the two halves would have been dropped as well.
+            self._dropped += [
+                join.last_arrival([pair]) for pair in again for half in pair if half is not None
+            ]
             self._dropped_pairs += again
             records = records.take(new)
             pairs = [pair for pair, is_new in zip(pairs, new, strict=True) if is_new]
