@@ -95,7 +95,8 @@ class Ingest:
         self._join = Join(schema) if schema.late_labels else None
         self._chunks: list[Chunk] = []
         self._refused: list[DeadLetter] = []
-        self._came = 0
+        self._came = self._newly_refused = 0
+        self._untrimmed = False
         self._dropped: list[int] = []
         self._dropped_pairs: list[Pair] = []
         self._read = dict(self._committed)
@@ -306,6 +307,7 @@ class Ingest:
         self._chunks = left
         self._seen_ids.committed(row.rows)
         self._begin_watch(cut.state)
+        self._follow_up()
         return row
 
     def _commit_rest(self) -> None:
@@ -325,7 +327,7 @@ class Ingest:
             if moves:
                 self._commit(moves, duplicates=sum(len(chunk.dropped) for chunk in idle))
                 self._chunks = [chunk for chunk in self._chunks if chunk.partition in waiting]
-        self._note_share(0)
+        self._follow_up()
 
     def _settled(self, partition: str, waiting: Set[str]) -> str:
         """How far a partition is done without a cut."""
@@ -379,13 +381,18 @@ class Ingest:
         self._classes_stored = len(self._labels)
         self._refused = []
         self._committed.update(moves)
-        if isinstance(self._source, TrimmedSource):
-            self._source.trim(self._committed)
-        self._note_share(committed.new_letters)
+        self._newly_refused += committed.new_letters
+        self._untrimmed = True
         return committed
 
-    def _note_share(self, refused: int) -> None:
-        came, self._came = self._came, 0
+    def _follow_up(self) -> None:
+        """What a commit brings with it, once this process holds nothing any more that is committed: both may
+        raise, and the step may then be tried again."""
+        if self._untrimmed and isinstance(self._source, TrimmedSource):
+            self._source.trim(self._committed)
+        self._untrimmed = False
+        came, refused = self._came, self._newly_refused
+        self._came = self._newly_refused = 0
         self._bad_share.note(came, refused)
 
     def _write(self, taken: Sequence[Chunk], cut: Cut) -> CutExperience:
