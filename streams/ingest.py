@@ -144,11 +144,13 @@ class Ingest:
             audit parts: these stay pending until one to train on arrives.
         """
         while self._bytes() < MAX_EXPERIENCE_BYTES and self._poll(0.0):
-            pass
+            self._commit_rest()
         cut = None
         if self._chunks:
             forced = self._watch.forced(reason, self._clock())
-            cut = self._with_training_records(replace(forced, records=self.pending))
+            # The watch may have seen less: what came after its own cut, or just now.
+            decision = {**forced.decision, "records": self.pending}
+            cut = self._with_training_records(replace(forced, records=self.pending, decision=decision))
         if cut is None:
             self._commit_rest()
             return None
