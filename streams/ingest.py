@@ -19,7 +19,7 @@ from streams.breaker import BadShare, CircuitBreaker
 from streams.duplicates import DuplicateWindow
 from streams.experiences import ExperienceStore
 from streams.joining import Join, Joined, Pair
-from streams.letters import DeadLetter, form_of
+from streams.letters import DeadLetter, letter_of
 from streams.manifest import (
     AlsoInTransaction,
     Committed,
@@ -169,7 +169,7 @@ class Ingest:
 
     def _add(self, batch: RawBatch) -> None:
         decoded = decode(batch, self._schema, self._labels)
-        self._refused.extend(_letters(batch, decoded))
+        self._refused.extend(letter_of(batch, bad) for bad in decoded.rejected)
         self._came += len(batch.positions)
         self._read[batch.partition] = batch.positions[-1]
         if self._join is None:
@@ -445,22 +445,3 @@ class Ingest:
             self._see_apart(records.take(~part.gone))
             joined = self._join.restore(part, records, now=self._clock())
             self._take_joined(self._join, joined, batch=None)
-
-
-def _letters(batch: RawBatch, decoded: Decoded) -> list[DeadLetter]:
-    letters = []
-    for bad in decoded.rejected:
-        many = batch.wire == "arrow"
-        letters.append(
-            DeadLetter(
-                partition=batch.partition,
-                position=bad.position,
-                reason=bad.reason,
-                detail=bad.detail,
-                payload=bad.payload,
-                whole_bytes=-1 if many else len(batch.payloads[bad.place]),
-                # A row that was isolated from an Arrow payload comes as its JSON form.
-                form=form_of(batch, row_of_many=many and bad.payload[:1] == b"{"),
-            )
-        )
-    return letters
