@@ -102,16 +102,35 @@ def _texts(columns: Sequence[pa.StringArray], picked: Picked) -> pa.StringArray:
 
 
 def divide(chunks: Sequence[Chunk], count: int) -> tuple[list[Chunk], list[Chunk]]:
-    """The oldest `count` records, and the rest: with it the duplicates after the last of them."""
+    """The oldest `count` records, and the rest: with it the duplicates after the last of each partition.
+
+    So each partition is cut at a record, and what stands before that record is all that the cut accounts for.
+    """
     taken: list[Chunk] = []
+    left: list[Chunk] = []
     for place, chunk in enumerate(chunks):
-        if count > len(chunk):
-            taken.append(chunk)
-            count -= len(chunk)
-            continue
-        if not count:
-            return taken, list(chunks[place:])
-        left = chunk.tail(count)
-        rest = [left] if len(left) or len(left.dropped) else []
-        return [*taken, chunk.head(count)], [*rest, *chunks[place + 1 :]]
-    return taken, []
+        if count <= len(chunk):
+            taken.append(chunk.head(count))
+            left = [chunk.tail(count), *chunks[place + 1 :]]
+            break
+        taken.append(chunk)
+        count -= len(chunk)
+    taken, trailing = _settled(taken)
+    return taken, [chunk for chunk in (*trailing, *left) if len(chunk) or len(chunk.dropped)]
+
+
+def _settled(taken: Sequence[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
+    """The chunks up to the last record of each partition, and the duplicates that stand after it."""
+    kept: list[Chunk] = []
+    trailing: list[Chunk] = []
+    ended: set[str] = set()
+    for chunk in reversed(taken):
+        if chunk.partition not in ended:
+            if len(chunk):
+                ended.add(chunk.partition)
+            if not len(chunk) or (chunk.dropped >= len(chunk)).any():
+                trailing.append(chunk.tail(len(chunk)))
+                chunk = chunk.head(len(chunk))
+        if len(chunk) or len(chunk.dropped):
+            kept.append(chunk)
+    return kept[::-1], trailing[::-1]

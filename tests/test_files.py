@@ -13,8 +13,9 @@ import pytest
 from pyarrow import feather, parquet
 from pydantic import ValidationError
 
-from streams.base import ForgettingSource, (
+from streams.base import (
     DataLostError,
+    ForgettingSource,
     RawBatch,
     RecordSchema,
     SchemaChangedError,
@@ -22,7 +23,7 @@ from streams.base import ForgettingSource, (
     SourceError,
     SourceStoppedError,
 )
-from streams.files import FilesSource, ForgettingSource, build
+from streams.files import FilesSource, build
 from streams.files_config import FilesConfig
 from streams.objects import open_objects
 from streams.wire import encode_batch
