@@ -8,13 +8,22 @@ letter, or was a duplicate within the declared window, or waits for its label, o
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streams.base import ForgettingSource, RawBatch, RecordSchema, Source, TrimmedSource, select
+from streams.base import (
+    ForgettingSource,
+    RawBatch,
+    RecordSchema,
+    Source,
+    SourceError,
+    TrimmedSource,
+    select,
+)
 from streams.breaker import BadShare, CircuitBreaker
 from streams.duplicates import DuplicateWindow
 from streams.experiences import ExperienceStore
@@ -297,6 +306,7 @@ class Ingest:
 
     def _cut(self, cut: Cut) -> ExperienceRow:
         taken, left = divide(self._chunks, cut.records)
+        before = len(self._chunks)
         experience = self._write(taken, cut)
         if self._join is None:
             # Each partition moves to its last record in the cut, not past payloads that were refused after
@@ -308,7 +318,7 @@ class Ingest:
             pairs = [pair for chunk in taken for pair in chunk.pairs]
             row = self._commit_halves(self._join, pairs, experience).experience
         assert row is not None, "a commit with an experience returns its row"
-        self._chunks = left
+        self._chunks = [*left, *self._chunks[before:]]
         self._seen_ids.committed(row.rows)
         self._begin_watch(cut.state)
         self._follow_up()
@@ -414,7 +424,10 @@ class Ingest:
         # The order of partitions is fixed, so that a slice does not depend on which of them answered first.
         ordered = sorted(taken, key=lambda chunk: chunk.partition)
         parts = [part_records(ordered, place, self._schema) for place in range(len(PARTS))]
-        digests = self._store.write_parts(parts, self._schema)
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(self._store.write_parts, parts, self._schema)
+            self._read_ahead(writing)
+            digests = writing.result()
         written = dict(zip(PARTS, map(Part, digests, map(len, parts)), strict=True))
         return CutExperience(
             train=written["train"],
@@ -425,6 +438,18 @@ class Ingest:
             trigger_state=cut.state,
             decision=cut.decision,
         )
+
+    def _read_ahead(self, writing: Future[list[str]]) -> None:
+        """Read and decode what comes next while the disk is busy: it waits behind what is pending."""
+        if self._join is not None:
+            return  # which halves a commit must store is settled by what was read before it
+        while not writing.done() and self._bytes() < MAX_EXPERIENCE_BYTES:
+            try:
+                if not self._poll(0.0):
+                    return
+            except SourceError:
+                # What is being cut is not touched by it; the next step's own poll meets it again.
+                return
 
     def _reference(self) -> NDArray[Any] | None:
         """The features of the last experience's train part."""
