@@ -34,7 +34,9 @@ class MergedSource:
             SourceStoppedError: a partition of one source looks like one of another.
         """
         return [
-            self._named(prefix, name) for prefix, source in self._sources.items() for name in source.partitions()
+            self._named(prefix, name)
+            for prefix, source in self._sources.items()
+            for name in source.partitions()
         ]
 
     def open(self, cursors: Mapping[str, str]) -> None:
