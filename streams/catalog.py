@@ -47,7 +47,9 @@ SOURCES: Mapping[str, SourceSpec] = MappingProxyType(
             FilesConfig, "streams.files:build", "Files that arrive in a folder or an S3 bucket."
         ),
         "datasets": SourceSpec(
-            DatasetsConfig, "streams.datasets:build", "Built-in real digits, rotated or split by class."
+            DatasetsConfig,
+            "streams.datasets:build",
+            "Built-in real digits and MNIST: rotated, permuted, or split by class.",
         ),
         "kafka": SourceSpec(KafkaConfig, "streams.kafka:build", "A topic of Kafka, read without a group."),
         "redis": SourceSpec(RedisConfig, "streams.redis:build", "Redis Streams, one record an entry."),

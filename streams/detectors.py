@@ -111,8 +111,8 @@ class Cusum:
 class EDetector:
     """Shiryaev-Roberts e-detector (Shin, Ramdas and Rinaldo 2022), a mixture over several sizes of rise.
 
-    Its average run length is guaranteed without any model: however the answers depend on each other, as long
-    as none is wrong with more than the acceptable rate, given those before it.
+    Its average run length is guaranteed without a model, as long as no answer is wrong with more than the
+    acceptable rate, given those before it. Errors that come in bursts break that, and alarm more often.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from streams.base import LazyTexts, SchemaChangedError, SourceError, SourceStoppedError, WireName
 from streams.file_places import Place, is_zipped
-from streams.file_texts import BLOCK_BYTES, PlainText, Text, ZippedText
+from streams.file_texts import PlainText, Text, ZippedText
 from streams.objects import ObjectInfo, ObjectStore
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
@@ -65,10 +65,13 @@ class LineReader:
         info: ObjectInfo,
         place: Place | None,
         *,
+        block_bytes: int,
         check_header: Callable[[Sequence[str]], None] | None = None,
     ) -> None:
-        """`check_header`: the first line names columns, and this raises where they are wrong ones."""
+        """`block_bytes`: how much is read at a time. `check_header`: the first line names columns, and this
+        raises where they are wrong ones."""
         self.waits = False
+        self._block_bytes = block_bytes
         self._name = info.name
         self._text: Text = (ZippedText if is_zipped(info.name) else PlainText)(objects, info, place)
         self._size = info.size
@@ -109,7 +112,7 @@ class LineReader:
 
     def _fill(self, *, settled: bool) -> bool:
         """Hold the next complete lines; whether there were any, blank ones included."""
-        wanted = BLOCK_BYTES
+        wanted = self._block_bytes
         while True:
             block, at_end = self._text.block(self._next, wanted)
             cut = len(block) if at_end and settled else block.rfind(b"\n") + 1

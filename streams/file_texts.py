@@ -12,7 +12,7 @@ from streams.base import DataLostError
 from streams.file_places import WINDOW, Place, fingerprint, fingerprints, read_exactly, zip_fingerprint
 from streams.objects import ObjectInfo, ObjectStore
 
-BLOCK_BYTES = 4 * 1024 * 1024
+_STEP_BYTES = 1024 * 1024
 
 
 class Text(Protocol):
@@ -88,7 +88,7 @@ class ZippedText:
 
     def block(self, start: int, count: int) -> tuple[bytes, bool]:
         while self._start < start and not (self._ended and not self._held):
-            self._hold(min(start - self._start, BLOCK_BYTES))
+            self._hold(min(start - self._start, _STEP_BYTES))
             passed = min(start - self._start, len(self._held))
             del self._held[:passed]
             self._start += passed
@@ -104,7 +104,7 @@ class ZippedText:
         """More than `count` bytes, so that it is known whether something follows them; all, where it ends."""
         try:
             while len(self._held) <= count and not self._ended and not self.unfinished:
-                found = self._stream.read1(BLOCK_BYTES)
+                found = self._stream.read1(_STEP_BYTES)
                 self._held += found
                 self._ended = not found
         except (EOFError, OSError, zlib.error) as error:

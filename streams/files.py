@@ -46,6 +46,10 @@ MAX_NAME = 400
 """Longest name of a file with its folders, in characters: the name is the partition."""
 
 _LOOK_SECONDS = 0.2
+_BLOCK_BYTES = 1024 * 1024
+"""Text read at a time: what a processor's cache holds."""
+_REMOTE_BLOCK_BYTES = 8 * 1024 * 1024
+"""The same where every read is a request."""
 _UNFINISHED_ENDS = (".tmp", ".part", ".crswap")
 _LONGEST_ID_NAME = 150
 _VERIFIERS = 16
@@ -87,7 +91,9 @@ class FilesSource:
         self._schema = schema
         self._objects = open_objects(config.location)
         self._pattern = re.compile(fnmatch.translate(config.pattern))
-        self._interval = config.look_seconds if config.location.startswith(S3_SCHEME) else _LOOK_SECONDS
+        remote = config.location.startswith(S3_SCHEME)
+        self._interval = config.look_seconds if remote else _LOOK_SECONDS
+        self._block_bytes = _REMOTE_BLOCK_BYTES if remote else _BLOCK_BYTES
         self._files: dict[str, _File] | None = None
         self._due: deque[str] = deque()
         self._next_look = 0.0
@@ -301,9 +307,10 @@ class FilesSource:
                 self._objects,
                 info,
                 place,
+                block_bytes=self._block_bytes,
                 check_header=lambda names: self._check(info.name, [(name, None) for name in names]),
             )
-        return LineReader(self._objects, info, place)
+        return LineReader(self._objects, info, place, block_bytes=self._block_bytes)
 
     def _check_schema(self, name: str, found: Any) -> None:
         """Hold a table's schema to the pipeline's. One that we wrote says itself what it was written for."""

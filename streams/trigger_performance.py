@@ -29,7 +29,7 @@ class PerformanceTrigger(TriggerConfig):
     kind: Literal["performance"] = "performance"
     detector: Literal["cusum", "e-detector"] = Field(
         "cusum",
-        description="cusum: soonest; e-detector: its false alarm rate holds for dependent records too.",
+        description="cusum: for a rise by increase; e-detector: for any rise, sooner when it is large.",
     )
     tolerance: float = Field(
         0.01, ge=0, le=0.5, description="An error rate up to this much above the holdout's is accepted."

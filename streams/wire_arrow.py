@@ -220,11 +220,13 @@ def _open(payload: bytes, *, validate: bool = True) -> pa.Table:
     is_file = payload.startswith(b"ARROW1")
     try:
         found = (pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).read_all()
+        # Columns of nothing can claim any length; every record has an id or a label of a byte at least. Until
+        # the table is validated, nothing may look at what its buffers hold.
+        size = found.get_total_buffer_size()
+        if found.num_rows > size:
+            raise ValueError(f"it claims {found.num_rows} records in {size} bytes")
         if validate:
             found.validate(full=True)
-        # Columns of nothing can claim any length; every record has an id or a label of a byte at least.
-        if found.num_rows > found.nbytes:
-            raise ValueError(f"it claims {found.num_rows} records in {found.nbytes} bytes")
     except _BROKEN as error:
         raise RecordInvalidError(
             f"The payload is not an Arrow stream of records: {str(error)[:300]}."

@@ -9,7 +9,6 @@ from collections.abc import Sequence, Set
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
 from streams.base import RecordInvalidError, RecordSchema, TableColumns
@@ -34,17 +33,7 @@ def draft_csv(
         raise RecordInvalidError(f"The header has not the declared columns: {told}.", "schema-mismatch")
     faults = Faults()
     found = _Parser(header, frozenset(feature_columns(schema))).table(lines, faults)
-    # An empty cell is no label, and no time; what is empty otherwise breaks a rule on texts.
-    for name in (table.label, table.time):
-        if name is not None and name in header:
-            found = _empty_as_null(found, name)
     return table_draft(found, schema, table, faults)
-
-
-def _empty_as_null(found: pa.Table, name: str) -> pa.Table:
-    column = found.column(name)
-    filled = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
-    return found.set_column(found.column_names.index(name), name, filled)
 
 
 class _Parser:
@@ -56,8 +45,9 @@ class _Parser:
         self._numbers = numbers
         self._types = {name: pa.float64() if name in numbers else pa.string() for name in header}
         self._parse_options = arrow_csv.ParseOptions(ignore_empty_lines=False)
+        # An empty cell holds nothing; what else there is means what it says, such as the label "NA".
         self._convert_options = arrow_csv.ConvertOptions(
-            column_types=self._types, null_values=[""], strings_can_be_null=False
+            column_types=self._types, null_values=[""], strings_can_be_null=True
         )
 
     def table(self, lines: Sequence[bytes], faults: Faults) -> pa.Table:
@@ -101,8 +91,9 @@ class _Parser:
         # A line that holds a line break, or an open quote, may become as many rows as its neighbours lose.
         if joined.count(b"\n") != len(lines) - 1 or b"\r" in joined:
             return None
-        # The empty line in front keeps a byte order mark from meaning more in the first line than in others.
-        data = b"\n" + joined + b"\n"
+        # The empty line in front keeps a byte order mark from meaning more in the first line than in others;
+        # the empty row behind is lost to a quote that the last line leaves open.
+        data = b"\n" + joined + b"\n" + b"," * (len(self._header) - 1) + b"\n"
         read_options = arrow_csv.ReadOptions(
             column_names=self._header, skip_rows=1, use_threads=False, block_size=len(data) + 1
         )
@@ -115,7 +106,7 @@ class _Parser:
             )
         except (pa.ArrowException, OSError, ValueError, OverflowError):
             return None
-        return found if found.num_rows == len(lines) else None
+        return found.slice(0, len(lines)) if found.num_rows == len(lines) + 1 else None
 
     def _plainly_bad(self, row: int, line: bytes, faults: Faults) -> bool:
         """Whether a line has a fault that needs no parser to be seen."""

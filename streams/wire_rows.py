@@ -1,11 +1,8 @@
 """JSON and msgpack: one object, or map, of the fields of `JsonRecord` a payload."""
 
 import re
-import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from functools import lru_cache
-from itertools import chain, starmap
 from typing import Annotated, Any
 
 import msgspec
@@ -15,8 +12,9 @@ from numpy.typing import NDArray
 
 from streams.base import RecordInvalidError, RecordSchema
 from streams.records import LABEL_ONLY, UNLABELLED, Records, not_plain
-from streams.wire_base import PAYLOAD_CAP_BYTES, Faults, difference
-from streams.wire_rules import Draft, carried, nulls, stored
+from streams.wire_base import PAYLOAD_CAP_BYTES, Faults
+from streams.wire_features import feature_matrix
+from streams.wire_rules import Draft, carried, nulls
 
 # Nested lists one level deeper than the deepest shape in use, so that a wrong nesting is reported as a wrong
 # shape. Features of more dimensions can always be sent flat.
@@ -28,12 +26,13 @@ BLOCK = 256
 """Records that are decoded at once: their lists are gone again before the collector of cycles looks for them,
 and their numbers are packed while the processor still holds them close."""
 
+_BLOCK_VALUES = 2**22
+
 _NOT_FINITE = re.compile(rb"[\[,:\s]-?(NaN|Infinity)\b")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 _DecodeOne = Callable[[bytes], "JsonRecord"]
 _Malformed = Callable[[bytes, Exception], RecordInvalidError]
-_Reader = Callable[[Sequence[Any], Sequence[int], RecordSchema, Faults, list[int]], NDArray[Any]]
 
 
 class JsonRecord(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -119,18 +118,25 @@ def _draft(
 ) -> Draft:
     faults = Faults()
     sent = _Sent()
-    blocks: list[NDArray[Any]] = [np.empty((0, schema.size), dtype=schema.dtype)]
+    # What no record fills is never touched, so that poison costs no memory.
+    features = np.zeros((len(payloads), schema.size), dtype=schema.dtype)
     bare: list[int] = []
-    for first in range(0, len(payloads), BLOCK):
-        block = payloads[first : first + BLOCK]
+    step = max(1, min(BLOCK, _BLOCK_VALUES // schema.size))
+    for first in range(0, len(payloads), step):
+        block = payloads[first : first + step]
         try:
             rows = [decode_one(payload) for payload in block]
         except _BROKEN:
             rows = _one_by_one(block, first, faults, decode_one=decode_one, malformed=malformed)
-        blocks.append(_matrix([row.features for row in rows], first, schema, faults, bare=bare))
+        sent_features = [row.features for row in rows]
+        if any(one is not None for one in sent_features):
+            found = feature_matrix(sent_features, first, schema, faults, bare=bare)
+            features[first : first + len(rows)] = found
+        else:
+            bare += range(first, first + len(rows))
         sent.extend(rows)
-        del rows
-    return _columns(sent, np.concatenate(blocks), bare, schema, faults)
+        del rows, sent_features
+    return _columns(sent, features, bare, schema, faults)
 
 
 def _one_by_one(
@@ -144,139 +150,6 @@ def _one_by_one(
             faults.add(row, malformed(payload, error))
             rows.append(_UNREADABLE)
     return rows
-
-
-def _matrix(
-    features: Sequence[Any], first: int, schema: RecordSchema, faults: Faults, *, bare: list[int]
-) -> NDArray[np.float32] | NDArray[np.uint8]:
-    """The features (k, size) of a block that begins at row `first`; `bare` learns which rows have none."""
-    kinds = set(map(type, features))
-    if len(kinds) == 1:
-        places: Sequence[int] = range(first, first + len(features))
-        return stored(
-            _READERS[kinds.pop()](features, places, schema, faults, bare), schema, faults, first=first
-        )
-    values = np.zeros((len(features), schema.size), dtype=np.float64)
-    for kind in kinds:
-        at = [place for place, found in enumerate(features) if type(found) is kind]
-        chosen = [features[place] for place in at]
-        values[at] = _READERS[kind](chosen, [first + place for place in at], schema, faults, bare)
-    return stored(values, schema, faults, first=first)
-
-
-def _from_nothing(
-    features: Sequence[Any], at: Sequence[int], schema: RecordSchema, faults: Faults, bare: list[int]
-) -> NDArray[Any]:
-    bare.extend(at)
-    return np.zeros((len(features), schema.size), dtype=schema.dtype)
-
-
-def _from_lists(
-    features: Sequence[Any], at: Sequence[int], schema: RecordSchema, faults: Faults, bare: list[int]
-) -> NDArray[Any]:
-    try:
-        # It refuses lists of another length, and lists within.
-        return _doubles(b"".join(starmap(_packer(schema.size), features)), schema)
-    except struct.error:
-        pass
-    try:
-        return _regular(features, schema)
-    except RecordInvalidError:
-        return _each(features, at, schema, faults, lambda one: _regular([one], schema))
-
-
-def _from_bytes(
-    features: Sequence[Any], at: Sequence[int], schema: RecordSchema, faults: Faults, bare: list[int]
-) -> NDArray[Any]:
-    stored_type = np.dtype(schema.dtype).newbyteorder("<")
-    wanted = schema.size * stored_type.itemsize
-
-    def values(chosen: Sequence[bytes]) -> NDArray[Any]:
-        for one in chosen:
-            if len(one) != wanted:
-                raise RecordInvalidError(
-                    f"The features are {len(one)} bytes; {schema.size} of {schema.dtype} are {wanted}.",
-                    "wrong-shape",
-                )
-        return np.frombuffer(b"".join(chosen), dtype=stored_type).reshape(-1, schema.size)
-
-    try:
-        return values(features)
-    except RecordInvalidError:
-        return _each(features, at, schema, faults, lambda one: values([one]))
-
-
-def _from_columns(
-    features: Sequence[Any], at: Sequence[int], schema: RecordSchema, faults: Faults, bare: list[int]
-) -> NDArray[Any]:
-    def values(chosen: Sequence[dict[str, float]]) -> NDArray[Any]:
-        for one in chosen:
-            if one.keys() != names:
-                raise _other_columns(one, schema)
-        flat = chain.from_iterable([one[name] for name in schema.columns] for one in chosen)
-        return np.fromiter(flat, np.float64, len(chosen) * schema.size).reshape(-1, schema.size)
-
-    names = set(schema.columns)
-    try:
-        return values(features)
-    except RecordInvalidError:
-        return _each(features, at, schema, faults, lambda one: values([one]))
-
-
-def _other_columns(sent: Mapping[str, float], schema: RecordSchema) -> RecordInvalidError:
-    if not schema.columns:
-        return RecordInvalidError(
-            f"The features are an object, and the pipeline declares no columns; {_wanted_shape(schema)}.",
-            "wrong-shape",
-        )
-    missing = [name for name in schema.columns if name not in sent]
-    unknown = [name for name in sent if name not in schema.columns]
-    told = difference(missing=missing, unknown=unknown)
-    return RecordInvalidError(f"The features have not the declared columns: {told}.", "schema-mismatch")
-
-
-def _each(
-    features: Sequence[Any],
-    at: Sequence[int],
-    schema: RecordSchema,
-    faults: Faults,
-    values: Callable[[Any], NDArray[Any]],
-) -> NDArray[Any]:
-    """One by one: zeros where it fails."""
-    found = np.zeros((len(features), schema.size), dtype=np.float64)
-    for place, one in enumerate(features):
-        try:
-            found[place] = values(one)[0]
-        except RecordInvalidError as error:
-            faults.add(at[place], error)
-    return found
-
-
-def _regular(features: Sequence[Any], schema: RecordSchema) -> NDArray[np.float64]:
-    try:
-        values = np.array(features, dtype=np.float64)
-    except (ValueError, TypeError) as error:
-        raise RecordInvalidError(
-            f"The features are not a regular array; {_wanted_shape(schema)}.", "wrong-shape"
-        ) from error
-    if values.shape[1:] not in {schema.shape, (schema.size,)}:
-        raise RecordInvalidError(
-            f"The features have shape {list(values.shape[1:])}; {_wanted_shape(schema)}.", "wrong-shape"
-        )
-    return values.reshape(-1, schema.size)
-
-
-def _doubles(packed: bytes, schema: RecordSchema) -> NDArray[np.float64]:
-    return np.frombuffer(packed, dtype="<f8").reshape(-1, schema.size)
-
-
-@lru_cache(maxsize=64)
-def _packer(size: int) -> Callable[..., bytes]:
-    return struct.Struct(f"<{size}d").pack
-
-
-def _wanted_shape(schema: RecordSchema) -> str:
-    return f"the pipeline declares {list(schema.shape)}, or a flat list of {schema.size}"
 
 
 def _columns(
@@ -373,11 +246,5 @@ def _malformed(payload: bytes, error: Exception) -> RecordInvalidError:
 
 
 _BROKEN = (msgspec.MsgspecError, ValueError, RecursionError)
-_READERS: Mapping[type, _Reader] = {
-    list: _from_lists,
-    bytes: _from_bytes,
-    dict: _from_columns,
-    type(None): _from_nothing,
-}
 _JSON = msgspec.json.Decoder(JsonRecord)
 _MSGPACK = msgspec.msgpack.Decoder(JsonRecord)

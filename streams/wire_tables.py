@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from streams.base import RecordInvalidError, RecordSchema, TableColumns
-from streams.records import UNLABELLED, Records
+from streams.records import MAX_TEXT_LENGTH, UNLABELLED, Records
 from streams.wire_base import Faults, difference
 from streams.wire_rules import Draft, carried, nulls, stored
 
@@ -121,7 +121,7 @@ def _required(missing: Sequence[str], features: Iterable[str], table: TableColum
 
 def _is_text(kind: Any) -> bool:
     if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
+        kind = kind.value_type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind))
 
 
@@ -156,7 +156,14 @@ def _column(found: pa.Table, name: str) -> Any:
 
 
 def _texts(found: pa.Table, name: str) -> pa.StringArray:
-    column = _column(found, name)
+    return _as_texts(_column(found, name))
+
+
+def _as_texts(column: Any) -> pa.StringArray:
+    if pa.types.is_dictionary(column.type):
+        # Cut before it is repeated: a long text that many rows name would fill the memory.
+        values = pc.utf8_slice_codeunits(column.dictionary.cast(pa.string()), 0, MAX_TEXT_LENGTH + 1)
+        return values.take(column.indices)
     return column if column.type == pa.string() else column.cast(pa.string())
 
 
@@ -274,7 +281,7 @@ def _times(column: Any, faults: Faults) -> NDArray[np.float64]:
     if pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind):
         seconds: NDArray[np.float64] = column.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy()
         return seconds
-    texts, nothing = column.cast(pa.string()), pa.scalar(None, pa.string())
+    texts, nothing = _as_texts(column), pa.scalar(None, pa.string())
     dates = pc.match_substring_regex(texts, _TIME_TEXT)
     as_dates = _cast(pc.if_else(dates, texts, nothing), pa.timestamp("ns", "UTC"))
     as_numbers = _cast(pc.if_else(dates, nothing, texts), pa.float64())

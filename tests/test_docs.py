@@ -28,8 +28,9 @@ from strategies.base import StrategyConfig
 from strategies.catalog import STRATEGIES
 from streams.base import RecordSchema
 from streams.catalog import SOURCES
+from streams.manifest import DeadLetter, Manifest, Span
 from streams.split import Split
-from streams.triggers import RecordsTrigger
+from streams.triggers import TRIGGERS
 from streams.wire import JsonRecord
 from tests.api_parts import Api, learn, running_api, settle
 from tests.test_api import ROUTES
@@ -60,6 +61,11 @@ NEVER_ANSWERED = {"lease-lost", "trainer-died", "trainer-stopped", "settings", "
 
 def page(name: str) -> str:
     return (ROOT / "docs" / name).read_text()
+
+
+def pages_of_pipelines() -> str:
+    """What a pipeline may declare takes three pages."""
+    return "\n".join(page(name) for name in ("pipelines.md", "sources.md", "triggers.md"))
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -101,26 +107,39 @@ def rows(model: type[BaseModel], *, prefix: str = "", inherited: bool = False) -
     return found
 
 
-SPEC_MODELS: list[type[BaseModel]] = [PipelineSpec, RecordSchema, RecordsTrigger, Split, GateConfig]
+SPEC_MODELS: list[type[BaseModel]] = [
+    PipelineSpec,
+    RecordSchema,
+    *TRIGGERS.values(),
+    Split,
+    GateConfig,
+]
 
 
 @pytest.mark.parametrize("model", SPEC_MODELS, ids=lambda model: model.__name__)
 def test_every_field_of_a_pipeline_is_described_with_its_default(model: type[BaseModel]) -> None:
-    text = page("pipelines.md")
+    text = pages_of_pipelines()
     for row in rows(model):
         assert row in text
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_source_has_its_row_and_its_fields(name: str) -> None:
-    text = page("pipelines.md")
+    text = pages_of_pipelines()
     assert f"| `{name}` | {SOURCES[name].summary} |" in text
     for row in rows(SOURCES[name].config):
         assert row in text
 
 
+@pytest.mark.parametrize("kind", TRIGGERS)
+def test_every_trigger_has_its_row_and_its_heading(kind: str) -> None:
+    text = pages_of_pipelines()
+    assert f"\n| `{kind}` | " in text
+    assert f"\n## {kind}\n" in text
+
+
 def test_no_source_or_strategy_is_described_that_is_not_there() -> None:
-    named = re.findall(r"^\| `([a-z]+)` \| [A-Z][^|]*\. \|$", page("pipelines.md"), flags=re.M)
+    named = re.findall(r"^\| `([a-z]+)` \| [A-Z][^|]*\. \|$", pages_of_pipelines(), flags=re.M)
     assert set(SOURCES) <= set(named)
     table = re.findall(r"^\| `(\w+)` \|", page("strategies.md").split("## Knobs")[0], flags=re.M)
     assert sorted(set(table)) == sorted(STRATEGIES)
@@ -195,7 +214,7 @@ def test_every_yaml_example_is_a_pipeline_that_works() -> None:
 
 
 def test_the_record_in_the_documentation_has_the_fields_of_a_record() -> None:
-    named = set(re.findall(r"^\| `(\w+)` \|", page("pipelines.md").split("## Records")[1], flags=re.M))
+    named = set(re.findall(r"^\| `(\w+)` \|", page("sources.md").split("## Records")[1], flags=re.M))
     assert named == set(JsonRecord.__struct_fields__)
 
 
@@ -263,13 +282,16 @@ def test_the_examples_of_the_api_answer_as_documented(tmp_path: Path) -> None:
         for command, status, answer in examples:
             method, path, got = _curl(api, command, variables)
             assert got.status_code == int(status), (command, got.text)
-            seen.add((method, re.sub(r"/u-[0-9a-f]+", "/{update}", path.replace("/sensors", "/{pipeline}"))))
+            route = re.sub(r"/u-[0-9a-f]+", "/{update}", path.replace("/sensors", "/{pipeline}"))
+            seen.add((method, re.sub(r"/[0-9a-f]{16}$", "/{letter}", route)))
             if answer:
                 documented, real = json.loads(answer), got.json()
                 assert _shape(documented) == _shape(real), command
             if path.endswith("/sensors/updates") and method == "POST":
                 variables["$UPDATE"] = got.json()["update"]
                 settle(api, "sensors", got.json()["update"], "review")
+            if path.endswith("/stream"):
+                variables["$LETTER"] = _refuse_one(api)
             if path.endswith("/decision") and method == "POST":
                 learn(api, "sensors", "promote")
         described = api.http.get("/openapi.json").json()["paths"]
@@ -287,6 +309,14 @@ def test_every_call_in_the_readme_is_to_a_route_that_is_there() -> None:
             and all(want in ("*", step) for want, step in zip(route.split("/"), steps, strict=True))
             for route in known
         ), path
+
+
+def _refuse_one(api: Api) -> str:
+    """A dead letter, as a broker's stream would leave one."""
+    payload = b'{"id": "a3", "features": [0.5, 10], "label": "up"}'
+    letter = DeadLetter("0", "17", "out-of-range", "Too large.", payload, form={"wire": "json"})
+    Manifest(api.engine).commit("sensors", {"0": Span("", "17")}, revision=0, dead_letters=[letter])
+    return letter.letter
 
 
 def _curl(api: Api, command: str, variables: dict[str, str]) -> tuple[str, str, Any]:

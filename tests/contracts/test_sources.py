@@ -13,6 +13,7 @@ import sqlalchemy as sql
 from streams.base import RecordSchema, Source, SourceConfig
 from streams.catalog import SOURCES
 from streams.datasets import DIGITS_SCHEMA, DatasetsConfig
+from streams.files_config import FilesConfig
 from streams.kafka_settings import KafkaConfig
 from streams.pushed import PushedConfig, PushedLog
 from streams.redis import RedisConfig
@@ -68,7 +69,20 @@ def kafka(engine: sql.Engine, cluster: kafka_mock.Cluster) -> Stream:
     return Stream("kafka", config, SCHEMA, engine)
 
 
-FACTORIES: dict[str, Callable[[sql.Engine], Stream]] = {"pushed": pushed, "datasets": datasets}
+def files(engine: sql.Engine) -> Stream:
+    folder = Path(str(engine.url.database)).parent / "arrived"
+    folder.mkdir()
+    for turn, size in enumerate((5, 1, 40, 17)):
+        lines = [payload(f"{turn}-{place}") + b"\n" for place in range(size)]
+        (folder / f"{turn}.ndjson").write_bytes(b"".join(lines))
+    return Stream("files", FilesConfig(location=str(folder)), SCHEMA, engine)
+
+
+FACTORIES: dict[str, Callable[[sql.Engine], Stream]] = {
+    "pushed": pushed,
+    "datasets": datasets,
+    "files": files,
+}
 
 SERVED: dict[str, tuple[str, Callable[[sql.Engine, Any], Stream]]] = {
     "kafka": ("kafka_for_all", kafka),
