@@ -271,6 +271,9 @@ class RawBatch:
     """Only "csv", and "arrow" that a stranger wrote: which columns hold what."""
     ids: Sequence[str] = ()
     """One a record where the records carry no id (`table.id` is None); stable, and unique in the pipeline."""
+    places: Sequence[str] = ()
+    """One a record where its cursor depends on when it was read, such as on a file's size then: where the
+    record stands, the same whenever it is read. Dead letters are known by it."""
     arrived_at: float = math.nan
     """Epoch seconds when the source took these records in, if it knows; the same whenever they are read."""
 

@@ -272,6 +272,8 @@ class FilesSource:
             header=stretch.header,
             table=table,
             ids=ids,
+            # A cursor holds the size of the file as well, and a file that grew since gives another one.
+            places=LazyTexts(lambda at: str(starts[at]), range(len(starts))),
             arrived_at=info.modified,
         )
 

@@ -147,6 +147,15 @@ class Manifest:
         with reading(self._engine) as connection:
             return states.read(connection, pipeline).revision
 
+    def check(self, pipeline: str, *, revision: int) -> None:
+        """Hold the stream to a revision.
+
+        Raises:
+            FencedError: another process has committed since.
+        """
+        if self.revision(pipeline) != revision:
+            raise _fenced(pipeline, f"the revision {revision}")
+
     def classes(self, pipeline: str) -> list[str]:
         """Names of the classes that came with the stream, by class id; empty where the set is closed."""
         query = sql.select(CLASSES.c.name).where(CLASSES.c.pipeline == pipeline).order_by(CLASSES.c.class_id)
