@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Self
 import sqlalchemy as sql
 
 import streams.ingest
+import streams.wire
 from streams.base import RawBatch, RecordSchema, TrimmedSource
 from streams.experiences import ExperienceStore
 from streams.manifest import Committed, Manifest
@@ -54,6 +55,12 @@ UPLOADS: Mapping[str, int] = {"upload: before": 6, "upload: after": 6}
 """More of them, where the experiences lie in S3."""
 TRIMS: Mapping[str, int] = {"trim: in its transaction": 4}
 """More of them, where the log is trimmed in the database."""
+
+
+def boundaries(*, uploads: bool, trims: bool) -> Mapping[str, int]:
+    """Those of one run, each with its highest occurrence."""
+    return {**MOST, **(UPLOADS if uploads else {}), **(TRIMS if trims else {})}
+
 
 _VERB = re.compile(r"(?:(INSERT) INTO|(UPDATE)|(DELETE) FROM|(SELECT)\b.*?\bFROM)\s+(\w+)", re.DOTALL)
 
@@ -277,7 +284,7 @@ def arm(bomb: Bomb) -> None:
     one that is to die."""
     CrashingPath.bomb = bomb
     CrashingManifest.bomb = bomb
-    sync, decode = os.fsync, streams.ingest.decode
+    sync, decode = os.fsync, streams.wire.decode
 
     def fsync(descriptor: int) -> None:
         what = "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"

@@ -19,6 +19,8 @@ VARIANTS: tuple[Variant, ...] = ("plain", "window", "late", "s3")
 experiences in S3."""
 
 LANES = (0, 1)
+RECORDS = 40
+"""In one experience."""
 CHUNK = 20
 """Payloads that are sent at a time."""
 WINDOW = 4_000
@@ -48,8 +50,6 @@ class Truth:
 
     records: Counter[str]
     """Ids of complete records: each in an experience once."""
-    waiting: Counter[str]
-    """Ids of halves whose other half never came."""
     copies: int
     """Records that were sent a second time, and must have been dropped."""
 
@@ -92,9 +92,9 @@ def truth(variant: Variant, chunks: int) -> Truth:
     sent = [one for items in lanes for one in items]
     if variant != "late":
         whole = Counter(one.record for one in sent if one.record and not one.copy)
-        return Truth(whole, Counter(), sum(one.copy for one in sent))
+        return Truth(whole, sum(one.copy for one in sent))
     features, labels = ({one.record for one in items if one.record} for items in lanes)
-    return Truth(Counter(features & labels), Counter(features ^ labels), 0)
+    return Truth(Counter(features & labels), 0)
 
 
 def complete(variant: Variant, number: int) -> int:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 from service.pipelines import PipelineSpec, parse
 from tests import kafka_mock, redis_server
-from tests.chaos.crash_life import NEEDS_MORE, Child, Pace, Place, Wanted, fork, live
-from tests.chaos.crash_points import CRASHED, MOST, STATEMENT, TRIMS, UPLOADS, Bomb
-from tests.chaos.crash_records import WINDOW, Variant, complete, schema_of, truth
+from tests.chaos.crash_life import NEEDS_MORE, Place, Wanted, live
+from tests.chaos.crash_points import CRASHED, Bomb, boundaries
+from tests.chaos.crash_processes import Child, Pace, Production, fork, wait_until
+from tests.chaos.crash_records import RECORDS, WINDOW, Variant, complete, schema_of, truth
 from tests.chaos.crash_streams import (
-    CHUNKS_A_FILE,
     PIPELINE,
     FilesStream,
     KafkaStream,
@@ -34,17 +34,25 @@ from tests.chaos.crash_verdict import Verdict, judge
 Database = Literal["sqlite", "postgresql"]
 DATABASES: tuple[Database, ...] = ("sqlite", "postgresql")
 
-RECORDS = 40
-"""In one experience."""
 AHEAD = 4 * RECORDS
-"""Records that wait while processes crash, about: with more of them a life would read once and cut for long."""
+"""Records that wait while processes crash. With many more, a life would read once and then cut for long."""
 TURNS = ("exit", "exit", "kill", "exit exit", "exit", "exit kill")
 """What a turn starts, in turn: one process or two at once, each ended by its bomb or by SIGKILL."""
 
+_PATIENCE = 3
+"""Two at once live longer, so that they get into each other's way."""
 _TURN_SECONDS = 45.0
 _KILL_WITHIN_SECONDS = 0.3
 _LAST_LIVES = 10
-_PRODUCER_SECONDS = 600
+
+
+def exits_of(crashes: int) -> int:
+    """How many bombs go off in a run of at least so many crashes."""
+    exits = ends = turn = 0
+    while ends < crashes:
+        started = TURNS[turn % len(TURNS)].split()
+        ends, exits, turn = ends + len(started), exits + started.count("exit"), turn + 1
+    return exits
 
 
 @dataclass(frozen=True)
@@ -56,12 +64,17 @@ class Plan:
     variant: Variant
     crashes: int
     seed: int
-    first_boundary: int = 0
-    """Where the round of boundaries begins, so that short runs do not all begin with the same."""
+    bombs: Sequence[str]
+    """The boundaries at which processes end, one after the other and again from the beginning."""
 
     @property
     def name(self) -> str:
         return f"{self.kind} {self.database} {self.variant}"
+
+    @property
+    def boundaries(self) -> Mapping[str, int]:
+        """All that there are, each with the highest occurrence to wait for."""
+        return boundaries(uploads=self.variant == "s3", trims=self.kind == "pushed")
 
 
 @dataclass
@@ -81,69 +94,8 @@ class Counts:
 
     def as_json(self) -> dict[str, Any]:
         fields = asdict(self) | {"boundaries": dict(sorted(self.boundaries.items()))}
-        return fields | fields.pop("verdict")
-
-
-class Production:
-    """The producer's process. It goes on where it was, however it ended."""
-
-    def __init__(self, stream: Stream, folder: Path, pace: Pace, *, lag: int) -> None:
-        """`lag`: so many chunks later comes the second lane."""
-        self._stream, self._pace, self._lag = stream, pace, lag
-        self._journal = folder / "sent"
-        self._journal.touch()
-        self._child: Child | None = None
-
-    def start(self) -> None:
-        self._child = fork(lambda _pipe: self._produce(), seconds=_PRODUCER_SECONDS)
-
-    def check(self) -> None:
-        if self._child is not None and self._child.ended() and self._child.status not in (0, -signal.SIGKILL):
-            raise AssertionError(f"the producer ended with {self._child.status}")
-
-    def kill(self) -> None:
-        if self._child is not None:
-            self._child.kill()
-            self._child.said()
-            self._child = None
-
-    def finish(self) -> None:
-        """Send the rest of the last files, and wait for the end."""
-        self._pace.allow(-self._pace.chunks % CHUNKS_A_FILE or CHUNKS_A_FILE, over=True)
-        if self._child is None or self._child.ended():
-            self.start()
-        child = self._child
-        assert child is not None
-        _wait(child.ended, "end of the producer")
-        self.check()
-        self.kill()
-
-    def _produce(self) -> int:
-        done = set(self._journal.read_text().splitlines())
-        with self._journal.open("ab", buffering=0) as journal:
-            for lane, number in self._order():
-                if (line := f"{lane} {number}") not in done:
-                    self._stream.send(lane, number)
-                    journal.write(f"{line}\n".encode())
-        return 0
-
-    def _order(self) -> Iterator[tuple[int, int]]:
-        number = 0
-        while self._may_send(number):
-            yield 0, number
-            if number >= self._lag:
-                yield 1, number - self._lag
-            number += 1
-        for last in range(max(0, number - self._lag), number):
-            yield 1, last
-
-    def _may_send(self, number: int) -> bool:
-        while number >= self._pace.chunks:
-            if self._pace.over:
-                # Said together with the last that is allowed.
-                return number < self._pace.chunks
-            time.sleep(0.002)
-        return True
+        verdict: dict[str, Any] = fields.pop("verdict")
+        return fields | verdict
 
 
 def run(plan: Plan, folder: Path, *, database: str, remote: str) -> Counts:
@@ -185,12 +137,7 @@ class _Run:
         self._promised = 0
         self._killable, self._break_server = killable, break_server
         self._chance = random.Random(f"{plan.name} {plan.seed}")
-        most = dict(MOST)
-        most |= UPLOADS if plan.variant == "s3" else {}
-        most |= TRIMS if plan.kind == "pushed" else {}
-        self._most: Mapping[str, int] = most
-        self._round = _round(most)
-        self._next = plan.first_boundary
+        self._next = 0
 
     def crash_all(self) -> None:
         turn = 0
@@ -206,7 +153,7 @@ class _Run:
             poison = sum(len(partition.poison) for partition in stream.partitions(chunks).values())
             wanted = Wanted(truth(self._plan.variant, chunks).records.total(), poison)
             child = self._start(Bomb, wanted)
-            _wait(child.ended, "end of the last life")
+            wait_until(child.ended, "end of the last life")
             self._note(child)
             if child.status == 0:
                 return chunks
@@ -219,7 +166,10 @@ class _Run:
         self._production.check()
         if turn == 0 or (self._killable and turn % 3 == 1):
             self._restart_producer(first=turn == 0)
-        children = [self._start(self._bomb() if end == "exit" else Bomb, None) for end in ends]
+        patience = _PATIENCE if len(ends) > 1 else 1
+        children = [
+            self._start(self._bomb(patience=patience) if end == "exit" else Bomb, None) for end in ends
+        ]
         strikes = [
             (began + self._chance.uniform(0.0, _KILL_WITHIN_SECONDS), child)
             for end, child in zip(ends, children, strict=True)
@@ -267,10 +217,10 @@ class _Run:
             self._break_server()
             self.counts.server_kills += 1
 
-    def _bomb(self) -> Callable[..., Bomb]:
-        boundary = self._round[self._next % len(self._round)]
+    def _bomb(self, *, patience: int) -> Callable[..., Bomb]:
+        boundary = self._plan.bombs[self._next % len(self._plan.bombs)]
         self._next += 1
-        occurrence = self._chance.randint(1, self._most[boundary])
+        occurrence = self._chance.randint(1, patience * self._plan.boundaries[boundary])
         return lambda *, report: Bomb(boundary, occurrence, report=report)
 
     def _start(self, bomb: Callable[..., Bomb], wanted: Wanted | None) -> Child:
@@ -292,14 +242,6 @@ class _Run:
             self.counts.kills += 1
         else:
             raise AssertionError(f"{self._plan.name}: a process ended with {child.status}")
-
-
-def _round(most: Mapping[str, int]) -> list[str]:
-    """All boundaries, one after the other; inside of the transaction are many places, so it comes often."""
-    found = []
-    for place, name in enumerate(name for name in most if name != STATEMENT):
-        found += [name, STATEMENT] if place % 2 else [name]
-    return found
 
 
 @contextmanager
@@ -337,11 +279,3 @@ def _spec(plan: Plan, stream: Stream) -> PipelineSpec:
         **stream.declared(),
     }
     return parse(document)
-
-
-def _wait(what: Callable[[], bool], hint: str) -> None:
-    deadline = time.monotonic() + 60.0
-    while not what():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"within a minute there was no {hint}")
-        time.sleep(0.005)

@@ -8,6 +8,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -106,7 +107,7 @@ class FilesStream:
                 lines = [one.csv if is_csv else one.json for one in items]
                 first = len(_HEADER) if is_csv else 0
                 ends = [first + end for end in accumulate(len(line) + 1 for line in lines)]
-                found[path.name] = Partition(items, lines, lambda cursor, ends=ends: _lines(cursor, ends))
+                found[path.name] = Partition(items, lines, partial(_lines, ends))
         return found
 
     def _form(self, lane: int, file: int) -> tuple[Path, bool, bool]:
@@ -291,6 +292,6 @@ def _grow(path: Path, whole: bytes) -> None:
             time.sleep(0.001)
 
 
-def _lines(cursor: str, ends: list[int]) -> int:
+def _lines(ends: list[int], cursor: str) -> int:
     """How many lines stand before a cursor "start-end/size:fingerprint"."""
     return bisect_right(ends, int(cursor.partition("/")[0].partition("-")[2])) if cursor else 0

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -25,9 +25,10 @@ from streams.base import RawBatch
 from streams.experiences import ExperienceStore
 from streams.wire import decode
 from tests import postgres, s3
-from tests.chaos.crash_life import Child, fork
+from tests.chaos.crash_points import STATEMENT, boundaries
+from tests.chaos.crash_processes import Child, fork
 from tests.chaos.crash_records import VARIANTS, Variant, chunk, schema_of
-from tests.chaos.crash_run import DATABASES, Database, Plan, run
+from tests.chaos.crash_run import DATABASES, Database, Plan, exits_of, run
 from tests.chaos.crash_streams import KINDS, Kind
 
 ONE_VARIANT: Mapping[tuple[Kind, Database], Variant] = {
@@ -58,12 +59,12 @@ COLUMNS = {
     "dead_letters_found": "letters",
     "copies_sent": "copies",
     "copies_dropped": "dropped",
+    "halves_waiting": "halves",
     "orphans_collected": "orphans",
     "seconds": "seconds",
 }
 """A count of a run, and the head of its column."""
 
-_EXITS_OF_ENDS = 0.75
 _RUN_SECONDS = 1500
 _NAME_WIDTH = 28
 _LATE_IMPORTS = (
@@ -80,14 +81,28 @@ _LATE_IMPORTS = (
 def plans(crashes: int, *, every_variant: bool, seed: int, only: str = "") -> list[Plan]:
     """The runs. `crashes` is for each combination of a source and a database, `only` part of a run's name."""
     found: list[Plan] = []
+    dealt: Counter[str] = Counter()
     for kind in KINDS:
         for database in DATABASES:
             variants = VARIANTS if every_variant else (ONE_VARIANT[kind, database],)
             share = -(-crashes // len(variants))
             for variant in variants:
-                begin = int(len(found) * share * _EXITS_OF_ENDS)
-                found.append(Plan(kind, database, variant, share, seed, begin))
+                known = boundaries(uploads=variant == "s3", trims=kind == "pushed")
+                found.append(Plan(kind, database, variant, share, seed, _deal(known, exits_of(share), dealt)))
     return [plan for plan in found if only in plan.name]
+
+
+def _deal(known: Iterable[str], count: int, dealt: Counter[str]) -> list[str]:
+    """So many boundaries: those that were dealt to the fewest bombs so far.
+
+    Every third one is inside of the transaction, where many places are.
+    """
+    hand: list[str] = []
+    for turn in range(count):
+        others = [name for name in known if name != STATEMENT]
+        hand.append(min(others, key=dealt.__getitem__) if turn % 3 else STATEMENT)
+        dealt[hand[-1]] += 1
+    return hand
 
 
 def execute(chosen: Sequence[Plan], *, at_once: int, show: Callable[[str], object]) -> dict[str, Any]:
