@@ -99,8 +99,8 @@ def truth(variant: Variant, chunks: int) -> Truth:
 
 def complete(variant: Variant, number: int) -> int:
     """How many records this chunk of every lane brings together."""
-    lanes = [[one for one in chunk(variant, lane, number) if one.record and not one.copy] for lane in LANES]
-    return sum(map(len, lanes)) if variant != "late" else min(map(len, lanes))
+    lanes = [{one.record for one in chunk(variant, lane, number) if not one.copy} - {""} for lane in LANES]
+    return len(lanes[0] & lanes[1]) if variant == "late" else sum(map(len, lanes))
 
 
 def good(items: Iterable[Item]) -> list[str]:
