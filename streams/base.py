@@ -269,11 +269,11 @@ class RawBatch:
     """Only "csv": the names of the columns, in the order of the payloads' fields."""
     table: TableColumns = TableColumns()
     """Only "csv", and "arrow" that a stranger wrote: which columns hold what."""
+    places: Sequence[str] = ()
+    """One a record where the cursor of a record may differ from one reading to the next: what never does, for
+    the position of a dead letter. Empty: the cursors are so."""
     ids: Sequence[str] = ()
     """One a record where the records carry no id (`table.id` is None); stable, and unique in the pipeline."""
-    places: Sequence[str] = ()
-    """One a record where its cursor depends on when it was read, such as on a file's size then: where the
-    record stands, the same whenever it is read. Dead letters are known by it."""
     arrived_at: float = math.nan
     """Epoch seconds when the source took these records in, if it knows; the same whenever they are read."""
 
@@ -317,4 +317,16 @@ class TrimmedSource(Source, Protocol):
 
     def trim(self, cursors: Mapping[str, str]) -> None:
         """Forget the records at and before these committed cursors. Safe to skip and safe to repeat."""
+        ...
+
+
+@runtime_checkable
+class ForgettingSource(Source, Protocol):
+    """A source whose partitions come and go, so that the table of offsets need not keep all of them."""
+
+    def forget(self, cursors: Mapping[str, str]) -> list[str]:
+        """Which of these committed cursors are of no use any more: the partition is gone and was consumed.
+
+        The caller drops their offsets. Safe to skip: they are named again.
+        """
         ...

@@ -4,8 +4,8 @@ The window is counted in accepted records and ends at the border of an experienc
 stands in one of the latest experiences that together hold at least `window` records, or among the records
 that are not yet cut. So what is known follows from what was committed, and a restart knows the same.
 
-Ids are kept as 128 bits of hash, 24 bytes a record: that two of a billion ids share one has a probability
-below 1e-20.
+Ids are kept as two hashes of 64 bits, 24 bytes a record: were they random, two of a billion ids would share
+both with a probability below 1e-20. They are not cryptographic: who chooses the ids can make two that do.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from streams.hashing import hash_texts
 
-_SECOND_SEED = 0x5EED
 _Columns = tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]]
 """First hash (sorted), second hash, ordinal: the number of the record among all accepted."""
 
@@ -108,7 +107,7 @@ class DuplicateWindow:
 
 
 def _hashes(ids: pa.StringArray) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    return hash_texts(ids), hash_texts(ids, seed=_SECOND_SEED)
+    return hash_texts(ids), hash_texts(ids, swapped=True)
 
 
 def _first_of_each(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> NDArray[np.bool_]:

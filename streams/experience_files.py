@@ -6,6 +6,7 @@ same records give the same bytes.
 
 import hashlib
 import json
+import threading
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -22,6 +23,8 @@ _PADDING_KEY = b"holdfast.padding"
 _ALIGNMENT = 64
 """A cache line, and what vector instructions like best."""
 _GROUP_PREFIX = "group:"
+_WORTH_A_THREAD = 2**20
+"""Bytes: fewer are hashed sooner than a thread is started."""
 
 
 class HashingSink:
@@ -36,18 +39,30 @@ class HashingSink:
         """Where the first column's memory begins."""
         self._file = file
         self._hash = hashlib.sha256()
+        self._hashing: threading.Thread | None = None
         self._size = 0
 
     def write(self, data: Any) -> int:
         """Take bytes, or an Arrow buffer."""
         if isinstance(data, pa.Buffer) and self.first_buffer is None:
             self.first_buffer = self._size
-        if self._file is not None:
-            self._hash.update(data)
-            self._file.write(data)
         size = memoryview(data).nbytes
+        if self._file is not None:
+            self._join()
+            if size >= _WORTH_A_THREAD:
+                # Both let go of the interpreter's lock, and take about as long.
+                self._hashing = threading.Thread(target=self._hash.update, args=(data,))
+                self._hashing.start()
+            else:
+                self._hash.update(data)
+            self._file.write(data)
         self._size += size
         return size
+
+    def _join(self) -> None:
+        if self._hashing is not None:
+            self._hashing.join()
+            self._hashing = None
 
     def tell(self) -> int:
         """Bytes written so far."""
@@ -62,6 +77,7 @@ class HashingSink:
 
     def hexdigest(self) -> str:
         """sha256 of what was written to the file."""
+        self._join()
         return self._hash.hexdigest()
 
 

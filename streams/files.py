@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from streams.base import (
     DataLostError,
@@ -23,7 +23,6 @@ from streams.base import (
     RecordInvalidError,
     RecordSchema,
     SchemaChangedError,
-    Source,
     SourceContext,
     SourceError,
     SourceStoppedError,
@@ -53,18 +52,6 @@ _REMOTE_BLOCK_BYTES = 8 * 1024 * 1024
 _UNFINISHED_ENDS = (".tmp", ".part", ".crswap")
 _LONGEST_ID_NAME = 150
 _VERIFIERS = 16
-
-
-@runtime_checkable
-class ForgettingSource(Source, Protocol):
-    """A source whose partitions come and go, so that the table of offsets need not keep all of them."""
-
-    def forget(self, cursors: Mapping[str, str]) -> list[str]:
-        """Which of these committed cursors are of no use any more: the partition is gone and was consumed.
-
-        The caller drops their offsets. Safe to skip: they are named again.
-        """
-        ...
 
 
 @dataclass
@@ -271,9 +258,8 @@ class FilesSource:
             wire=stretch.wire,
             header=stretch.header,
             table=table,
-            ids=ids,
-            # A cursor holds the size of the file as well, and a file that grew since gives another one.
             places=LazyTexts(lambda at: str(starts[at]), range(len(starts))),
+            ids=ids,
             arrived_at=info.modified,
         )
 

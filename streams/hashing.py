@@ -1,7 +1,7 @@
 """Hashes of whole text columns, without a loop over the texts: for the split, and to know ids again.
 
 The function is our own and never changes: it decides which part a record belongs to. Over the UTF-8 bytes of
-a text, taken as little-endian 64-bit words padded with zeros: h = length * A ^ seed; for each word,
+a text, taken as little-endian 64-bit words padded with zeros: h = length * A; for each word,
 h = (h ^ word) * A, then h ^= h >> 32; at the end, splitmix64's finaliser (Steele, Lea & Flood 2014). It is
 fast, not cryptographic: who chooses the ids can choose the part.
 """
@@ -21,8 +21,13 @@ _BLOCK = 16_384
 """Texts at a time: what is worked on stays in the processor's cache."""
 
 
-def hash_texts(texts: pa.StringArray, *, seed: int = 0) -> NDArray[np.uint64]:
-    """One 64-bit hash a text (n,). Equal texts have equal hashes, on every machine and in every release."""
+def hash_texts(texts: pa.StringArray, *, swapped: bool = False) -> NDArray[np.uint64]:
+    """One 64-bit hash a text (n,). Equal texts have equal hashes, on every machine and in every release.
+
+    `swapped` gives a second hash, of the words with their bytes in the opposite order. A difference in the
+    last byte of a word spreads over few bits, and one in a later word can undo it: such texts share the one
+    hash and not the other. No seed would tell them apart.
+    """
     count = len(texts)
     found = np.empty(count, dtype=np.uint64)
     if not count:
@@ -34,12 +39,12 @@ def hash_texts(texts: pa.StringArray, *, seed: int = 0) -> NDArray[np.uint64]:
     with np.errstate(over="ignore"):
         for start in range(0, count, _BLOCK):
             block = offsets[start : start + _BLOCK + 1].astype(np.int64)
-            _hash_block(whole[block[0] : block[-1]], block - block[0], found[start : start + _BLOCK], seed)
+            _hash_block(whole[block[0] : block[-1]], block - block[0], found[start : start + _BLOCK], swapped)
     return found
 
 
 def _hash_block(
-    data: NDArray[np.uint8], offsets: NDArray[np.int64], found: NDArray[np.uint64], seed: int
+    data: NDArray[np.uint8], offsets: NDArray[np.int64], found: NDArray[np.uint64], swapped: bool
 ) -> None:
     # Words are read at any byte, so there must be room behind the last one.
     padded = np.zeros(len(data) + 8, dtype=np.uint8)
@@ -47,18 +52,17 @@ def _hash_block(
     lengths = np.diff(offsets)
     shortest, longest = int(lengths.min()), int(lengths.max())
     np.multiply(lengths.astype(np.uint64), _A, out=found)
-    found ^= np.uint64(seed)
     for place in range(0, longest, 8):
         if shortest == longest:  # the commonest case by far, and it needs no gathering
             word = np.ndarray(
                 (len(lengths),), dtype="<u8", buffer=padded.data, offset=place, strides=(longest,)
             )
-            _mix(found, word & _MASKS[min(longest - place, 8)])
+            _mix(found, word & _MASKS[min(longest - place, 8)], swapped)
             continue
         words = np.ndarray((len(data) + 1,), dtype="<u8", buffer=padded.data, strides=(1,))
         rows = np.flatnonzero(lengths > place)
         state = found[rows]
-        _mix(state, words[offsets[rows] + place] & _MASKS[np.minimum(lengths[rows] - place, 8)])
+        _mix(state, words[offsets[rows] + place] & _MASKS[np.minimum(lengths[rows] - place, 8)], swapped)
         found[rows] = state
     found ^= found >> np.uint64(30)
     found *= _B
@@ -67,7 +71,7 @@ def _hash_block(
     found ^= found >> np.uint64(31)
 
 
-def _mix(state: NDArray[np.uint64], words: NDArray[np.uint64]) -> None:
-    state ^= words
+def _mix(state: NDArray[np.uint64], words: NDArray[np.uint64], swapped: bool) -> None:
+    state ^= words.byteswap() if swapped else words
     state *= _A
     state ^= state >> np.uint64(32)

@@ -8,6 +8,7 @@ letter, or was a duplicate within the declared window, or waits for its label, o
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -18,9 +19,11 @@ from numpy.typing import NDArray
 from streams.base import (
     DataLostError,
     FencedError,
+    ForgettingSource,
     RawBatch,
     RecordSchema,
     Source,
+    SourceError,
     TrimmedSource,
     select,
 )
@@ -28,7 +31,7 @@ from streams.breaker import BadShare, CircuitBreaker
 from streams.duplicates import DuplicateWindow
 from streams.experiences import ExperienceStore
 from streams.joining import Join, Joined, Pair
-from streams.letters import DeadLetter, form_of
+from streams.letters import DeadLetter, letter_of
 from streams.manifest import (
     AlsoInTransaction,
     Committed,
@@ -39,8 +42,8 @@ from streams.manifest import (
     Span,
     WaitingCommit,
 )
-from streams.pending import Chunk, divide
-from streams.records import FEATURES_ONLY, LabelMap, Records, join_records
+from streams.pending import Chunk, divide, part_records
+from streams.records import FEATURES_ONLY, LabelMap, Records
 from streams.split import PARTS, TRAIN, Split, parts_of
 from streams.triggers import Cut, Surroundings, TriggerConfig
 from streams.wire import Decoded, decode
@@ -51,8 +54,9 @@ MAX_EXPERIENCE_BYTES = 256 * 1024 * 1024
 _POLL_BYTES = 32 * 1024 * 1024
 _MOST_POLLED, _LEAST_POLLED = 65_536, 256
 _SEEN_AT_A_TIME = 8_192
+_FORGET_SECONDS = 60.0
 _LOOSE_HALVES = 50_000
-"""With so many halves that only this process holds, they are stored, cut or no cut."""
+"""Late labels only: with so many payloads read that no commit has passed, one is made, cut or no cut."""
 
 
 class Ingest:
@@ -105,7 +109,9 @@ class Ingest:
         self._join = Join(schema) if schema.late_labels else None
         self._chunks: list[Chunk] = []
         self._refused: list[DeadLetter] = []
-        self._came = 0
+        self._came = self._newly_refused = 0
+        self._untrimmed = False
+        self._forget_at = 0.0
         self._dropped: list[int] = []
         self._dropped_pairs: list[Pair] = []
         self._read = dict(self._committed)
@@ -154,11 +160,13 @@ class Ingest:
             audit parts: these stay pending until one to train on arrives.
         """
         while self._bytes() < MAX_EXPERIENCE_BYTES and self._poll(0.0):
-            pass
+            self._commit_rest()
         cut = None
         if self._chunks:
             forced = self._watch.forced(reason, self._clock())
-            cut = self._with_training_records(replace(forced, records=self.pending))
+            # The watch may have seen less: what came after its own cut, or just now.
+            decision = {**forced.decision, "records": self.pending}
+            cut = self._with_training_records(replace(forced, records=self.pending, decision=decision))
         if cut is None:
             self._commit_rest()
             return None
@@ -194,7 +202,7 @@ class Ingest:
 
     def _add(self, batch: RawBatch) -> None:
         decoded = decode(batch, self._schema, self._labels)
-        self._refused.extend(_letters(batch, decoded))
+        self._refused.extend(letter_of(batch, bad) for bad in decoded.rejected)
         self._came += len(batch.positions)
         self._read[batch.partition] = batch.positions[-1]
         if self._join is None:
@@ -239,7 +247,10 @@ class Ingest:
         if self._seen_ids.wanted and len(records):
             new = self._seen_ids.add(records.ids)
             again = [pair for pair, is_new in zip(pairs, new, strict=True) if not is_new]
-            self._dropped += [join.last_arrival([pair]) for pair in again]
+            # As many as were sent: apart, each of the two halves would have been dropped as well.
+            self._dropped += [
+                join.last_arrival([pair]) for pair in again for half in pair if half is not None
+            ]
             self._dropped_pairs += again
             records = records.take(new)
             pairs = [pair for pair, is_new in zip(pairs, new, strict=True) if is_new]
@@ -317,6 +328,7 @@ class Ingest:
 
     def _cut(self, cut: Cut) -> ExperienceRow:
         taken, left = divide(self._chunks, cut.records)
+        before = len(self._chunks)
         experience = self._write(taken, cut)
         if self._join is None:
             # Each partition moves to its last record in the cut, not past payloads that were refused after
@@ -328,18 +340,20 @@ class Ingest:
             pairs = [pair for chunk in taken for pair in chunk.pairs]
             row = self._commit_halves(self._join, pairs, experience).experience
         assert row is not None, "a commit with an experience returns its row"
-        self._chunks = left
+        self._chunks = [*left, *self._chunks[before:]]
         self._seen_ids.committed(row.rows)
         self._begin_watch(cut.state)
+        self._follow_up()
         return row
 
     def _commit_rest(self) -> None:
         """Without a cut: store what was refused, so that it is seen, and halves that only this process holds.
 
-        A partition moves on past what was refused when nothing of it is pending; else its offset stays, and
-        the same dead letters are met again after a restart, which changes nothing.
+        A partition moves on past duplicates and what was refused when nothing of it is pending; else its
+        offset stays, and the same dead letters are met again after a restart, which changes nothing. With
+        late labels it moves on when enough was read that many halves are stored at a time.
         """
-        if self._join is not None and self._join.loose >= _LOOSE_HALVES:
+        if self._join is not None and self._join.unsettled >= _LOOSE_HALVES:
             self._commit_halves(self._join, [], None)
         else:
             waiting = {chunk.partition for chunk in self._chunks if len(chunk)}
@@ -349,7 +363,7 @@ class Ingest:
             if moves:
                 self._commit(moves, duplicates=sum(len(chunk.dropped) for chunk in idle))
                 self._chunks = [chunk for chunk in self._chunks if chunk.partition in waiting]
-        self._note_share(0)
+        self._follow_up()
 
     def _settled(self, partition: str, waiting: Set[str]) -> str:
         """How far a partition is done without a cut."""
@@ -363,7 +377,8 @@ class Ingest:
         upto = join.last_arrival(pairs) if experience is not None else None
         last = join.next_arrival - 1 if upto is None else upto
         again = [pair for pair in self._dropped_pairs if join.last_arrival([pair]) <= last]
-        change = join.change([*pairs, *again], upto=upto, now=self._clock())
+        now = self._clock()
+        change = join.change([*pairs, *again], upto=upto, now=now)
         new = None
         if change.keep is not None:
             new = Part(self._store.write(change.keep, self._schema), len(change.keep))
@@ -373,9 +388,9 @@ class Ingest:
             duplicates=sum(arrival <= last for arrival in self._dropped),
             waiting=WaitingCommit(new, change.touched, change.aged_out),
         )
-        join.done(change, committed.waiting, upto=upto)
+        join.done(change, committed.waiting, upto=upto, now=now)
         self._dropped = [arrival for arrival in self._dropped if arrival > last]
-        self._dropped_pairs = [pair for pair in self._dropped_pairs if pair not in again]
+        self._dropped_pairs = [pair for pair in self._dropped_pairs if join.last_arrival([pair]) > last]
         return committed
 
     def _commit(
@@ -402,23 +417,39 @@ class Ingest:
         self._classes_stored = len(self._labels)
         self._refused = []
         self._committed.update(moves)
-        if isinstance(self._source, TrimmedSource):
-            self._source.trim(self._committed)
-        self._note_share(committed.new_letters)
+        self._newly_refused += committed.new_letters
+        self._untrimmed = True
         return committed
 
-    def _note_share(self, refused: int) -> None:
-        came, self._came = self._came, 0
+    def _follow_up(self) -> None:
+        """What a commit brings with it, once this process holds nothing any more that is committed: both may
+        raise, and the step may then be tried again."""
+        if self._untrimmed and isinstance(self._source, TrimmedSource):
+            self._source.trim(self._committed)
+        self._untrimmed = False
+        self._forget_partitions()
+        came, refused = self._came, self._newly_refused
+        self._came = self._newly_refused = 0
         self._bad_share.note(came, refused)
+
+    def _forget_partitions(self) -> None:
+        """Now and then, let go of the offsets of partitions that are gone for good."""
+        if not isinstance(self._source, ForgettingSource) or self._clock() < self._forget_at:
+            return
+        self._forget_at = self._clock() + _FORGET_SECONDS
+        gone = self._source.forget(self._committed)
+        self._manifest.forget(self._pipeline, gone)
+        for partition in gone:
+            del self._committed[partition]
 
     def _write(self, taken: Sequence[Chunk], cut: Cut) -> CutExperience:
         # The order of partitions is fixed, so that a slice does not depend on which of them answered first.
         ordered = sorted(taken, key=lambda chunk: chunk.partition)
-        parts = [
-            join_records([chunk.records.take(chunk.parts == place) for chunk in ordered], self._schema)
-            for place in range(len(PARTS))
-        ]
-        digests = self._store.write_parts(parts, self._schema)
+        parts = [part_records(ordered, place, self._schema) for place in range(len(PARTS))]
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(self._store.write_parts, parts, self._schema)
+            self._read_ahead(writing)
+            digests = writing.result()
         written = dict(zip(PARTS, map(Part, digests, map(len, parts)), strict=True))
         return CutExperience(
             train=written["train"],
@@ -429,6 +460,18 @@ class Ingest:
             trigger_state=cut.state,
             decision=cut.decision,
         )
+
+    def _read_ahead(self, writing: Future[list[str]]) -> None:
+        """Read and decode what comes next while the disk is busy: it waits behind what is pending."""
+        if self._join is not None:
+            return  # which halves a commit must store is settled by what was read before it
+        while not writing.done() and self._bytes() < MAX_EXPERIENCE_BYTES:
+            try:
+                if not self._poll(0.0):
+                    return
+            except SourceError:
+                # What is being cut is not touched by it; the next step's own poll meets it again.
+                return
 
     def _reference(self) -> NDArray[Any] | None:
         """The features of the last experience's train part."""
@@ -457,23 +500,5 @@ class Ingest:
         for part in self._manifest.waiting(self._pipeline):
             records = self._store.records(part.digest, self._schema)
             self._see_apart(records.take(~part.gone))
-            self._take_joined(self._join, self._join.restore(part, records), batch=None)
-
-
-def _letters(batch: RawBatch, decoded: Decoded) -> list[DeadLetter]:
-    letters = []
-    for bad in decoded.rejected:
-        many = batch.wire == "arrow"
-        letters.append(
-            DeadLetter(
-                partition=batch.partition,
-                position=batch.places[bad.place] if batch.places else bad.position,
-                reason=bad.reason,
-                detail=bad.detail,
-                payload=bad.payload,
-                whole_bytes=-1 if many else len(batch.payloads[bad.place]),
-                # A row that was isolated from an Arrow payload comes as its JSON form.
-                form=form_of(batch, row_of_many=many and bad.payload[:1] == b"{"),
-            )
-        )
-    return letters
+            joined = self._join.restore(part, records, now=self._clock())
+            self._take_joined(self._join, joined, batch=None)

@@ -11,8 +11,10 @@ in, against the clock.
 """
 
 import math
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +37,7 @@ class WaitingPart:
     """(rows,)."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Half:
     """One record as it came: complete, only features, or only a label."""
 
@@ -73,10 +75,15 @@ class WaitingChange:
     keep: Records | None
     """Halves to be stored as a new waiting part; None: there are none."""
     touched: Sequence[WaitingPart]
-    """Parts of which more is gone; those that are all gone lose their row."""
-    aged_out: int
-    """Features that never got a label, and labels that never got features."""
+    """Parts of which more is gone, as they are after the commit; those that are all gone lose their row."""
+    used: Sequence[_Half] = field(default=(), repr=False)
+    aged: Sequence[_Half] = field(default=(), repr=False)
     kept: Sequence[_Half] = field(default=(), repr=False)
+
+    @property
+    def aged_out(self) -> int:
+        """Features that never got a label, and labels that never got features."""
+        return len(self.aged)
 
 
 class Join:
@@ -89,14 +96,15 @@ class Join:
         self._within = schema.labels_within_seconds
         self._features: dict[str, _Half] = {}
         self._labels: dict[str, _Half] = {}
-        self._loose: dict[int, _Half] = {}
-        """Halves that no waiting part holds yet, by arrival."""
-        self._log: list[tuple[str, int, Sequence[str]]] = []
+        self._loose: deque[_Half] = deque()
+        """Halves that no waiting part holds yet, in the order of their arrival."""
+        self._log: deque[tuple[str, int, Sequence[str]]] = deque()
         """Partition, first arrival and positions of what was read since the last commit."""
         self._next = 0
+        self._settled = 0
+        """The arrival that the next commit begins at."""
         self._latest_time = -math.inf
         self._step = self._within / 100
-        # So that not every commit goes through all that wait.
         self._aged_at = (-math.inf, -math.inf)
 
     @property
@@ -110,14 +118,17 @@ class Join:
         return self._next
 
     @property
-    def loose(self) -> int:
-        """Records read that neither a waiting part nor an experience holds: what a crash would read again."""
-        return len(self._loose)
+    def unsettled(self) -> int:
+        """Payloads read that no commit has passed, whatever became of them: what a crash would read again."""
+        return self._next - self._settled
 
-    def restore(self, part: WaitingPart, records: Records) -> Joined:
-        """Take up a stored part; call before `add`, oldest part first."""
+    def restore(self, part: WaitingPart, records: Records, *, now: float) -> Joined:
+        """Take up a stored part; call before `add`, oldest part first.
+
+        When its halves came is not known any more: those that age by the clock begin anew.
+        """
         alive = np.flatnonzero(~part.gone)
-        halves = _halves(records.take(alive), [_STORED] * len(alive), math.nan)
+        halves = _halves(records.take(alive), [_STORED] * len(alive), now)
         for half, row in zip(halves, alive.tolist(), strict=True):
             half.part, half.part_row = part, row
         return self._match(halves)
@@ -145,8 +156,7 @@ class Join:
         pairs: list[Pair] = []
         repeated: list[int] = []
         for half in halves:
-            # A clock that is wrong by more than a day must not make everything else look old.
-            if not half.time > half.came_at + _DAY_SECONDS:
+            if _timely(half):
                 self._latest_time = max(self._latest_time, half.time)
             pair = self._pair(half)
             if pair is not None:
@@ -157,7 +167,7 @@ class Join:
             else:
                 self._table(half)[half.id] = half
             if half.part is None:
-                self._loose[half.arrival] = half
+                self._loose.append(half)
         return Joined(_records(pairs, self._schema), pairs, repeated)
 
     def _table(self, half: _Half) -> dict[str, _Half]:
@@ -188,37 +198,46 @@ class Join:
         touched: dict[int, WaitingPart] = {}
         for half in [*used, *aged]:
             if half.part is not None:
-                half.part.gone[half.part_row] = True
-                touched[half.part.sequence] = half.part
-        for half in aged:
-            del self._table(half)[half.id]
+                part = half.part
+                after = touched.setdefault(part.sequence, replace(part, gone=part.gone.copy()))
+                after.gone[half.part_row] = True
         gone = {half.arrival for half in [*used, *aged] if half.part is None}
-        kept = [self._loose[arrival] for arrival in sorted(self._loose.keys() - gone) if arrival <= last]
+        loose = takewhile(lambda half: half.arrival <= last, self._loose)
+        kept = [half for half in loose if half.arrival not in gone]
         return WaitingChange(
             moves=self._moves(last),
             keep=_stack(kept, self._schema) if kept else None,
             touched=list(touched.values()),
-            aged_out=len(aged),
+            used=used,
+            aged=aged,
             kept=kept,
         )
 
     def _last(self, upto: int | None) -> int:
         return self._next - 1 if upto is None else upto
 
-    def done(self, change: WaitingChange, part: WaitingPart | None, *, upto: int | None) -> None:
-        """The commit is made; `part` is the row of what `change.keep` asked for."""
+    def done(self, change: WaitingChange, part: WaitingPart | None, *, upto: int | None, now: float) -> None:
+        """The commit of this change is made; `part` is the row of what `change.keep` asked for."""
         last = self._last(upto)
+        for half in [*change.used, *change.aged]:
+            if half.part is not None:
+                half.part.gone[half.part_row] = True
+        for half in change.aged:
+            del self._table(half)[half.id]
         if change.keep is not None:
             for row, half in enumerate(change.kept):
                 half.part, half.part_row = part, row
                 # Of the batch that it came in, most others are gone: let go of it.
                 half.block, half.row = change.keep, row
-        self._loose = {arrival: half for arrival, half in self._loose.items() if arrival > last}
-        self._log = [
-            (partition, max(first, last + 1), positions[max(0, last + 1 - first) :])
-            for partition, first, positions in self._log
-            if first + len(positions) > last + 1
-        ]
+        while self._loose and self._loose[0].arrival <= last:
+            self._loose.popleft()
+        self._settled = max(self._settled, last + 1)
+        while self._log and self._log[0][1] <= last:
+            partition, first, positions = self._log.popleft()
+            if first + len(positions) > last + 1:
+                self._log.appendleft((partition, last + 1, positions[last + 1 - first :]))
+        if self._look_due(now):
+            self._aged_at = (self._latest_time, now)
 
     def last_arrival(self, cut: Sequence[Pair]) -> int:
         """The arrival that completed the last of these pairs: what a commit that cuts them ends at."""
@@ -227,16 +246,19 @@ class Join:
     def _moves(self, last: int) -> dict[str, str]:
         moves: dict[str, str] = {}
         for partition, first, positions in self._log:
-            count = min(len(positions), last + 1 - first)
-            if count > 0:
-                moves[partition] = positions[count - 1]
+            if first > last:
+                break
+            moves[partition] = positions[min(len(positions), last + 1 - first) - 1]
         return moves
+
+    def _look_due(self, now: float) -> bool:
+        """Whether enough time has gone by that more halves may be too old: not every commit looks at all."""
+        return self._latest_time > self._aged_at[0] + self._step or now > self._aged_at[1] + self._step
 
     def _aged(self, last: int, now: float) -> list[_Half]:
         """Halves that waited too long. Those that this process read after `last` are left alone."""
-        if self._latest_time < self._aged_at[0] + self._step and now < self._aged_at[1] + self._step:
+        if not self._look_due(now):
             return []
-        self._aged_at = (self._latest_time, now)
         return [
             half
             for table in (self._features, self._labels)
@@ -245,11 +267,15 @@ class Join:
         ]
 
     def _age(self, half: _Half, now: float) -> float:
-        if not math.isnan(half.time):
-            return self._latest_time - half.time
-        if math.isnan(half.came_at):
-            half.came_at = now  # of a stored half without a time, this process knows only its own clock
-        return now - half.came_at
+        return self._latest_time - half.time if _timely(half) else now - half.came_at
+
+
+def _timely(half: _Half) -> bool:
+    """Whether a half ages by its event time: it has one, and not one that only a wrong clock can give.
+
+    One clock that is fast by more than a day must not make all other halves look old.
+    """
+    return half.time <= half.came_at + _DAY_SECONDS
 
 
 def _halves(block: Records, arrivals: Sequence[int], came_at: float) -> list[_Half]:

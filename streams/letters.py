@@ -10,6 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from streams.base import RawBatch, TableColumns
 from streams.tables import DEAD_LETTERS
+from streams.wire import PAYLOAD_CAP_BYTES, Rejected, count_records
 
 _ASKED = 500
 """Names in one query: SQLite and PostgreSQL both take so many."""
@@ -30,11 +31,13 @@ class DeadLetter:
     whole_bytes: int = -1
     """Size of what was sent; -1: as long as `payload`."""
     form: Mapping[str, Any] = field(default_factory=dict)
-    """How the payload is written: `form_of` its batch."""
+    """How the payload is written, as JSON: what `batch_of` needs."""
     created_at: float = 0.0
     """Epoch seconds; set when it is stored."""
     replayed_at: float | None = None
     """Epoch seconds; None: it was not replayed."""
+    rows: int = 1
+    """Records that were refused with it; more than one only of a whole Arrow payload. Not stored."""
 
     @property
     def letter(self) -> str:
@@ -48,49 +51,78 @@ class DeadLetter:
         return self.whole_bytes in (-1, len(self.payload))
 
 
-def form_of(batch: RawBatch, *, row_of_many: bool = False) -> dict[str, Any]:
-    """What must be known to read one payload of a batch again. A row of an Arrow payload is kept as JSON."""
-    if batch.wire == "csv":
+def letter_of(batch: RawBatch, bad: Rejected) -> DeadLetter:
+    """What is kept of a payload of this batch that was refused, or of a row of an Arrow payload."""
+    many = batch.wire == "arrow"
+    whole = not many or bad.payload == batch.payloads[0][:PAYLOAD_CAP_BYTES]
+    return DeadLetter(
+        partition=batch.partition,
+        position=batch.places[bad.place] if len(batch.places) else bad.position,
+        reason=bad.reason,
+        detail=bad.detail,
+        payload=bad.payload,
+        whole_bytes=len(batch.payloads[0 if many else bad.place]) if whole else -1,
+        rows=len(batch.positions) if many and whole else 1,
+        form=_form_of(batch, bad.place, whole=whole),
+    )
+
+
+def _form_of(batch: RawBatch, place: int, *, whole: bool) -> dict[str, Any]:
+    """What must be known to read a payload again. A row of an Arrow payload is kept as JSON."""
+    if not whole:
+        return {"wire": "json"}
+    form: dict[str, Any] = {"wire": batch.wire}
+    if batch.wire in ("csv", "arrow"):
         table = batch.table
-        return {
-            "wire": "csv",
-            "header": list(batch.header),
-            "table": [table.id, table.label, table.time, table.split_key],
-        }
-    return {"wire": "json" if row_of_many else batch.wire}
+        form["table"] = [table.id, table.label, table.time, table.split_key]
+    if batch.wire == "csv":
+        form["header"] = list(batch.header)
+        if batch.table.id is None:
+            form["id"] = batch.ids[place]
+    elif batch.wire == "arrow":
+        # Other letters may hold the rest of the payload.
+        form |= {"skip": batch.skip, "rows": len(batch.positions)}
+    return form
 
 
 def batch_of(letter: DeadLetter, *, payload: bytes | None = None) -> RawBatch:
     """The letter as a batch of one payload, to be decoded again; `payload` replaces what was sent."""
     form = letter.form
+    wire = form.get("wire", "json")
+    skip, rows = int(form.get("skip", 0)), int(form.get("rows", 1))
+    if wire == "arrow" and payload is not None:
+        skip, rows = 0, count_records(payload) or 1
     return RawBatch(
         partition=letter.partition,
         start="",
         payloads=[letter.payload if payload is None else payload],
-        positions=[letter.position],
-        wire=form.get("wire", "json"),
+        positions=[letter.position] * rows,
+        wire=wire,
+        skip=skip,
         header=form.get("header", ()),
         table=TableColumns(*form["table"]) if "table" in form else TableColumns(),
-        ids=[f"{letter.partition}#{letter.position}"],
+        # Of records without an id of their own: short, and the same whenever the letter is replayed.
+        ids=[form["id"]] if "id" in form else [f"{letter.letter}.{row}" for row in range(rows)],
     )
 
 
 def add(connection: sql.Connection, pipeline: str, letters: Sequence[DeadLetter], now: float) -> int:
-    """Store letters; those that are stored already stay as they are. Answers how many are new."""
+    """Store letters; those that are stored already stay as they are. Answers how many records are new."""
     if not letters:
         return 0
     # A dead letter may be stored before its offset can move, and is then met again after a restart.
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    names = list(dict.fromkeys(letter.letter for letter in letters))
-    stored = sum(
-        _stored(connection, pipeline, names[at : at + _ASKED]) for at in range(0, len(names), _ASKED)
-    )
+    named = {letter.letter: letter for letter in letters}
+    names = list(named)
+    for at in range(0, len(names), _ASKED):
+        for stored in _stored(connection, pipeline, names[at : at + _ASKED]):
+            del named[stored]
     rows = [
         {
             "pipeline": pipeline,
             "partition": letter.partition,
             "position": letter.position,
-            "letter": letter.letter,
+            "letter": name,
             "reason": letter.reason,
             "detail": letter.detail.replace("\0", "\\0"),
             "payload": letter.payload,
@@ -98,16 +130,17 @@ def add(connection: sql.Connection, pipeline: str, letters: Sequence[DeadLetter]
             "form": dict(letter.form),
             "created_at": now,
         }
-        for letter in letters
+        for name, letter in named.items()
     ]
-    connection.execute(insert(DEAD_LETTERS).on_conflict_do_nothing(), rows)
-    return len(names) - stored
+    if rows:
+        connection.execute(insert(DEAD_LETTERS).on_conflict_do_nothing(), rows)
+    return sum(letter.rows for letter in named.values())
 
 
-def _stored(connection: sql.Connection, pipeline: str, names: Sequence[str]) -> int:
-    query = sql.select(sql.func.count()).select_from(DEAD_LETTERS)
+def _stored(connection: sql.Connection, pipeline: str, names: Sequence[str]) -> Sequence[str]:
+    query = sql.select(DEAD_LETTERS.c.letter)
     where = (DEAD_LETTERS.c.pipeline == pipeline, DEAD_LETTERS.c.letter.in_(names))
-    return int(connection.execute(query.where(*where)).scalar_one())
+    return connection.execute(query.where(*where)).scalars().all()
 
 
 def latest(

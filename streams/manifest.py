@@ -115,7 +115,7 @@ class Committed:
 
     experience: ExperienceRow | None
     new_letters: int
-    """Dead letters that were not stored before."""
+    """Records of the dead letters that were not stored before."""
     waiting: WaitingPart | None
     """The row of the new waiting part."""
 

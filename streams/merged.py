@@ -2,8 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
-from streams.base import RawBatch, Source, TrimmedSource
+from streams.base import (
+    ForgettingSource,
+    RawBatch,
+    Source,
+    SourceError,
+    SourceStoppedError,
+    TrimmedSource,
+)
 
 LABELS = "labels:"
 REPLAYS = "replays:"
@@ -14,21 +22,47 @@ class MergedSource:
     """The partitions of several sources, told apart by a prefix; if none has any, the first is waited for."""
 
     def __init__(self, sources: Mapping[str, Source]) -> None:
-        """Sources by the prefix of their partitions; no prefix is the beginning of another, but for ""."""
+        """Sources by the prefix of their partitions; no prefix is the beginning of another, but for "".
+
+        Raises:
+            ValueError: a prefix is the beginning of another.
+        """
+        prefixes = sorted(prefix for prefix in sources if prefix)
+        for before, after in pairwise(prefixes):
+            if after.startswith(before):
+                raise ValueError(f"the prefix {after!r} begins with another, {before!r}")
         self._sources = dict(sources)
         self._turn = 0
 
     def partitions(self) -> Sequence[str]:
-        """Of all sources."""
-        return [prefix + name for prefix, source in self._sources.items() for name in source.partitions()]
+        """Of all sources.
+
+        Raises:
+            SourceStoppedError: a partition of one source looks like one of another.
+        """
+        return [
+            self._named(prefix, name)
+            for prefix, source in self._sources.items()
+            for name in source.partitions()
+        ]
 
     def open(self, cursors: Mapping[str, str]) -> None:
-        """See `Source`."""
+        """See `Source`.
+
+        Raises:
+            SourceStoppedError: a partition of one source looks like one of another; nothing was read.
+        """
+        self.partitions()
         for prefix, source in self._sources.items():
             source.open(self._own(prefix, cursors))
 
     def poll(self, max_records: int, timeout_seconds: float) -> Sequence[RawBatch]:
-        """What any of them has; each in turn is asked first, so that none starves another."""
+        """What any of them has; each in turn is asked first, so that none starves another.
+
+        Raises:
+            SourceStoppedError: a partition of one source looks like one of another.
+            SourceError: the source that was asked first, or every one before it gave nothing, cannot be read.
+        """
         order = list(self._sources)
         order = order[self._turn :] + order[: self._turn]
         self._turn = (self._turn + 1) % len(order)
@@ -37,11 +71,33 @@ class MergedSource:
             room = max_records - sum(len(batch.positions) for batch in found)
             if room <= 0:
                 return found
-            found += _named(prefix, self._sources[prefix].poll(room, 0.0))
+            try:
+                batches = self._sources[prefix].poll(room, 0.0)
+            except SourceError:
+                if not found:
+                    raise
+                # What the others gave is read, and would be lost; this one is asked first before long.
+                return found
+            found += self._all_named(prefix, batches)
         if not found and timeout_seconds > 0:
             first = next(iter(self._sources))
-            found += _named(first, self._sources[first].poll(max_records, timeout_seconds))
+            found += self._all_named(first, self._sources[first].poll(max_records, timeout_seconds))
         return found
+
+    def _all_named(self, prefix: str, batches: Sequence[RawBatch]) -> list[RawBatch]:
+        return [replace(batch, partition=self._named(prefix, batch.partition)) for batch in batches]
+
+    def _named(self, prefix: str, name: str) -> str:
+        """The partition under its prefix; only the source without one can name what looks like another's."""
+        if not prefix and name.startswith(self._others(prefix)):
+            raise SourceStoppedError(
+                f"The partition {name!r} looks like one of another source of this pipeline: rename it, for "
+                f"names that begin with {' or '.join(map(repr, self._others(prefix)))} are taken."
+            )
+        return prefix + name
+
+    def _others(self, prefix: str) -> tuple[str, ...]:
+        return tuple(other for other in self._sources if other and other != prefix)
 
     def trim(self, cursors: Mapping[str, str]) -> None:
         """Let those of them trim that do."""
@@ -49,19 +105,24 @@ class MergedSource:
             if isinstance(source, TrimmedSource):
                 source.trim(self._own(prefix, cursors))
 
+    def forget(self, cursors: Mapping[str, str]) -> list[str]:
+        """Ask those of them whose partitions come and go."""
+        return [
+            prefix + name
+            for prefix, source in self._sources.items()
+            if isinstance(source, ForgettingSource)
+            for name in source.forget(self._own(prefix, cursors))
+        ]
+
     def close(self) -> None:
         """Close all of them."""
         for source in self._sources.values():
             source.close()
 
     def _own(self, prefix: str, cursors: Mapping[str, str]) -> dict[str, str]:
-        others = [other for other in self._sources if other and other != prefix]
+        others = self._others(prefix)
         return {
             name.removeprefix(prefix): cursor
             for name, cursor in cursors.items()
-            if name.startswith(prefix) and not (prefix == "" and name.startswith(tuple(others)))
+            if name.startswith(prefix) and not (prefix == "" and name.startswith(others))
         }
-
-
-def _named(prefix: str, batches: Sequence[RawBatch]) -> list[RawBatch]:
-    return [replace(batch, partition=prefix + batch.partition) if prefix else batch for batch in batches]

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from streams.base import (
     DataLostError,
+    ForgettingSource,
     RawBatch,
     RecordSchema,
     SchemaChangedError,
@@ -22,7 +23,7 @@ from streams.base import (
     SourceError,
     SourceStoppedError,
 )
-from streams.files import FilesSource, ForgettingSource, build
+from streams.files import FilesSource, build
 from streams.files_config import FilesConfig
 from streams.objects import open_objects
 from streams.wire import encode_batch
@@ -415,7 +416,7 @@ def test_a_batch_says_how_it_is_to_be_read(tmp_path: Path) -> None:
     assert list(csv_batch.payloads) == [b"0,0.5,up", b"1,0.5,up"]
     assert list(csv_batch.ids) == ["a.csv#14", "a.csv#24"]
     assert (table_batch.wire, list(table_batch.ids)) == ("arrow", ["b.parquet#0", "b.parquet#1"])
-    (named,) = source_of(tmp_path, pattern="*.parquet", id="a").poll(10, 0.0)
+    (named,) = source_of(tmp_path, pattern="*.parquet", id="label").poll(10, 0.0)
     assert list(named.ids) == []
 
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streams.base import LazyTexts, RawBatch, RecordSchema, TableColumns
-from streams.records import LabelMap, Records, text_column
+from streams.hashing import hash_texts
+from streams.records import LabelMap, Records, check_texts, compact, text_column
 from streams.wire import (
     Decoded,
     count_records,
@@ -313,6 +314,14 @@ def test_records_are_counted_without_decoding_them() -> None:
     assert count_records(ipc(nothing)) is None
 
 
+def test_a_text_column_may_lie_in_more_memory_than_it_needs() -> None:
+    offsets = np.array([0, 1, 3], np.int32).tobytes() + b"\xff"
+    ragged = pa.StringArray.from_buffers(2, pa.py_buffer(offsets), pa.py_buffer(b"abbccc"))
+    check_texts(ragged, what="id", reason="bad-id")
+    assert compact(ragged).equals(text_column(["a", "bb"]))
+    assert hash_texts(ragged).tolist() == hash_texts(text_column(["a", "bb"])).tolist()
+
+
 def test_columns_of_nothing_cannot_claim_a_great_length() -> None:
     nothing = pa.Table.from_batches(
         [pa.RecordBatch.from_arrays([_nulls(2**31 - 1)] * 5, ["id", "a", "b", "c", "label"])]
@@ -359,7 +368,7 @@ PAYLOADS = [
 ]
 
 
-@settings(deadline=None, max_examples=600)
+@settings(deadline=None, max_examples=300)
 @given(st.sampled_from(range(len(PAYLOADS))), st.data())
 def test_changed_bytes_never_raise(which: int, data: st.DataObject) -> None:
     payload = bytearray(PAYLOADS[which])
@@ -377,7 +386,7 @@ def test_changed_bytes_never_raise(which: int, data: st.DataObject) -> None:
 values = st.none() | st.floats(width=32) | st.sampled_from([1.0, 2.0])
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=50)
 @given(
     st.lists(
         st.tuples(

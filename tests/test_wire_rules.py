@@ -221,7 +221,7 @@ def _payload(wire: WireName, one: dict[str, Any]) -> bytes:
 
 
 @pytest.mark.parametrize("wire", ROW_WIRES)
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=80)
 @given(data=st.data())
 def test_no_bytes_raise_and_no_neighbour_matters(wire: WireName, data: st.DataObject) -> None:
     found_payloads = data.draw(st.lists(payloads(wire), max_size=8))
