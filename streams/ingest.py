@@ -438,7 +438,9 @@ class Ingest:
             return
         self._forget_at = self._clock() + _FORGET_SECONDS
         gone = self._source.forget(self._committed)
-        self._manifest.forget(self._pipeline, gone)
+        if gone:
+            self._manifest.forget(self._pipeline, gone, revision=self._revision)
+            self._revision += 1
         for partition in gone:
             del self._committed[partition]
 

@@ -16,7 +16,7 @@ import sqlalchemy as sql
 
 import streams.ingest
 import streams.wire
-from streams.base import RawBatch, RecordSchema, TrimmedSource
+from streams.base import ForgettingSource, RawBatch, RecordSchema, TrimmedSource
 from streams.experiences import ExperienceStore
 from streams.manifest import Committed, Manifest
 from streams.objects import Data, ObjectInfo, ObjectStore
@@ -55,11 +55,16 @@ UPLOADS: Mapping[str, int] = {"upload: before": 6, "upload: after": 6}
 """More of them, where the experiences lie in S3."""
 TRIMS: Mapping[str, int] = {"trim: in its transaction": 4}
 """More of them, where the log is trimmed in the database."""
+FORGETS: Mapping[str, int] = {"forget: before": 1, "forget: after commit": 1}
+"""More of them, where files go once they are read."""
 
 
-def boundaries(*, uploads: bool, trims: bool) -> Mapping[str, int]:
+def boundaries(*, uploads: bool, trims: bool, forgets: bool) -> Mapping[str, int]:
     """Those of one run, each with its highest occurrence."""
-    return {**MOST, **(UPLOADS if uploads else {}), **(TRIMS if trims else {})}
+    found = dict(MOST)
+    for wanted, more in ((uploads, UPLOADS), (trims, TRIMS), (forgets, FORGETS)):
+        found |= more if wanted else {}
+    return found
 
 
 _VERB = re.compile(r"(?:(INSERT) INTO|(UPDATE)|(DELETE) FROM|(SELECT)\b.*?\bFROM)\s+(\w+)", re.DOTALL)
@@ -199,6 +204,10 @@ class CrashingManifest(Manifest):
         self.bomb.reach("transaction: after commit")
         return committed
 
+    def forget(self, *arguments: Any, **named: Any) -> None:
+        super().forget(*arguments, **named)
+        self.bomb.reach("forget: after commit")
+
 
 class CrashingSource:
     """A source with a before and an after of everything that is asked of it."""
@@ -224,6 +233,14 @@ class CrashingSource:
         with self._sql_points.trimming():
             self._source.trim(cursors)
         self._bomb.reach("trim: after")
+
+    def forget(self, cursors: Mapping[str, str]) -> list[str]:
+        if not isinstance(self._source, ForgettingSource):
+            return []
+        gone = self._source.forget(cursors)
+        if gone:
+            self._bomb.reach("forget: before")
+        return gone
 
     def close(self) -> None:
         self._source.close()

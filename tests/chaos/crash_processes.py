@@ -111,6 +111,11 @@ class Production:
         self._journal.touch()
         self._child: Child | None = None
 
+    def sent(self) -> set[tuple[int, int]]:
+        """Lane and number of every chunk that was sent for sure."""
+        lines = (line.split() for line in self._journal.read_text().splitlines())
+        return {(int(lane), int(number)) for lane, number in lines}
+
     def start(self) -> None:
         self._child = fork(lambda _pipe: self._produce(), seconds=_PRODUCER_SECONDS)
 
@@ -136,12 +141,12 @@ class Production:
         self.kill()
 
     def _produce(self) -> int:
-        done = set(self._journal.read_text().splitlines())
+        done = self.sent()
         with self._journal.open("ab", buffering=0) as journal:
             for lane, number in self._order():
-                if (line := f"{lane} {number}") not in done:
+                if (lane, number) not in done:
                     self._stream.send(lane, number)
-                    journal.write(f"{line}\n".encode())
+                    journal.write(f"{lane} {number}\n".encode())
         return 0
 
     def _order(self) -> Iterator[tuple[int, int]]:

@@ -13,10 +13,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from service.database import connect
 from service.pipelines import PipelineSpec, parse
+from streams.manifest import Manifest
 from tests import kafka_mock, redis_server
 from tests.chaos.crash_life import NEEDS_MORE, Place, Wanted, live
-from tests.chaos.crash_points import CRASHED, Bomb, boundaries
+from tests.chaos.crash_points import CRASHED, FORGETS, STATEMENT, Bomb, boundaries
 from tests.chaos.crash_processes import Child, Pace, Production, fork, wait_until
 from tests.chaos.crash_records import RECORDS, WINDOW, Variant, complete, schema_of, truth
 from tests.chaos.crash_streams import (
@@ -74,7 +76,9 @@ class Plan:
     @property
     def boundaries(self) -> Mapping[str, int]:
         """All that there are, each with the highest occurrence to wait for."""
-        return boundaries(uploads=self.variant == "s3", trims=self.kind == "pushed")
+        return boundaries(
+            uploads=self.variant == "s3", trims=self.kind == "pushed", forgets=self.kind == "files"
+        )
 
 
 @dataclass
@@ -109,10 +113,10 @@ def run(plan: Plan, folder: Path, *, database: str, remote: str) -> Counts:
         # With a lag, labels come later than their features.
         pace = Pace()
         production = Production(stream, folder, pace, lag=1 if plan.variant == "late" else 0)
-        crashing = _Run(plan, place, production, pace, stream.killable, break_server)
+        crashing = _Run(plan, place, stream, production, pace, break_server)
         try:
             crashing.crash_all()
-            chunks = crashing.end(stream)
+            chunks = crashing.end()
         finally:
             production.kill()
         counts = crashing.counts
@@ -127,17 +131,17 @@ class _Run:
         self,
         plan: Plan,
         place: Place,
+        stream: Stream,
         production: Production,
         pace: Pace,
-        killable: bool,
         break_server: Callable[[], None] | None,
     ) -> None:
         self.counts = Counts()
         self._plan, self._place, self._production, self._pace = plan, place, production, pace
         self._promised = 0
-        self._killable, self._break_server = killable, break_server
+        self._stream, self._break_server = stream, break_server
         self._chance = random.Random(f"{plan.name} {plan.seed}")
-        self._next = 0
+        self._bombs = list(plan.bombs)
 
     def crash_all(self) -> None:
         turn = 0
@@ -145,12 +149,12 @@ class _Run:
             self._turn(TURNS[turn % len(TURNS)].split(), turn)
             turn += 1
 
-    def end(self, stream: Stream) -> int:
+    def end(self) -> int:
         """The last lives, which nothing ends early; the chunks that were sent of every lane."""
         for _ in range(_LAST_LIVES):
             self._production.finish()
             chunks = self._pace.chunks
-            poison = sum(len(partition.poison) for partition in stream.partitions(chunks).values())
+            poison = sum(len(partition.poison) for partition in self._stream.partitions(chunks).values())
             wanted = Wanted(truth(self._plan.variant, chunks).records.total(), poison)
             child = self._start(Bomb, wanted)
             wait_until(child.ended, "end of the last life")
@@ -164,11 +168,12 @@ class _Run:
     def _turn(self, ends: list[str], turn: int) -> None:
         began = time.monotonic()
         self._production.check()
-        if turn == 0 or (self._killable and turn % 3 == 1):
+        if turn == 0 or (self._stream.killable and turn % 3 == 1):
             self._restart_producer(first=turn == 0)
-        patience = _PATIENCE if len(ends) > 1 else 1
+        patience, gone = _PATIENCE if len(ends) > 1 else 1, self._tidy() and len(ends) == 1
         children = [
-            self._start(self._bomb(patience=patience) if end == "exit" else Bomb, None) for end in ends
+            self._start(self._bomb(patience=patience, gone=gone) if end == "exit" else Bomb, None)
+            for end in ends
         ]
         strikes = [
             (began + self._chance.uniform(0.0, _KILL_WITHIN_SECONDS), child)
@@ -217,11 +222,21 @@ class _Run:
             self._break_server()
             self.counts.server_kills += 1
 
-    def _bomb(self, *, patience: int) -> Callable[..., Bomb]:
-        boundary = self._plan.bombs[self._next % len(self._plan.bombs)]
-        self._next += 1
+    def _bomb(self, *, patience: int, gone: bool) -> Callable[..., Bomb]:
+        """The next one; those that want a file to be gone wait until one is."""
+        possible = [place for place, name in enumerate(self._bombs) if gone or name not in FORGETS]
+        boundary = self._bombs.pop(possible[0]) if possible else STATEMENT
         occurrence = self._chance.randint(1, patience * self._plan.boundaries[boundary])
         return lambda *, report: Bomb(boundary, occurrence, report=report)
+
+    def _tidy(self) -> bool:
+        """Of files, take away those that are done; whether the cursor of one that is gone is left."""
+        if not isinstance(self._stream, FilesStream):
+            return False
+        engine = connect(self._place.database)
+        cursors = Manifest(engine).cursors(PIPELINE)
+        engine.dispose()
+        return self._stream.tidy(cursors, self._production.sent())
 
     def _start(self, bomb: Callable[..., Bomb], wanted: Wanted | None) -> Child:
         self.counts.lives += 1

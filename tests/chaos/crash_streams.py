@@ -6,7 +6,7 @@ Sending a chunk twice sends it once: a producer that was killed sends its last c
 
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 import sqlalchemy as sql
 
 from service.database import connect
+from streams.file_places import Place as FilePlace
 from streams.merged import LABELS
 from streams.pushed import PushedLog
 from streams.redis_places import RedisCursor
@@ -109,6 +110,19 @@ class FilesStream:
                 ends = [first + end for end in accumulate(len(line) + 1 for line in lines)]
                 found[path.name] = Partition(items, lines, partial(_lines, ends))
         return found
+
+    def tidy(self, cursors: Mapping[str, str], sent: Set[tuple[int, int]]) -> bool:
+        """Take away the files that are whole and committed to their end; whether some are gone whose cursors
+        are not yet forgotten."""
+        for lane, number in sent:
+            file, part = divmod(number, CHUNKS_A_FILE)
+            path = self._form(lane, file)[0]
+            place = FilePlace.parse(cursors.get(path.name, ""))
+            if part < CHUNKS_A_FILE - 1 or place is None or not path.exists():
+                continue
+            if place.last and place.end == path.stat().st_size:
+                path.unlink()
+        return any(not (self.folder / name).exists() for name in cursors)
 
     def _form(self, lane: int, file: int) -> tuple[Path, bool, bool]:
         """The path of a file, whether it is CSV, and whether it grows in its place."""

@@ -57,9 +57,9 @@ def judge(place: Place, variant: Variant, chunks: int, partitions: Mapping[str, 
     verdict.require(sizes <= {RECORDS}, f"experiences were cut with {sorted(sizes)} records")
     contents = [_read(store, row, verdict) for row in rows]
     _count_records(verdict, expected, contents)
-    _follow_offsets(verdict, variant, rows, contents, partitions)
+    reached = _follow_offsets(verdict, variant, rows, contents, partitions)
     _compare_letters(verdict, manifest, partitions)
-    _compare_waiting(verdict, manifest, store, place, partitions)
+    _compare_waiting(verdict, manifest, store, place, partitions, reached)
     with engine.begin() as connection:
         dropped = connection.exec_driver_sql("SELECT duplicates FROM stream_states").scalar_one()
     verdict.copies_sent, verdict.copies_dropped = expected.copies, int(dropped)
@@ -106,9 +106,9 @@ def _follow_offsets(
     rows: Sequence[ExperienceRow],
     contents: Sequence[list[str]],
     partitions: Mapping[str, Partition],
-) -> None:
+) -> dict[str, int]:
     """Every partition's spans join end to start, but for what became no record; and an experience holds what
-    its spans hold."""
+    its spans hold. Answers how many payloads of each were passed."""
     reached: dict[str, int] = dict.fromkeys(partitions, 0)
     for row, ids in zip(rows, contents, strict=True):
         inside: list[str] = []
@@ -128,6 +128,7 @@ def _follow_offsets(
     for name, place in reached.items():
         rest = [one for one in partitions[name].items[place:] if one.record and not one.copy]
         verdict.require(not rest or variant == "late", f"{len(rest)} records of {name} were not reached")
+    return reached
 
 
 def _compare_letters(verdict: Verdict, manifest: Manifest, partitions: Mapping[str, Partition]) -> None:
@@ -149,15 +150,13 @@ def _compare_waiting(
     store: ExperienceStore,
     place: Place,
     partitions: Mapping[str, Partition],
+    reached: Mapping[str, int],
 ) -> None:
     """Of what the offsets have passed, halves without their other half wait, each once, and nothing else."""
     if not place.spec.record_schema.late_labels:
         return
-    cursors = manifest.cursors(PIPELINE)
     passed = Counter(
-        record
-        for name, partition in partitions.items()
-        for record in good(partition.items[: partition.place_of(cursors.get(name, ""))])
+        record for name, count in reached.items() for record in good(partitions[name].items[:count])
     )
     expected = Counter(record for record, halves in passed.items() if halves == 1)
     found: Counter[str] = Counter()

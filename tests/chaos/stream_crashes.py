@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,7 +26,7 @@ from streams.base import RawBatch
 from streams.experiences import ExperienceStore
 from streams.wire import decode
 from tests import postgres, s3
-from tests.chaos.crash_points import STATEMENT, boundaries
+from tests.chaos.crash_points import STATEMENT
 from tests.chaos.crash_processes import Child, fork
 from tests.chaos.crash_records import VARIANTS, Variant, chunk, schema_of
 from tests.chaos.crash_run import DATABASES, Database, Plan, exits_of, run
@@ -87,8 +88,8 @@ def plans(crashes: int, *, every_variant: bool, seed: int, only: str = "") -> li
             variants = VARIANTS if every_variant else (ONE_VARIANT[kind, database],)
             share = -(-crashes // len(variants))
             for variant in variants:
-                known = boundaries(uploads=variant == "s3", trims=kind == "pushed")
-                found.append(Plan(kind, database, variant, share, seed, _deal(known, exits_of(share), dealt)))
+                plan = Plan(kind, database, variant, share, seed, bombs=())
+                found.append(replace(plan, bombs=_deal(plan.boundaries, exits_of(share), dealt)))
     return [plan for plan in found if only in plan.name]
 
 
