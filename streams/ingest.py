@@ -9,6 +9,7 @@ letter, or was a duplicate within the declared window, or waits for its label, o
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streams.base import (
+    DataLostError,
+    FencedError,
     ForgettingSource,
     RawBatch,
     RecordSchema,
@@ -83,6 +86,7 @@ class Ingest:
         Raises:
             SourceError: the source cannot be opened; `DataLostError` where it no longer holds what comes
                 after the cursors.
+            FencedError: another process has committed between the look at the cursors and the opening.
             ExperienceDamagedError: a stored file that must be read again is missing or damaged.
         """
         self._pipeline = pipeline
@@ -115,7 +119,8 @@ class Ingest:
         self._recall_ids(duplicate_window)
         self._recall_halves()
         self._polled = min(_MOST_POLLED, max(_LEAST_POLLED, _POLL_BYTES // self._record_bytes))
-        source.open(self._committed)
+        with self._lost_to_nobody():
+            source.open(self._committed)
 
     @property
     def pending(self) -> int:
@@ -173,10 +178,27 @@ class Ingest:
 
     def _poll(self, timeout_seconds: float) -> bool:
         """Read on and decode; whether anything came."""
-        batches = self._source.poll(self._polled, timeout_seconds)
+        with self._lost_to_nobody():
+            batches = self._source.poll(self._polled, timeout_seconds)
         for batch in batches:
             self._add(batch)
         return bool(batches)
+
+    @contextmanager
+    def _lost_to_nobody(self) -> Iterator[None]:
+        """What this process misses may be what another one has committed and trimmed meanwhile.
+
+        Raises:
+            FencedError: it is so: nothing is lost, and nobody has to look.
+        """
+        try:
+            yield
+        except DataLostError as error:
+            try:
+                self._manifest.check(self._pipeline, revision=self._revision)
+            except FencedError as fenced:
+                raise fenced from error
+            raise
 
     def _add(self, batch: RawBatch) -> None:
         decoded = decode(batch, self._schema, self._labels)
@@ -416,7 +438,9 @@ class Ingest:
             return
         self._forget_at = self._clock() + _FORGET_SECONDS
         gone = self._source.forget(self._committed)
-        self._manifest.forget(self._pipeline, gone)
+        if gone:
+            self._manifest.forget(self._pipeline, gone, revision=self._revision)
+            self._revision += 1
         for partition in gone:
             del self._committed[partition]
 

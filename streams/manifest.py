@@ -43,6 +43,9 @@ __all__ = [
     "WaitingCommit",
 ]
 
+_NAMED_AT_ONCE = 500
+"""Names in one statement: SQLite and PostgreSQL both take so many."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -147,6 +150,15 @@ class Manifest:
         with reading(self._engine) as connection:
             return states.read(connection, pipeline).revision
 
+    def check(self, pipeline: str, *, revision: int) -> None:
+        """Hold the stream to a revision.
+
+        Raises:
+            FencedError: another process has committed since.
+        """
+        if self.revision(pipeline) != revision:
+            raise _fenced(pipeline, f"the revision {revision}")
+
     def classes(self, pipeline: str) -> list[str]:
         """Names of the classes that came with the stream, by class id; empty where the set is closed."""
         query = sql.select(CLASSES.c.name).where(CLASSES.c.pipeline == pipeline).order_by(CLASSES.c.class_id)
@@ -207,15 +219,21 @@ class Manifest:
                     also(connection, row)
             return Committed(row, new_letters, part)
 
-    def forget(self, pipeline: str, partitions: Sequence[str]) -> None:
-        """Drop the offsets of partitions that are gone from the source for good."""
-        if partitions:
-            with self._engine.begin() as connection:
-                connection.execute(
-                    sql.delete(OFFSETS).where(
-                        OFFSETS.c.pipeline == pipeline, OFFSETS.c.partition.in_(partitions)
-                    )
-                )
+    def forget(self, pipeline: str, partitions: Sequence[str], *, revision: int) -> None:
+        """Drop the offsets of partitions that are gone from the source for good.
+
+        The stream's revision must be `revision`, and rises by one: to another process one of them may be
+        there again, and read.
+
+        Raises:
+            FencedError: another process has committed since; nothing was dropped.
+        """
+        with self._engine.begin() as connection:
+            if not states.raise_revision(connection, pipeline, expected=revision):
+                raise _fenced(pipeline, f"the revision {revision}")
+            for at in range(0, len(partitions), _NAMED_AT_ONCE):
+                named = OFFSETS.c.partition.in_(partitions[at : at + _NAMED_AT_ONCE])
+                connection.execute(sql.delete(OFFSETS).where(OFFSETS.c.pipeline == pipeline, named))
 
     def experiences(self, pipeline: str, *, first: int = 0, limit: int | None = None) -> list[ExperienceRow]:
         """Experiences of a pipeline, oldest first, from index `first`."""

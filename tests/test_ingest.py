@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from streams.base import FencedError, RecordSchema, Source
+from streams.base import DataLostError, FencedError, RecordSchema, Source
 from streams.experiences import ExperienceStore
+from streams.files import FilesSource
+from streams.files_config import FilesConfig
 from streams.ingest import Ingest
 from streams.manifest import ExperienceRow, Manifest
 from streams.pushed import PushedLog, PushedSource
@@ -231,6 +233,62 @@ def test_two_ingests_of_a_pipeline_fence_each_other(place: Place) -> None:
     with pytest.raises(FencedError):
         slow.step(0.0)
     assert sorted(place.ids()) == sorted(names(100))
+
+
+def test_what_another_ingest_has_trimmed_is_fenced_off_and_not_lost(place: Place) -> None:
+    for turn in range(6):
+        place.push(names(10, f"{turn}-"))
+    slow = place.pushed(count=15)
+    assert slow.step(0.0) is None
+    drain(place.pushed(count=15))
+    with pytest.raises(FencedError):
+        slow.step(0.0)
+
+    class LateSource(PushedSource):
+        """Another process is faster between the look at the cursors and the opening."""
+
+        def open(self, cursors: Mapping[str, str]) -> None:
+            for turn in range(6):
+                place.push(names(10, f"more-{turn}-"))
+            drain(place.pushed(count=15))
+            super().open(cursors)
+
+    with pytest.raises(FencedError):
+        place.ingest(LateSource("digits", SCHEMA, engine=place.engine), count=15)
+
+
+def test_what_is_lost_is_lost_while_nobody_else_commits(place: Place) -> None:
+    for turn in range(2):
+        place.push(names(10, f"{turn}-"))
+    ingest = place.pushed(count=15)
+    assert ingest.step(0.0) is None
+    with place.engine.begin() as connection:
+        connection.execute(sql.text("DELETE FROM pushed_batches WHERE sequence = 2"))
+    with pytest.raises(DataLostError):
+        ingest.step(0.0)
+    with pytest.raises(DataLostError):
+        place.pushed(count=15)
+
+
+def test_a_dead_letter_of_a_file_that_grows_is_stored_once(place: Place, tmp_path: Path) -> None:
+    folder = tmp_path / "incoming"
+    folder.mkdir()
+
+    def read() -> int:
+        config = FilesConfig(location=str(folder))
+        ingest = place.ingest(FilesSource(config, SCHEMA), count=1_000)
+        assert ingest.step(0.0) is None
+        return ingest.pending
+
+    file = folder / "records.ndjson"
+    file.write_bytes(b"\n".join([payload("a"), b"poison", payload("b"), b""]))
+    assert read() == 2
+    with file.open("ab") as more:
+        more.write(payload("c") + b"\n")
+    assert read() == 3
+    (letter,) = place.manifest.dead_letters("digits")
+    assert (letter.partition, letter.payload) == ("records.ndjson", b"poison")
+    assert letter.position == str(len(payload("a")) + 1), "where its line begins"
 
 
 def test_a_failed_commit_can_be_tried_again(place: Place) -> None:

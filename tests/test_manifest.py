@@ -55,6 +55,19 @@ def test_a_commit_moves_offsets_and_numbers_experiences(manifest: Manifest) -> N
     assert manifest.digests() == {name * 64 for name in "abcde"}
 
 
+def test_forgotten_partitions_begin_anew_and_only_for_whoever_is_not_fenced(manifest: Manifest) -> None:
+    names = [f"{number}.ndjson" for number in range(40_000)]
+    manifest.commit("digits", {name: Span("", "10") for name in ("kept", *names[:3])}, revision=0)
+    with pytest.raises(FencedError):
+        manifest.forget("digits", names, revision=0)
+    assert len(manifest.cursors("digits")) == 4
+    manifest.forget("digits", names, revision=1)
+    assert manifest.cursors("digits") == {"kept": "10"}
+    with pytest.raises(FencedError):
+        manifest.commit("digits", {"kept": Span("10", "20")}, revision=1)
+    manifest.commit("digits", {names[0]: Span("", "5")}, revision=2)
+
+
 @pytest.mark.parametrize("start", ["", "9", "11"])
 def test_a_stale_offset_fences_and_changes_nothing(manifest: Manifest, start: str) -> None:
     manifest.commit("digits", {"p": Span("", "10")}, revision=0, experience=cut())
