@@ -150,15 +150,20 @@ class Home:
 
 @contextmanager
 def home(
-    folder: Path, mlflow_store: Path, *, database_url: str | None = None, **changes: Any
+    folder: Path,
+    mlflow_store: Path,
+    *,
+    database_url: str | None = None,
+    spec: PipelineSpec | None = None,
+    **changes: Any,
 ) -> Iterator[Home]:
-    """An installation with one pipeline, until the block ends."""
+    """An installation with one pipeline, the declared one with changes or another, until the block ends."""
     settings = Settings(home=folder, database_url=SecretStr(database_url) if database_url else None)
     settings.root.mkdir(parents=True, exist_ok=True)
     shutil.copy(mlflow_store, settings.root / "mlflow.db")
     engine = connect(settings.database)
     migrate(engine)
-    spec = declared(**changes)
+    spec = spec or declared(**changes)
     with engine.begin() as connection:
         specs.create(connection, spec)
     ingest = PipelineIngest(engine, settings, spec, store=store_place(settings).open())
