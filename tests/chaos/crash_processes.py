@@ -1,5 +1,6 @@
 """The processes of a crash run: how they are forked and killed, what they share, and who produces."""
 
+import faulthandler
 import mmap
 import os
 import signal
@@ -72,6 +73,12 @@ class Child:
             os.kill(self.pid, signal.SIGKILL)
             self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
+    def tell_where_it_is(self) -> None:
+        """Have its stacks written to stderr, if it goes on."""
+        if not self.ended():
+            os.kill(self.pid, signal.SIGUSR1)
+            time.sleep(0.5)
+
     def said(self) -> list[str]:
         """All it said, once it has ended."""
         with os.fdopen(self.pipe, "rb") as pipe:
@@ -93,6 +100,7 @@ def fork(action: Callable[[int], int], *, seconds: int = _LIFE_SECONDS) -> Child
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(seconds)
+        faulthandler.register(signal.SIGUSR1)
         os.close(reads)
         status = action(writes)
     except BaseException:

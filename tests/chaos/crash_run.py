@@ -6,7 +6,7 @@ import shutil
 import signal
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -142,6 +142,7 @@ class _Run:
         self._stream, self._break_server = stream, break_server
         self._chance = random.Random(f"{plan.name} {plan.seed}")
         self._bombs = list(plan.bombs)
+        self._last_bombs: deque[tuple[str, int]] = deque(maxlen=2)
 
     def crash_all(self) -> None:
         turn = 0
@@ -185,9 +186,7 @@ class _Run:
             while not all([child.ended() for child in children]):
                 now = time.monotonic()
                 if now - began > _TURN_SECONDS:
-                    raise AssertionError(
-                        f"{self._plan.name}: within {_TURN_SECONDS:.0f} s a process did not end"
-                    )
+                    raise self._overdue(children)
                 for due, child in strikes:
                     if now >= due:
                         child.kill()
@@ -203,6 +202,15 @@ class _Run:
                 self._count(child)
         if breaks is not None:
             self._break()
+
+    def _overdue(self, children: Sequence[Child]) -> AssertionError:
+        for child in children:
+            child.tell_where_it_is()
+        told = f"{self._promised} records were sent, {self._pace.taken} taken"
+        return AssertionError(
+            f"{self._plan.name}: within {_TURN_SECONDS:.0f} s a process did not end; the last bombs were for "
+            f"{list(self._last_bombs)}; {told}"
+        )
 
     def _let_send(self) -> None:
         """Keep some records ahead of what is in experiences."""
@@ -226,7 +234,10 @@ class _Run:
         """The next one; those that want a file to be gone wait until one is."""
         possible = [place for place, name in enumerate(self._bombs) if gone or name not in FORGETS]
         boundary = self._bombs.pop(possible[0]) if possible else STATEMENT
-        occurrence = self._chance.randint(1, patience * self._plan.boundaries[boundary])
+        most = self._plan.boundaries[boundary]
+        # What a process reaches once in its life, it may never reach again.
+        occurrence = self._chance.randint(1, most if most == 1 else patience * most)
+        self._last_bombs.append((boundary, occurrence))
         return lambda *, report: Bomb(boundary, occurrence, report=report)
 
     def _tidy(self) -> bool:
