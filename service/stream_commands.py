@@ -113,7 +113,7 @@ def stream_dead_letters(
 def stream_show(pipeline: str, letter: Letter, url: Url = None) -> None:
     """One dead letter as JSON, with what it holds."""
     with open_client(url) as client:
-        print_json(client.get(path_of(pipeline, "dead-letters", letter)))
+        print_json(client.get(path_of(pipeline, "dead-letters", quote(letter, safe=""))))
 
 
 @stream_app.command("replay")

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 import yaml
 
 from service.database import ledger, updates
-from tests.api_parts import Api, learn, record, running_api, spec
+from tests.api_parts import Api, ingest, learn, record, running_api, spec
 from tests.running import free_port
 
 NAMES = count()
@@ -294,3 +294,65 @@ def test_log_lines_can_be_json_a_traceback_included(tmp_path: Path) -> None:
     (failure,) = [line for line in lines if line["level"] == "error"]
     assert failure["event"] == "database does not answer"
     assert "no such table" in failure["exception"]
+
+
+def files_pipeline(api: Api, run: Run, tmp_path: Path, *lines: bytes) -> str:
+    """A pipeline that has read a file with these lines, in this process."""
+    name = f"p{next(NAMES)}"
+    folder = api.settings.root / "incoming" / name
+    folder.mkdir(parents=True)
+    source = {"kind": "files", "location": str(folder), "settle_seconds": 0}
+    (tmp_path / "files.yaml").write_text(yaml.safe_dump(spec(name, source=source)))
+    assert run("pipeline", "create", tmp_path / "files.yaml").returncode == 0
+    (folder / "a.ndjson").write_bytes(b"".join(line + b"\n" for line in lines))
+    ingest(api, name)
+    return name
+
+
+def test_a_stream_is_shown_in_a_few_lines(api: Api, run: Run, tmp_path: Path) -> None:
+    name = files_pipeline(api, run, tmp_path, json.dumps(record("r1")).encode(), b"poison")
+    done = run("stream", "status", name)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"{name}: running"
+    assert "  source files, trigger records, 2 classes" in lines
+    assert "  dead letters: 1 malformed" in lines
+    assert json.loads(run("stream", "status", name, "--json").stdout)["pipeline"] == name
+    refused(run("stream", "status", "none"), 1, "no pipeline 'none'")
+
+
+def test_a_held_stream_is_exit_status_one_until_it_is_resumed(run: Run, pipeline: str) -> None:
+    assert run("stream", "pause", pipeline, "--reason", "It is being moved.").stdout == (
+        f"The stream of {pipeline} is paused.\n"
+    )
+    done = run("stream", "status", pipeline)
+    assert done.returncode == 1
+    assert "It is being moved. (ada)" in done.stdout
+    refused(run("stream", "pause", pipeline, "-m", "again"), 1, "paused already")
+    assert run("stream", "resume", pipeline, "-m", "It stands.").returncode == 0
+    assert run("stream", "status", pipeline).returncode == 0
+    refused(run("stream", "resume", pipeline, "-m", "again"), 1, "not held")
+
+
+def test_dead_letters_are_listed_shown_and_replayed(api: Api, run: Run, tmp_path: Path) -> None:
+    bad = json.dumps(record("r2", label="sideways")).encode()
+    name = files_pipeline(api, run, tmp_path, b"poison", bad)
+    listed = run("stream", "dead-letters", name).stdout.splitlines()
+    assert len(listed) == 2
+    (line,) = run("stream", "dead-letters", name, "--only", "unknown-label").stdout.splitlines()
+    letter = line.split()[0]
+    assert "'sideways'" in line
+    assert json.loads(run("stream", "show", name, letter).stdout)["text"] == bad.decode()
+    done = run("stream", "replay", name)
+    assert done.returncode == 1
+    assert done.stdout.startswith("0 letters are in the stream again.\n")
+    mended = tmp_path / "mended.json"
+    mended.write_text(json.dumps(record("r2")))
+    done = run("stream", "replay", name, letter, "--payload", mended)
+    assert (done.returncode, done.stdout) == (0, "1 letter is in the stream again.\n")
+    done = run("stream", "replay", name, letter, "--payload", "-", text=json.dumps(record("r2")))
+    assert done.returncode == 1
+    assert "replayed before" in done.stdout
+    assert "replayed" in run("stream", "dead-letters", name).stdout
+    refused(run("stream", "show", name, "../../x"), 1, "letter")
+    refused(run("stream", "replay", name, "0" * 16), 1, "no dead letter")

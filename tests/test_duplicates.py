@@ -152,7 +152,7 @@ def test_records_that_cannot_be_recalled_still_fill_their_window() -> None:
 
 
 def test_both_hashes_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    def first_alike(ids: object) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    def first_alike(ids: object) -> tuple[np.ndarray, np.ndarray]:
         first, second = hashes(ids)
         return np.zeros_like(first), second
 

@@ -5,7 +5,7 @@ from importlib import import_module
 
 from tests.bench.measure import report
 
-AREAS = ("loop", "strategies")
+AREAS = ("loop", "streams", "strategies")
 
 
 def main() -> None:

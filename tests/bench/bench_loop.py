@@ -5,6 +5,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -34,13 +36,20 @@ def run() -> list[Measured]:
 
 def _api_ready_seconds(home: Path) -> float:
     """From the start of the process to the first answer of /readyz, the database made on the way."""
-    service = Service(home)
     started = time.monotonic()
+    with started_api(home):
+        return time.monotonic() - started
+
+
+@contextmanager
+def started_api(home: Path) -> Iterator[str]:
+    """The URL of an API process of its own, once it answers."""
+    service = Service(home)
     command = [sys.executable, "-m", "service.cli", "serve", "api"]
     with subprocess.Popen(command, env=service.environment, stderr=subprocess.DEVNULL) as process:
         try:
             wait_for(lambda: _is_ready(service.port), seconds=60, hint="answer of the API")
-            return time.monotonic() - started
+            yield f"http://127.0.0.1:{service.port}"
         finally:
             process.terminate()
 
