@@ -98,7 +98,8 @@ def fork(action: Callable[[int], int], *, seconds: int = _LIFE_SECONDS) -> Child
         return Child(pid, reads)
     status = 1
     try:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        for number in (signal.SIGALRM, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
         signal.alarm(seconds)
         faulthandler.register(signal.SIGUSR1)
         os.close(reads)

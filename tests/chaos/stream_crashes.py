@@ -240,6 +240,8 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=2, help="runs at a time")
     parser.add_argument("--only", default="", help='a part of the name of a run, such as "kafka sqlite"')
     asked = parser.parse_args()
+    # What was started is stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))
     chosen = plans(asked.crashes, every_variant=asked.every_variant, seed=asked.seed, only=asked.only)
     show(_head())
     found = execute(chosen, at_once=asked.at_once, show=show)
