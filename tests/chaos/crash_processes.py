@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos.crash_streams import CHUNKS_A_FILE, Stream
+from tests.chaos.crash_files import CHUNKS_A_FILE
+from tests.chaos.crash_streams import Stream
 
 _LIFE_SECONDS = 60
 _PRODUCER_SECONDS = 600

@@ -6,100 +6,38 @@ import shutil
 import signal
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 from service.database import connect
 from service.pipelines import PipelineSpec, parse
 from streams.manifest import Manifest
 from tests import kafka_mock, redis_server
+from tests.chaos.crash_files import FilesStream
 from tests.chaos.crash_life import NEEDS_MORE, Place, Wanted, live
-from tests.chaos.crash_points import CRASHED, FORGETS, STATEMENT, Bomb, boundaries
+from tests.chaos.crash_plan import TURNS, Counts, Plan
+from tests.chaos.crash_points import CRASHED, FORGETS, STATEMENT, Bomb
 from tests.chaos.crash_processes import Child, Pace, Production, fork, wait_until
-from tests.chaos.crash_records import RECORDS, WINDOW, Variant, complete, schema_of, truth
+from tests.chaos.crash_records import RECORDS, WINDOW, complete, schema_of, truth
 from tests.chaos.crash_streams import (
     PIPELINE,
-    FilesStream,
     KafkaStream,
-    Kind,
     PushedStream,
     RedisStream,
     Stream,
     make_topic,
 )
-from tests.chaos.crash_verdict import Verdict, judge
-
-Database = Literal["sqlite", "postgresql"]
-DATABASES: tuple[Database, ...] = ("sqlite", "postgresql")
+from tests.chaos.crash_verdict import judge
 
 AHEAD = 4 * RECORDS
 """Records that wait while processes crash. With many more, a life would read once and then cut for long."""
-TURNS = ("exit", "exit", "kill", "exit exit", "exit", "exit kill")
-"""What a turn starts, in turn: one process or two at once, each ended by its bomb or by SIGKILL."""
-
 _PATIENCE = 3
 """Two at once live longer, so that they get into each other's way."""
 _TURN_SECONDS = 45.0
 _KILL_WITHIN_SECONDS = 0.3
 _LAST_LIVES = 10
-
-
-def exits_of(crashes: int) -> int:
-    """How many bombs go off in a run of at least so many crashes."""
-    exits = ends = turn = 0
-    while ends < crashes:
-        started = TURNS[turn % len(TURNS)].split()
-        ends, exits, turn = ends + len(started), exits + started.count("exit"), turn + 1
-    return exits
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one run is of."""
-
-    kind: Kind
-    database: Database
-    variant: Variant
-    crashes: int
-    seed: int
-    bombs: Sequence[str]
-    """The boundaries at which processes end, one after the other and again from the beginning."""
-
-    @property
-    def name(self) -> str:
-        return f"{self.kind} {self.database} {self.variant}"
-
-    @property
-    def boundaries(self) -> Mapping[str, int]:
-        """All that there are, each with the highest occurrence to wait for."""
-        return boundaries(
-            uploads=self.variant == "s3", trims=self.kind == "pushed", forgets=self.kind == "files"
-        )
-
-
-@dataclass
-class Counts:
-    """What happened, and what was found after it."""
-
-    exits: int = 0
-    kills: int = 0
-    boundaries: Counter[str] = field(default_factory=Counter)
-    fenced: int = 0
-    source_away: int = 0
-    producer_kills: int = 0
-    server_kills: int = 0
-    lives: int = 0
-    seconds: float = 0.0
-    verdict: Verdict = field(default_factory=Verdict)
-
-    def as_json(self) -> dict[str, Any]:
-        fields = asdict(self) | {"boundaries": dict(sorted(self.boundaries.items()))}
-        verdict: dict[str, Any] = fields.pop("verdict")
-        return fields | verdict
 
 
 def run(plan: Plan, folder: Path, *, database: str, remote: str) -> Counts:
