@@ -14,8 +14,9 @@ from streams.experiences import ExperienceStore
 from streams.ingest import Ingest
 from streams.manifest import ExperienceRow, Manifest
 from streams.objects import S3_SCHEME, open_objects
-from tests.chaos.crash_points import (
-    Bomb,
+from tests.chaos.crash_points import Bomb
+from tests.chaos.crash_processes import Pace
+from tests.chaos.crash_shells import (
     CrashingManifest,
     CrashingObjects,
     CrashingPath,
@@ -24,7 +25,6 @@ from tests.chaos.crash_points import (
     SqlPoints,
     arm,
 )
-from tests.chaos.crash_processes import Pace
 
 NEEDS_MORE = 71
 """The exit status of a last life that was left with records of which none may be trained on."""

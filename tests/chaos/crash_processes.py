@@ -1,5 +1,6 @@
 """The processes of a crash run: how they are forked and killed, what they share, and who produces."""
 
+import faulthandler
 import mmap
 import os
 import signal
@@ -10,7 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos.crash_streams import CHUNKS_A_FILE, Stream
+from tests.chaos.crash_files import CHUNKS_A_FILE
+from tests.chaos.crash_streams import Stream
 
 _LIFE_SECONDS = 60
 _PRODUCER_SECONDS = 600
@@ -72,6 +74,12 @@ class Child:
             os.kill(self.pid, signal.SIGKILL)
             self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
+    def tell_where_it_is(self) -> None:
+        """Have its stacks written to stderr, if it goes on."""
+        if not self.ended():
+            os.kill(self.pid, signal.SIGUSR1)
+            time.sleep(0.5)
+
     def said(self) -> list[str]:
         """All it said, once it has ended."""
         with os.fdopen(self.pipe, "rb") as pipe:
@@ -91,8 +99,10 @@ def fork(action: Callable[[int], int], *, seconds: int = _LIFE_SECONDS) -> Child
         return Child(pid, reads)
     status = 1
     try:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        for number in (signal.SIGALRM, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
         signal.alarm(seconds)
+        faulthandler.register(signal.SIGUSR1)
         os.close(reads)
         status = action(writes)
     except BaseException:

@@ -6,100 +6,38 @@ import shutil
 import signal
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 from service.database import connect
 from service.pipelines import PipelineSpec, parse
 from streams.manifest import Manifest
 from tests import kafka_mock, redis_server
+from tests.chaos.crash_files import FilesStream
 from tests.chaos.crash_life import NEEDS_MORE, Place, Wanted, live
-from tests.chaos.crash_points import CRASHED, FORGETS, STATEMENT, Bomb, boundaries
+from tests.chaos.crash_plan import TURNS, Counts, Plan
+from tests.chaos.crash_points import CRASHED, FORGETS, STATEMENT, Bomb
 from tests.chaos.crash_processes import Child, Pace, Production, fork, wait_until
-from tests.chaos.crash_records import RECORDS, WINDOW, Variant, complete, schema_of, truth
+from tests.chaos.crash_records import RECORDS, WINDOW, complete, schema_of, truth
 from tests.chaos.crash_streams import (
     PIPELINE,
-    FilesStream,
     KafkaStream,
-    Kind,
     PushedStream,
     RedisStream,
     Stream,
     make_topic,
 )
-from tests.chaos.crash_verdict import Verdict, judge
-
-Database = Literal["sqlite", "postgresql"]
-DATABASES: tuple[Database, ...] = ("sqlite", "postgresql")
+from tests.chaos.crash_verdict import judge
 
 AHEAD = 4 * RECORDS
 """Records that wait while processes crash. With many more, a life would read once and then cut for long."""
-TURNS = ("exit", "exit", "kill", "exit exit", "exit", "exit kill")
-"""What a turn starts, in turn: one process or two at once, each ended by its bomb or by SIGKILL."""
-
 _PATIENCE = 3
 """Two at once live longer, so that they get into each other's way."""
 _TURN_SECONDS = 45.0
 _KILL_WITHIN_SECONDS = 0.3
 _LAST_LIVES = 10
-
-
-def exits_of(crashes: int) -> int:
-    """How many bombs go off in a run of at least so many crashes."""
-    exits = ends = turn = 0
-    while ends < crashes:
-        started = TURNS[turn % len(TURNS)].split()
-        ends, exits, turn = ends + len(started), exits + started.count("exit"), turn + 1
-    return exits
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one run is of."""
-
-    kind: Kind
-    database: Database
-    variant: Variant
-    crashes: int
-    seed: int
-    bombs: Sequence[str]
-    """The boundaries at which processes end, one after the other and again from the beginning."""
-
-    @property
-    def name(self) -> str:
-        return f"{self.kind} {self.database} {self.variant}"
-
-    @property
-    def boundaries(self) -> Mapping[str, int]:
-        """All that there are, each with the highest occurrence to wait for."""
-        return boundaries(
-            uploads=self.variant == "s3", trims=self.kind == "pushed", forgets=self.kind == "files"
-        )
-
-
-@dataclass
-class Counts:
-    """What happened, and what was found after it."""
-
-    exits: int = 0
-    kills: int = 0
-    boundaries: Counter[str] = field(default_factory=Counter)
-    fenced: int = 0
-    source_away: int = 0
-    producer_kills: int = 0
-    server_kills: int = 0
-    lives: int = 0
-    seconds: float = 0.0
-    verdict: Verdict = field(default_factory=Verdict)
-
-    def as_json(self) -> dict[str, Any]:
-        fields = asdict(self) | {"boundaries": dict(sorted(self.boundaries.items()))}
-        verdict: dict[str, Any] = fields.pop("verdict")
-        return fields | verdict
 
 
 def run(plan: Plan, folder: Path, *, database: str, remote: str) -> Counts:
@@ -142,6 +80,7 @@ class _Run:
         self._stream, self._break_server = stream, break_server
         self._chance = random.Random(f"{plan.name} {plan.seed}")
         self._bombs = list(plan.bombs)
+        self._last_bombs: deque[tuple[str, int]] = deque(maxlen=2)
 
     def crash_all(self) -> None:
         turn = 0
@@ -185,9 +124,7 @@ class _Run:
             while not all([child.ended() for child in children]):
                 now = time.monotonic()
                 if now - began > _TURN_SECONDS:
-                    raise AssertionError(
-                        f"{self._plan.name}: within {_TURN_SECONDS:.0f} s a process did not end"
-                    )
+                    raise self._overdue(children)
                 for due, child in strikes:
                     if now >= due:
                         child.kill()
@@ -203,6 +140,15 @@ class _Run:
                 self._count(child)
         if breaks is not None:
             self._break()
+
+    def _overdue(self, children: Sequence[Child]) -> AssertionError:
+        for child in children:
+            child.tell_where_it_is()
+        told = f"{self._promised} records were sent, {self._pace.taken} taken"
+        return AssertionError(
+            f"{self._plan.name}: within {_TURN_SECONDS:.0f} s a process did not end; the last bombs were for "
+            f"{list(self._last_bombs)}; {told}"
+        )
 
     def _let_send(self) -> None:
         """Keep some records ahead of what is in experiences."""
@@ -226,7 +172,10 @@ class _Run:
         """The next one; those that want a file to be gone wait until one is."""
         possible = [place for place, name in enumerate(self._bombs) if gone or name not in FORGETS]
         boundary = self._bombs.pop(possible[0]) if possible else STATEMENT
-        occurrence = self._chance.randint(1, patience * self._plan.boundaries[boundary])
+        most = self._plan.boundaries[boundary]
+        # What a process reaches once in its life, it may never reach again.
+        occurrence = self._chance.randint(1, most if most == 1 else patience * most)
+        self._last_bombs.append((boundary, occurrence))
         return lambda *, report: Bomb(boundary, occurrence, report=report)
 
     def _tidy(self) -> bool:

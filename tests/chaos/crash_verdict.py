@@ -11,9 +11,10 @@ from service.database import connect
 from streams.base import Experience
 from streams.experiences import ExperienceStore
 from streams.manifest import ExperienceRow, Manifest
+from tests.chaos.crash_files import Partition
 from tests.chaos.crash_life import Place
 from tests.chaos.crash_records import RECORDS, Truth, Variant, good, truth, values_of
-from tests.chaos.crash_streams import PIPELINE, Partition
+from tests.chaos.crash_streams import PIPELINE
 
 _ALL = 10_000_000
 

@@ -3,6 +3,9 @@
 Every source on every database is ingested by processes that are ended at every write boundary and at random
 times, while records go on arriving; then what is in the experiences is held against what was produced. A
 table of counts is printed, and as the last line one JSON object.
+
+What a process has handed to the kernel outlives it. So this proves the order of writes and transactions, and
+says nothing of a loss of power, which the calls of fsync are for.
 """
 
 import argparse
@@ -26,10 +29,11 @@ from streams.base import RawBatch
 from streams.experiences import ExperienceStore
 from streams.wire import decode
 from tests import postgres, s3
+from tests.chaos.crash_plan import DATABASES, Database, Plan, exits_of
 from tests.chaos.crash_points import STATEMENT
 from tests.chaos.crash_processes import Child, fork
 from tests.chaos.crash_records import VARIANTS, Variant, chunk, schema_of
-from tests.chaos.crash_run import DATABASES, Database, Plan, exits_of, run
+from tests.chaos.crash_run import run
 from tests.chaos.crash_streams import KINDS, Kind
 
 ONE_VARIANT: Mapping[tuple[Kind, Database], Variant] = {
@@ -240,6 +244,8 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=2, help="runs at a time")
     parser.add_argument("--only", default="", help='a part of the name of a run, such as "kafka sqlite"')
     asked = parser.parse_args()
+    # What was started is stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))
     chosen = plans(asked.crashes, every_variant=asked.every_variant, seed=asked.seed, only=asked.only)
     show(_head())
     found = execute(chosen, at_once=asked.at_once, show=show)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections import Counter
@@ -37,14 +36,12 @@ def crashed(*arguments: str, seconds: float) -> dict[str, Any]:
         text=True,
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
     )
     try:
         output, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        # With all that it started: the session is its own.
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.terminate()  # it stops what it started
+        process.wait(60)
         raise
     sys.stdout.write(output)
     totals: dict[str, Any] = json.loads(output.splitlines()[-1])
