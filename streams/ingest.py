@@ -230,7 +230,15 @@ class Ingest:
             self._dropped += (places[known] + first).tolist()
             records, places = records.take(~known), places[~known]
         came_at = self._clock() if np.isnan(batch.arrived_at) else batch.arrived_at
-        joined = join.add(batch.partition, records, places=places, positions=batch.positions, came_at=came_at)
+        joined = join.add(
+            batch.partition,
+            records,
+            places=places,
+            positions=batch.positions,
+            came_at=came_at,
+            # What comes again in a later batch, the window knows.
+            once=self._seen_ids.wanted,
+        )
         self._see_apart(records)
         self._take_joined(join, joined, batch=batch)
 

@@ -141,26 +141,34 @@ class Join:
         places: NDArray[np.int64],
         positions: Sequence[str],
         came_at: float,
+        once: bool = False,
     ) -> Joined:
         """Take in what was read of one batch.
 
         `records` (n,) are those accepted, `places` (n,) their places among `positions`, which name all that
-        the batch held. `came_at` is epoch seconds.
+        the batch held. `came_at` is epoch seconds. With `once`, what comes again after its record became
+        complete in this batch is a repetition, and waits for nothing.
         """
         first, self._next = self._next, self._next + len(positions)
         if len(positions):
             self._log.append((partition, first, positions))
-        return self._match(_halves(records, (places + first).tolist(), came_at))
+        return self._match(_halves(records, (places + first).tolist(), came_at), once=once)
 
-    def _match(self, halves: Sequence[_Half]) -> Joined:
+    def _match(self, halves: Sequence[_Half], *, once: bool = False) -> Joined:
         pairs: list[Pair] = []
         repeated: list[int] = []
+        completed: set[str] = set()
         for half in halves:
+            if half.id in completed:
+                repeated.append(half.arrival)
+                continue
             if _timely(half):
                 self._latest_time = max(self._latest_time, half.time)
             pair = self._pair(half)
             if pair is not None:
                 pairs.append(pair)
+                if once:
+                    completed.add(half.id)
             elif self._waits_already(half):
                 repeated.append(half.arrival)
                 continue

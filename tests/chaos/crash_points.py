@@ -50,7 +50,7 @@ def boundaries(*, uploads: bool, trims: bool, forgets: bool) -> Mapping[str, int
 
 
 class Bomb:
-    """Ends the process the n-th time that a boundary is reached: nothing is flushed, closed or rolled back."""
+    """Ends the process the n-th time that a boundary is reached: nothing is flushed or rolled back."""
 
     def __init__(self, boundary: str = "", occurrence: int = 1, *, report: int = -1) -> None:
         """`report` is an open descriptor that is told where the process ended."""
