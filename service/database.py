@@ -236,8 +236,8 @@ def now(connection: sa.Connection) -> float:
     return time.time()
 
 
-def migrate(engine: sa.Engine) -> None:
-    """Bring the schema to this release. Safe to run from several processes at once."""
+def migrate(engine: sa.Engine, *, revision: str = "head") -> None:
+    """Bring the schema to this release, or an older one. Safe to run from several processes at once."""
     config = Config()
     # The option is a format string, so a per cent sign in the path must be written twice.
     scripts = str(Path(__file__).parent / "migrations").replace("%", "%%")
@@ -247,4 +247,4 @@ def migrate(engine: sa.Engine) -> None:
             # One migrator at a time; the lock goes with the transaction.
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(4242420001)"))
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)

@@ -83,6 +83,11 @@ class RedisConfig(SourceConfig):
         problem = None if url is None else _problem_of_url(url)
         if problem:
             raise ValueError(problem)
+        if url is not None and _secrets(url):
+            raise ValueError(
+                "the url must hold no password, since the API shows it: put the whole URL into a variable of "
+                "the ingest role's environment, and name that with url_env"
+            )
         return url
 
     @model_validator(mode="after")

@@ -14,7 +14,8 @@ from alembic.migration import MigrationContext
 from service import database as module
 from service.database import connect, lock_pipeline, migrate, now
 from service.errors import SettingsError
-from streams.manifest import METADATA
+from streams.letters import get
+from streams.manifest import METADATA, Manifest, Span
 from tests import postgres
 from tests.threads import together
 
@@ -41,6 +42,35 @@ def test_migrating_twice_is_harmless(empty_database_url: str) -> None:
     with engine.begin() as connection:
         assert connection.execute(sa.text("SELECT name FROM pipelines")).scalar() == "kept"
     assert differences(engine) == []
+    engine.dispose()
+
+
+def test_dead_letters_of_the_release_before_get_their_names_and_can_be_replayed(
+    empty_database_url: str,
+) -> None:
+    engine = connect(empty_database_url)
+    migrate(engine, revision="0001")
+    letters = [("p", place, b'{"id": "r%d"}' % number) for number, place in enumerate(["1:1", "1:2", "2:1"])]
+    with engine.begin() as connection:
+        insert = sa.text(
+            "INSERT INTO dead_letters (pipeline, partition, position, reason, detail, payload, created_at) "
+            "VALUES ('digits', :partition, :position, 'malformed', 'No.', :payload, 7.5)"
+        )
+        for partition, position, payload in letters:
+            connection.execute(insert, {"partition": partition, "position": position, "payload": payload})
+        connection.execute(sa.text("INSERT INTO offsets VALUES ('digits', 'p', '2:1')"))
+    migrate(engine)
+    assert differences(engine) == []
+    manifest = Manifest(engine)
+    assert manifest.cursors("digits") == {"p": "2:1"}
+    found = manifest.dead_letters("digits")
+    assert sorted((each.partition, each.position, each.payload) for each in found) == letters
+    for letter in found:
+        assert (letter.whole, letter.form, letter.replayed_at) == (True, {"wire": "json"}, None)
+        with engine.begin() as connection:
+            assert get(connection, "digits", letter.letter) == letter
+    manifest.commit("digits", {"p": Span("2:1", "3:1")}, revision=0, dead_letters=found)
+    assert len(manifest.dead_letters("digits")) == 3
     engine.dispose()
 
 

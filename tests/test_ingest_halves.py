@@ -427,7 +427,7 @@ def test_open_classes_never_change_their_meaning(tmp_path: Path) -> None:
     names = meanings[-1]
     assert len(names) == 6
     assert names[0] == "m0"
-    found = {}
+    found: dict[Any, Any] = {}
     for row in place.manifest.experiences(PIPELINE):
         records = place.store.records(row.train.digest, schema)
         found |= dict(zip(records.ids.to_pylist(), (names[label] for label in records.labels), strict=True))

@@ -417,7 +417,8 @@ def test_no_error_and_no_text_of_a_source_shows_the_password(
 ) -> None:
     monkeypatch.setattr("streams.redis._SECONDS_ON_THE_SOCKET", 0.5)  # where TLS meets a server without
     secret = "hidden-9f3a"
-    settings = RedisConfig(url=url.format(secret, port=guarded.port), streams=("s",))
+    monkeypatch.setenv("REDIS_OF_THE_TEST", url.format(secret, port=guarded.port))
+    settings = RedisConfig(url_env="REDIS_OF_THE_TEST", streams=("s",))
     source = RedisSource(settings)
     with pytest.raises(SourceError) as caught:
         source.open({})
@@ -430,6 +431,7 @@ def test_no_error_and_no_text_of_a_source_shows_the_password(
     "wrong",
     [
         {"url": "redis://:hidden-9f3a/b@host:6379"},
+        {"url": "redis://:hidden-9f3a@host:6379/0"},
         {"url": "http://:hidden-9f3a@host"},
         {"url": "redis://host?password=hidden-9f3a"},
         {"url": "redis://host?decode_responses=yes"},
