@@ -81,7 +81,7 @@ def _from_columns(
 
     def values(chosen: Sequence[dict[str, float]]) -> NDArray[Any]:
         try:
-            if set(map(len, chosen)) == {len(schema.columns)}:
+            if schema.columns and set(map(len, chosen)) == {len(schema.columns)}:
                 return _regular([pick(one) for one in chosen], (schema.size,), schema)
         except KeyError:
             pass

@@ -22,6 +22,11 @@ NAMES = {
     "max_attempts",
     "poll_seconds",
     "max_backlog_records",
+    "source_roots",
+    "store",
+    "cache_bytes",
+    "upkeep_seconds",
+    "orphan_grace_seconds",
     "log_format",
     "log_level",
 }
@@ -54,6 +59,11 @@ def test_every_setting_is_an_environment_variable(monkeypatch: pytest.MonkeyPatc
         "max_attempts": 5,
         "poll_seconds": 6.5,
         "max_backlog_records": 7,
+        "source_roots": "/srv/in;s3://bucket/in",
+        "store": "s3://bucket/experiences",
+        "cache_bytes": 2**21,
+        "upkeep_seconds": 8.5,
+        "orphan_grace_seconds": 90.5,
         "log_format": "json",
         "log_level": "DEBUG",
     }
@@ -65,6 +75,7 @@ def test_every_setting_is_an_environment_variable(monkeypatch: pytest.MonkeyPatc
     assert settings.home == Path(given.pop("home"))
     assert {name: getattr(settings, name) for name in given} == given
     assert settings.tracking_uri == "http://mlflow:5000"
+    assert settings.roots == [Path("/srv/in"), "s3://bucket/in"]
 
 
 def test_the_defaults_keep_everything_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,6 +83,7 @@ def test_the_defaults_keep_everything_in_one_folder(tmp_path: Path, monkeypatch:
     settings = Settings()
     root = tmp_path / "holdfast-home"
     assert settings.root == root
+    assert settings.roots == [root / "incoming"]
     assert settings.database == f"sqlite:///{root}/holdfast.db"
     assert settings.tracking_uri == f"sqlite:///{root}/mlflow.db"
     folders = {settings.experiences, settings.checkpoints, settings.artifacts}

@@ -225,3 +225,16 @@ def test_floats_of_elec2_come_through_base64_bit_for_bit() -> None:
     schema = RecordSchema(shape=(6,), classes=("0", "1"))
     rows = [{"id": str(p), "features": text_of(features[p]), "label": 0} for p in range(2000)]
     assert json_rows(*rows, schema=schema).records.features.tobytes() == features[:2000].tobytes()
+
+
+def test_an_empty_object_is_no_features_where_no_columns_are_declared() -> None:
+    schema = RecordSchema(shape=(2,), classes=("down", "up"))
+    payloads = [
+        b'{"id": "a", "features": {}, "label": "up"}',
+        b'{"id": "b", "features": [1, 2], "label": "up"}',
+    ]
+    found = decode_json(payloads, schema, positions=["1", "2"])
+    assert found.records.ids.to_pylist() == ["b"]
+    (bad,) = found.rejected
+    assert (bad.position, bad.reason) == ("1", "wrong-shape")
+    assert "declares no columns" in bad.detail
