@@ -458,7 +458,7 @@ class Ingest:
         parts = [part_records(ordered, place, self._schema) for place in range(len(PARTS))]
         with ThreadPoolExecutor(1) as pool:
             writing = pool.submit(self._store.write_parts, parts, self._schema)
-            self._read_ahead(writing)
+            self._read_ahead(writing, most=2 * cut.records)
             digests = writing.result()
         written = dict(zip(PARTS, map(Part, digests, map(len, parts)), strict=True))
         return CutExperience(
@@ -471,11 +471,15 @@ class Ingest:
             decision=cut.decision,
         )
 
-    def _read_ahead(self, writing: Future[list[str]]) -> None:
-        """Read and decode what comes next while the disk is busy: it waits behind what is pending."""
+    def _read_ahead(self, writing: Future[list[str]], *, most: int) -> None:
+        """Read and decode what comes next while the disk is busy: it waits behind what is pending.
+
+        `most` records, what is being cut among them: with a fast source and a slow disk, memory would grow
+        from cut to cut.
+        """
         if self._join is not None:
             return  # which halves a commit must store is settled by what was read before it
-        while not writing.done() and self._bytes() < MAX_EXPERIENCE_BYTES:
+        while not writing.done() and self.pending < most and self._bytes() < MAX_EXPERIENCE_BYTES:
             try:
                 if not self._poll(0.0):
                     return
