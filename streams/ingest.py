@@ -182,6 +182,8 @@ class Ingest:
             batches = self._source.poll(self._polled, timeout_seconds)
         for batch in batches:
             self._add(batch)
+        if self._join is not None:
+            self._join.polled(found=bool(batches))
         return bool(batches)
 
     @contextmanager
@@ -229,13 +231,12 @@ class Ingest:
             known = self._seen_ids.knows(records.ids)
             self._dropped += (places[known] + first).tolist()
             records, places = records.take(~known), places[~known]
-        came_at = self._clock() if np.isnan(batch.arrived_at) else batch.arrived_at
         joined = join.add(
             batch.partition,
             records,
             places=places,
             positions=batch.positions,
-            came_at=came_at,
+            came_at=self._clock(),
             # What comes again in a later batch, the window knows.
             once=self._seen_ids.wanted,
         )

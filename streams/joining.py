@@ -6,8 +6,9 @@ named by its sha256, whose row in the manifest carries a bit for each of its rec
 an experience, or aged out. A restart reads the waiting parts first and then goes on at the offsets; every
 half is in exactly one of: a waiting part, an experience, the count of those that aged out.
 
-A half ages by event time where it has one, against the latest event time seen, else by the time it was taken
-in, against the clock.
+A half ages by event time where it has one, against the watermark of what is read, else by the time it was
+taken in, against the clock. So nothing ages out because the ingest was away or reads a backlog: the other
+half may be in what it has not read yet.
 """
 
 import math
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from streams.base import RecordSchema
 from streams.records import COMPLETE, LABEL_ONLY, Records, join_records
+from streams.watermark import Watermark
 
 _DAY_SECONDS = 86_400.0
 _STORED = -1
@@ -103,7 +105,7 @@ class Join:
         self._next = 0
         self._settled = 0
         """The arrival that the next commit begins at."""
-        self._latest_time = -math.inf
+        self._watermark = Watermark()
         self._step = self._within / 100
         self._aged_at = (-math.inf, -math.inf)
 
@@ -131,7 +133,9 @@ class Join:
         halves = _halves(records.take(alive), [_STORED] * len(alive), now)
         for half, row in zip(halves, alive.tolist(), strict=True):
             half.part, half.part_row = part, row
-        return self._match(halves)
+        joined = self._match(halves)
+        self._watermark.recall(_latest_time(halves))
+        return joined
 
     def add(
         self,
@@ -146,13 +150,19 @@ class Join:
         """Take in what was read of one batch.
 
         `records` (n,) are those accepted, `places` (n,) their places among `positions`, which name all that
-        the batch held. `came_at` is epoch seconds. With `once`, what comes again after its record became
-        complete in this batch is a repetition, and waits for nothing.
+        the batch held. `came_at` is when the batch was taken in, in epoch seconds. With `once`, what
+        comes again after its record became complete in this batch is a repetition, and waits for nothing.
         """
         first, self._next = self._next, self._next + len(positions)
         if len(positions):
             self._log.append((partition, first, positions))
-        return self._match(_halves(records, (places + first).tolist(), came_at), once=once)
+        halves = _halves(records, (places + first).tolist(), came_at)
+        self._watermark.see(partition, _latest_time(halves))
+        return self._match(halves, once=once)
+
+    def polled(self, *, found: bool) -> None:
+        """The source was asked for more, and all that it gave was added."""
+        self._watermark.polled(found=found)
 
     def _match(self, halves: Sequence[_Half], *, once: bool = False) -> Joined:
         pairs: list[Pair] = []
@@ -162,8 +172,6 @@ class Join:
             if half.id in completed:
                 repeated.append(half.arrival)
                 continue
-            if _timely(half):
-                self._latest_time = max(self._latest_time, half.time)
             pair = self._pair(half)
             if pair is not None:
                 pairs.append(pair)
@@ -245,7 +253,7 @@ class Join:
             if first + len(positions) > last + 1:
                 self._log.appendleft((partition, last + 1, positions[last + 1 - first :]))
         if self._look_due(now):
-            self._aged_at = (self._latest_time, now)
+            self._aged_at = (self._watermark.reading, now)
 
     def last_arrival(self, cut: Sequence[Pair]) -> int:
         """The arrival that completed the last of these pairs: what a commit that cuts them ends at."""
@@ -261,21 +269,21 @@ class Join:
 
     def _look_due(self, now: float) -> bool:
         """Whether enough time has gone by that more halves may be too old: not every commit looks at all."""
-        return self._latest_time > self._aged_at[0] + self._step or now > self._aged_at[1] + self._step
+        time, clock = self._aged_at
+        return self._watermark.reading > time + self._step or now > clock + self._step
 
     def _aged(self, last: int, now: float) -> list[_Half]:
         """Halves that waited too long. Those that this process read after `last` are left alone."""
         if not self._look_due(now):
             return []
+        read_to = self._watermark.reading
         return [
             half
             for table in (self._features, self._labels)
             for half in table.values()
-            if half.arrival <= last and self._age(half, now) > self._within
+            if half.arrival <= last
+            and (read_to - half.time if _timely(half) else now - half.came_at) > self._within
         ]
-
-    def _age(self, half: _Half, now: float) -> float:
-        return self._latest_time - half.time if _timely(half) else now - half.came_at
 
 
 def _timely(half: _Half) -> bool:
@@ -284,6 +292,10 @@ def _timely(half: _Half) -> bool:
     One clock that is fast by more than a day must not make all other halves look old.
     """
     return half.time <= half.came_at + _DAY_SECONDS
+
+
+def _latest_time(halves: Sequence[_Half]) -> float:
+    return max((half.time for half in halves if _timely(half)), default=-math.inf)
 
 
 def _halves(block: Records, arrivals: Sequence[int], came_at: float) -> list[_Half]:

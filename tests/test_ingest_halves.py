@@ -1,6 +1,7 @@
 """Late labels through the whole loop: in whatever order the halves come, and whatever dies meanwhile."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import sqlalchemy as sql
 
 from streams import ingest as ingest_module
-from streams.base import RecordSchema, SourceError
+from streams.base import RawBatch, RecordSchema, SourceError
 from streams.ingest import Ingest
 from streams.manifest import ExperienceRow
 from streams.split import Split, part_of
@@ -130,6 +131,51 @@ def test_without_an_event_time_the_clock_decides(place: World, kind: Any) -> Non
     place.send("c")
     place.cut()
     assert (place.check().aged_out, place.open().waiting) == (1, 0)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("ahead", ["features", "label"])
+def test_nothing_ages_out_because_one_partition_is_read_ahead_of_another(
+    place: World, ahead: Any, restart: bool
+) -> None:
+    """A backlog of more time than a half may wait: one partition holds a tenth of what the other does."""
+    place.chunk = 1
+    halves = ("label", "features") if ahead == "label" else ("features", "label")
+    for day in range(30):
+        time = 1e9 + day * WITHIN
+        place.send(f"{day}", "complete", "q", time=time)
+        place.send(f"late {day}", halves[1], "q", time=time)
+        if day % 10 == 0:
+            place.send(f"late {day}", halves[0], "p", time=time)
+    for _ in range(20):
+        place.step()
+        place.check()
+    if restart:
+        place.crash()
+    place.finish()
+    assert {f"late {day}" for day in (0, 10, 20)} <= set(learnt(place))
+    assert place.check().aged_out == 25, "those whose other half never came, but for the last two"
+
+
+class OldSource(FragileSource):
+    """What it gives came to the broker long ago, when the ingest was not there."""
+
+    def poll(self, max_records: int, timeout_seconds: float) -> Sequence[RawBatch]:
+        batches = super().poll(max_records, timeout_seconds)
+        return [replace(batch, arrived_at=1e9 - 10 * WITHIN) for batch in batches]
+
+
+def test_nothing_ages_out_because_the_ingest_was_away(place: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.ingest_world.FragileSource", OldSource)
+    place.chunk = 1
+    place.send("late", "features", "p")
+    for number in range(10):
+        place.send(f"{number}", "complete", "p")
+        place.send(f"again {number}", "complete", "q")
+    place.send("late", "label", "q")
+    place.finish()
+    assert "late" in learnt(place)
+    assert place.check().aged_out == 0
 
 
 def test_a_restart_begins_the_clock_of_stored_halves_anew(place: World) -> None:

@@ -26,6 +26,7 @@ RANKS = [
     "streams.tables",
     "streams.states",
     "streams.letters",
+    "streams.watermark",
     "streams.joining",
     "streams.manifest",
     "streams.objects",
