@@ -140,7 +140,7 @@ def test_nothing_ages_out_because_one_partition_is_read_ahead_of_another(
 ) -> None:
     """A backlog of more time than a half may wait: one partition holds a tenth of what the other does."""
     place.chunk = 1
-    halves = ("label", "features") if ahead == "label" else ("features", "label")
+    halves: Sequence[Any] = ("label", "features") if ahead == "label" else ("features", "label")
     for day in range(30):
         time = 1e9 + day * WITHIN
         place.send(f"{day}", "complete", "q", time=time)
