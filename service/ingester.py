@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterator
 
 import sqlalchemy as sa
 import structlog
@@ -26,6 +27,9 @@ from streams.tables import reading
 log = structlog.get_logger(__name__)
 
 BACKOFF_SECONDS = 5.0
+_AWAY_SECONDS = 1.0
+_DATABASE_AWAY = (sa.exc.OperationalError, sa.exc.TimeoutError)
+_FAULT = "A fault inside Holdfast; the log of the ingest role tells where, and nothing was skipped."
 PENDING_SECONDS = 1.0
 """Pause between two notes of what is read and not yet cut."""
 
@@ -36,9 +40,11 @@ class PipelineIngest:
     def __init__(
         self, engine: sa.Engine, settings: Settings, spec: PipelineSpec, *, store: ExperienceStore
     ) -> None:
+        self.name = spec.name
         self._engine = engine
         self._spec = spec
         self._store = store
+        self._poll_seconds = settings.poll_seconds
         self._surroundings = PipelineSurroundings(engine, settings, spec.name)
         self._ingest: Ingest | None = None
         self._not_before = 0.0
@@ -54,21 +60,40 @@ class PipelineIngest:
         try:
             return self._turn()
         except FencedError:
-            log.warning("another ingest process moved this pipeline", pipeline=self._spec.name)
+            log.warning("another ingest process moved this pipeline", pipeline=self.name)
         except SourceStoppedError as error:
-            log.error("stream stopped until a person resumes it", pipeline=self._spec.name, reason=str(error))
+            log.error("stream stopped until a person resumes it", pipeline=self.name, reason=str(error))
             self._set_status("stopped", str(error))
         except StreamError as error:
             # It may be the source's bad day; the offsets stand, so nothing is skipped meanwhile.
-            log.exception("ingest failed, trying again", pipeline=self._spec.name)
+            log.exception("ingest failed, trying again", pipeline=self.name)
             self._set_status("failing", str(error))
-        except sa.exc.OperationalError:
+        except _DATABASE_AWAY:
             # Whether the last commit was made is not known: what is true is read again.
             self.close()
             raise
+        except Exception as error:
+            # A fault of ours. It must stop no other pipeline, and a person has to see it.
+            log.exception("ingest failed unexpectedly, trying again", pipeline=self.name)
+            self._set_status("failing", f"{_FAULT} {type(error).__name__}: {error}")
         self.close()
         self._not_before = time.monotonic() + BACKOFF_SECONDS
         return False
+
+    def run(self, stop: threading.Event) -> None:
+        """Turn until `stop` is set."""
+        try:
+            while not stop.is_set():
+                try:
+                    busy = self.turn()
+                except _DATABASE_AWAY:
+                    log.exception("database unreachable, trying again", pipeline=self.name)
+                    stop.wait(_AWAY_SECONDS)
+                    continue
+                if not busy:
+                    stop.wait(self._poll_seconds)
+        finally:
+            self.close()
 
     def close(self) -> None:
         if self._ingest is not None:
@@ -77,8 +102,8 @@ class PipelineIngest:
 
     def _turn(self) -> bool:
         with reading(self._engine) as connection:
-            self._status = states.read(connection, self._spec.name).status
-            asked = jobs.wanting_cut(connection, self._spec.name)
+            self._status = states.read(connection, self.name).status
+            asked = jobs.wanting_cut(connection, self.name)
         if self._status in states.HELD:
             self.close()
             self._release(asked)
@@ -109,7 +134,7 @@ class PipelineIngest:
     def _open(self) -> Ingest:
         if self._ingest is None:
             self._ingest = Ingest(
-                self._spec.name,
+                self.name,
                 self._spec.record_schema,
                 source=build_source(self._engine, self._spec),
                 trigger=self._spec.trigger,
@@ -126,10 +151,10 @@ class PipelineIngest:
     def _set_status(self, status: states.Status, reason: str) -> None:
         with self._engine.begin() as connection:
             # A person's pause stays, whatever happens meanwhile.
-            if states.read(connection, self._spec.name).status != "paused":
+            if states.read(connection, self.name).status != "paused":
                 states.set_status(
                     connection,
-                    self._spec.name,
+                    self.name,
                     status,
                     reason=reason,
                     actor=states.SERVICE,
@@ -142,7 +167,7 @@ class PipelineIngest:
             return
         self._noted, self._note_at = found, time.monotonic() + PENDING_SECONDS
         with self._engine.begin() as connection:
-            states.note_pending(connection, self._spec.name, found)
+            states.note_pending(connection, self.name, found)
 
     def _queue(self, connection: sa.Connection, row: ExperienceRow) -> None:
         """In the transaction of the experience: it waits to be learnt, and an update will learn it."""
@@ -155,44 +180,52 @@ class PipelineIngest:
 
 
 def serve(settings: Settings, stop: threading.Event) -> None:
-    """Ingest every declared pipeline until `stop` is set."""
+    """Ingest every declared pipeline until `stop` is set.
+
+    Each in a thread of its own: a source that makes one pipeline wait, such as a broker that does not answer,
+    holds up no other.
+    """
     engine = connect(settings.database)
     store = store_place(settings).open()
     upkeep = Upkeep(engine, settings, store)
-    open_pipelines: dict[str, PipelineIngest | None] = {}
+    threads: dict[str, threading.Thread | None] = {}
     with Presence(engine, "ingest"):
         log.info("ingest ready")
         while not stop.is_set():
             try:
-                _open_new(engine, settings, store, open_pipelines)
-                busy = [pipeline.turn() for pipeline in open_pipelines.values() if pipeline]
+                for pipeline in _new(engine, settings, store, threads):
+                    thread = threading.Thread(
+                        target=pipeline.run, args=(stop,), name=f"ingest-{pipeline.name}"
+                    )
+                    threads[pipeline.name] = thread
+                    thread.start()
                 upkeep.turn()
-            except sa.exc.OperationalError:
+            except _DATABASE_AWAY:
                 log.exception("database unreachable, trying again")
-                busy = []
-                stop.wait(1.0)
-            if not any(busy):
-                stop.wait(settings.poll_seconds)
-    for pipeline in open_pipelines.values():
-        if pipeline:
-            pipeline.close()
+                stop.wait(_AWAY_SECONDS)
+            stop.wait(settings.poll_seconds)
+        for started in threads.values():
+            if started is not None:
+                started.join()
     engine.dispose()
 
 
-def _open_new(
-    engine: sa.Engine,
-    settings: Settings,
-    store: ExperienceStore,
-    open_pipelines: dict[str, PipelineIngest | None],
-) -> None:
-    """Take up pipelines declared since the last look; one that this release cannot read stops no other."""
+def _new(
+    engine: sa.Engine, settings: Settings, store: ExperienceStore, known: dict[str, threading.Thread | None]
+) -> Iterator[PipelineIngest]:
+    """Pipelines declared since the last look; one that this release cannot read stops no other."""
     with reading(engine) as connection:
-        for name in specs.names(connection):
-            if name in open_pipelines:
-                continue
-            try:
-                spec = specs.load_spec(connection, name)
-                open_pipelines[name] = PipelineIngest(engine, settings, spec, store=store)
-            except PipelineUnreadableError:
-                open_pipelines[name] = None
-                log.exception("pipeline left out until the next start", pipeline=name)
+        found = {name: _spec(connection, name) for name in specs.names(connection) if name not in known}
+    for name, spec in found.items():
+        if spec is None:
+            known[name] = None
+        else:
+            yield PipelineIngest(engine, settings, spec, store=store)
+
+
+def _spec(connection: sa.Connection, name: str) -> PipelineSpec | None:
+    try:
+        return specs.load_spec(connection, name)
+    except PipelineUnreadableError:
+        log.exception("pipeline left out until the next start", pipeline=name)
+        return None
