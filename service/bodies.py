@@ -75,11 +75,18 @@ def rows_of_stream(body: bytes) -> int:
     """How many rows an Arrow IPC stream has.
 
     Raises:
-        RecordsInvalidError: it is none.
+        RecordsInvalidError: it is none, or unpacks to more than is read.
     """
     import pyarrow as pa
 
+    from streams.arrow_sizes import too_large
+
     try:
+        told = too_large(body)
+        if told is not None:
+            raise RecordsInvalidError(
+                f"The body is too large: {told}.", fix="Send fewer records in a request."
+            )
         with pa.ipc.open_stream(pa.py_buffer(body)) as reader:
             return sum(batch.num_rows for batch in reader)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from streams.arrow_sizes import too_large
 from streams.base import RawBatch, RecordInvalidError, RecordSchema, TableColumns
 from streams.records import LABEL_ONLY, UNLABELLED, LabelMap, Records, compact, empty_records
 from streams.wire_base import Decoded, Faults, all_refused, assemble
@@ -219,6 +220,9 @@ def _open(payload: bytes, *, validate: bool = True) -> pa.Table:
     source = pa.py_buffer(payload)
     is_file = payload.startswith(b"ARROW1")
     try:
+        told = too_large(payload)
+        if told is not None:
+            raise ValueError(told)
         found = (pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).read_all()
         # Columns of nothing can claim any length; every record has an id or a label of a byte at least. Until
         # the table is validated, nothing may look at what its buffers hold.

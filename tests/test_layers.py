@@ -20,6 +20,7 @@ RANKS = [
     "streams.wire_rows",
     "streams.wire_tables",
     "streams.wire_csv",
+    "streams.arrow_sizes",
     "streams.wire_arrow",
     "streams.wire",
     "streams.split",

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streams.arrow_sizes import unpacked_bytes
 from streams.base import LazyTexts, RawBatch, RecordSchema, TableColumns
 from streams.hashing import hash_texts
 from streams.records import LabelMap, Records, check_texts, compact, text_column
@@ -330,6 +331,36 @@ def test_columns_of_nothing_cannot_claim_a_great_length() -> None:
     assert [bad.reason for bad in found.rejected] == ["malformed"]
 
 
+@pytest.mark.parametrize("file", [False, True], ids=["stream", "file"])
+@pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
+def test_what_a_payload_unpacks_to_is_told_from_its_headers(compression: str | None, file: bool) -> None:
+    labels = pa.array(["no", "yes"] * 500).dictionary_encode()
+    whole = pa.table({"id": [str(place) for place in range(1000)], "a": np.zeros(1000), "label": labels})
+    sent = ipc(whole, file=file, compression=compression)
+    read = (pa.ipc.open_file if file else pa.ipc.open_stream)(sent).read_all().get_total_buffer_size()
+    assert unpacked_bytes(sent) == pytest.approx(read, abs=100)
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_a_small_payload_that_unpacks_to_gigabytes_is_refused_unread(compression: str) -> None:
+    bomb = ipc(pa.table({"id": np.zeros(150_000_000, np.int64)}), compression=compression)
+    assert len(bomb) < 8e6
+    before = pa.default_memory_pool().max_memory()
+    (bad,) = decode(RawBatch("p", "", [bomb], ["only"], "arrow"), TABLE).rejected
+    assert bad.reason == "malformed"
+    assert "unpacks to 1.1 GB, and 1 GB is the most" in bad.detail
+    assert pa.default_memory_pool().max_memory() == before
+
+
+@pytest.mark.parametrize("which", [1, 4])
+def test_a_header_that_claims_more_buffers_than_it_holds_costs_no_memory(which: int) -> None:
+    sent = bytearray(ipc(pa.table(columns()), compression="zstd"))
+    for place in range(len(sent) - 4):
+        changed = sent.copy()
+        changed[place : place + which] = b"\x7f" * which
+        decode(RawBatch("p", "", [bytes(changed)], ["only"], "arrow"), TABLE)
+
+
 def test_real_data_comes_through_foreign_tables_bit_for_bit() -> None:
     images, labels = mnist_test()
     count = 1000
@@ -356,6 +387,7 @@ PAYLOADS = [
     encode_batch(digits(2), DIGITS),
     ipc(pa.table(columns())),
     ipc(pa.table(columns()), file=True),
+    ipc(pa.table(columns()), compression="zstd"),
     ipc(
         pa.table(
             {
@@ -375,7 +407,7 @@ def test_changed_bytes_never_raise(which: int, data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 3))):
         payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.just(len(payload)) | st.integers(0, len(payload)))
-    schema = (DIGITS, TABLE, TABLE, FLAT)[which]
+    schema = (DIGITS, TABLE, TABLE, TABLE, FLAT)[which]
     sent = RawBatch("p", "", [bytes(payload[:cut])], ["a", "b"], "arrow")
     found = decode(sent, schema)
     if [bad.place for bad in found.rejected] != [1] or len(found.records):

@@ -76,10 +76,11 @@ def sent(wire: WireName, rows: Sequence[Row], schema: RecordSchema = TABLE) -> R
     return arrow(pa.table(columns), table=TIMED)
 
 
-def ipc(found: pa.Table, *, file: bool = False) -> bytes:
+def ipc(found: pa.Table, *, file: bool = False, compression: str | None = None) -> bytes:
     """A table as an Arrow stream, or as an Arrow file."""
     sink = pa.BufferOutputStream()
-    with (pa.ipc.new_file if file else pa.ipc.new_stream)(sink, found.schema) as writer:
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with (pa.ipc.new_file if file else pa.ipc.new_stream)(sink, found.schema, options=options) as writer:
         writer.write_table(found)
     return bytes(sink.getvalue())
 
