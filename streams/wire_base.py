@@ -1,7 +1,8 @@
 """What decoding gives: records, and the payloads that were refused, each with its reason."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -44,10 +45,15 @@ class Rejected:
     """A code, one of `Reason`."""
     detail: str
     """A sentence that the sender can act on."""
-    payload: bytes
-    """The first 64 KB of what was sent; of a row of an Arrow payload, its JSON form."""
     place: int
     """The place of the payload in the batch: `position` is `batch.positions[place]`."""
+    payload_of: Callable[[int], bytes] = field(repr=False, compare=False)
+    """The payload at a place. Whoever refuses a whole request never needs all of them."""
+
+    @cached_property
+    def payload(self) -> bytes:
+        """The first 64 KB of what was sent; of a row of an Arrow payload, its JSON form."""
+        return self.payload_of(self.place)[:PAYLOAD_CAP_BYTES]
 
 
 @dataclass(frozen=True)
@@ -123,9 +129,7 @@ def assemble(
 ) -> Decoded:
     """The outcome of a batch: the records at these places, and a `Rejected` for every fault."""
     rejected = [
-        Rejected(
-            positions[place], fault.reason, fault.detail, payload_of(place)[:PAYLOAD_CAP_BYTES], place=place
-        )
+        Rejected(positions[place], fault.reason, fault.detail, place, payload_of)
         for place, fault in faults.in_order()
     ]
     return Decoded(records, positions if not rejected else select(positions, places), rejected, places)
