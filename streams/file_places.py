@@ -2,8 +2,9 @@
 
 A cursor such as "1200-1310/99822:8a3f01c2" says: the last record took the bytes 1200 to 1310 of a file that
 had 99,822 bytes when it was read, with a fingerprint of what stands before the place. A full stop at its end
-says that nothing came after that record then. In Parquet and Arrow files, rows are counted instead of bytes;
-in a .gz, the bytes are those of the text, and the size is the file's own.
+says that nothing came after that record then. "0-0" is the beginning of a file that is there. In Parquet and
+Arrow files, rows are counted instead of bytes; in a .gz, the bytes are those of the text, and the size is the
+file's own.
 
 The fingerprint is of the 128 bytes before the place, which costs the same whatever a line's length; of a .gz,
 of the 128 bytes before the size; of Parquet and Arrow, of the last 64 KB, which hold the footer.
@@ -56,6 +57,11 @@ class Place:
     fingerprint: int
     last: bool
     """Whether nothing came after the record then."""
+
+    @classmethod
+    def beginning(cls, size: int, *, last: bool) -> Self:
+        """Before any record; `last`: with that size, the file held none."""
+        return cls(0, 0, size, fingerprint(b""), last)
 
     @classmethod
     def parse(cls, cursor: str) -> Self | None:
@@ -134,12 +140,14 @@ def table_fingerprint(objects: ObjectStore, info: ObjectInfo) -> int:
 
 
 def verify(objects: ObjectStore, info: ObjectInfo, place: Place) -> None:
-    """Hold a file to what was read of it before.
+    """Hold a file to what was read of it before, if anything was.
 
     Raises:
         DataLostError: it is another file, or a shorter one.
         ObjectError: it cannot be read.
     """
+    if place.end == 0:
+        return
     if form_of(info.name) in ("parquet", "arrow"):
         if table_fingerprint(objects, info) != place.fingerprint:
             raise _replaced(info.name)

@@ -1,8 +1,8 @@
 """Files that arrive in a folder or under an S3 prefix, as a source. Every file is a partition of its own.
 
 Files are read in the order of their names among those present. Text may grow: what is appended is read on.
-A file that is replaced, shortened, or gone before it was read stops the source; one that was read to its end
-may go. A file that is not whole yet waits.
+A file that is not whole yet waits. Once it has settled, or is read, it is owed: one that is then replaced,
+shortened, or gone before all its records are in experiences stops the source. After that it may go.
 """
 
 import fnmatch
@@ -68,6 +68,19 @@ class _File:
     """The version that held nothing more."""
     waits: bool = False
     """Whether that version holds something that must settle."""
+    begun: str = ""
+    """The cursor that says that it is there, once it is owed, or that it holds no record."""
+
+    @property
+    def unread(self) -> bool:
+        """Whether no record of it was given."""
+        place = Place.parse(self.cursor)
+        return place is None or place.end == 0
+
+    @property
+    def reached(self) -> str:
+        """The cursor of what was read, or of the beginning once the file is owed."""
+        return self.begun or self.cursor if self.unread else self.cursor
 
 
 class FilesSource:
@@ -82,6 +95,8 @@ class FilesSource:
         self._interval = config.look_seconds if remote else _LOOK_SECONDS
         self._block_bytes = _REMOTE_BLOCK_BYTES if remote else _BLOCK_BYTES
         self._files: dict[str, _File] | None = None
+        self._arrived: dict[str, str] = {}
+        """What is owed and was not committed when it was asked for last."""
         self._due: deque[str] = deque()
         self._next_look = 0.0
         self._reading: tuple[ObjectInfo, Reader] | None = None
@@ -133,14 +148,22 @@ class FilesSource:
                 return found
             time.sleep(max(0.0, min(deadline, self._next_look) - now))
 
+    def arrived(self, cursors: Mapping[str, str]) -> Mapping[str, str]:
+        """See `RosterSource`."""
+        for name, cursor in list(self._arrived.items()):
+            place = Place.parse(cursors.get(name, ""))
+            if cursors.get(name) == cursor or (place is not None and place.end):
+                del self._arrived[name]
+        return dict(self._arrived)
+
     def forget(self, cursors: Mapping[str, str]) -> list[str]:
-        """See `ForgettingSource`. A file of a forgotten name that comes later is read as a new one."""
+        """See `RosterSource`. A file of a forgotten name that comes later is read as a new one."""
         files = self._files or {}
         gone = []
         for name, cursor in cursors.items():
             file = files.get(name)
             place = Place.parse(cursor)
-            if file and file.info is None and file.cursor == cursor and place is not None and place.last:
+            if file and file.info is None and file.reached == cursor and place is not None and place.last:
                 del files[name]
                 gone.append(name)
         return gone
@@ -148,6 +171,7 @@ class FilesSource:
     def close(self) -> None:
         """Let go of the file that is being read. Closing twice is allowed."""
         self._files, self._reading = None, None
+        self._arrived = {}
         self._due.clear()
         self._next_look = 0.0
 
@@ -172,24 +196,26 @@ class FilesSource:
         self._next_look = 0.0  # look again at once if this raises
         started = time.monotonic()
         for name in [name for name in files if name not in listed]:
-            place = Place.parse(files[name].cursor)
-            if place is not None and not place.last:
-                raise DataLostError(
-                    f"The file {name!r} is gone and was read up to byte or row {place.end} only: put it "
-                    "back, or make a new pipeline for what is there."
-                )
-            files[name].info = None
-            if place is None:
-                del files[name]  # nothing of it was taken, so nothing is owed
+            _check_gone(name, files[name])
+            if files[name].reached:
+                files[name].info = None
+            else:
+                del files[name]
         for name, info in listed.items():
             _check_name(name)
             file = files.setdefault(name, _File(""))
             if file.info is None or file.info.version != info.version:
                 file.since = started
             file.info = info
+            if info.size and not file.reached and self._has_settled(file, started):
+                self._begin(name, file, Place.beginning(0, last=False))
         self._due = deque(name for name in listed if self._is_due(files[name], started))
         # A look at very many files takes long, and must not be all that is done.
         self._next_look = started + max(self._interval, 10 * (time.monotonic() - started))
+
+    def _begin(self, name: str, file: _File, place: Place) -> None:
+        """From now on, this file must not go before it is read; or it is known to hold no record."""
+        file.begun = self._arrived[name] = str(place)
 
     def _is_due(self, file: _File, now: float) -> bool:
         assert file.info is not None, "only files that are there are asked about"
@@ -242,7 +268,11 @@ class FilesSource:
             return None
         if stretch is None:
             file.exhausted, file.waits = info.version, reader.waits
+            if not reader.waits and file.unread:
+                self._begin(name, file, Place.beginning(info.size, last=True))
             return None
+        if not file.reached:
+            self._begin(name, file, Place.beginning(0, last=False))
         start, file.cursor = file.cursor, stretch.positions[-1]
         return self._batch(info, stretch, start)
 
@@ -274,6 +304,8 @@ class FilesSource:
             if (reading.name, reading.version) == (info.name, info.version):
                 return reader
         place = Place.parse(cursor)
+        if place is not None and place.end == 0:
+            place = None  # it is there, and nothing of it was read
         if place is not None:
             verify(self._objects, info, place)
         reader = self._new_reader(info, place)
@@ -303,7 +335,13 @@ class FilesSource:
     def _check_schema(self, name: str, found: Any) -> None:
         """Hold a table's schema to the pipeline's. One that we wrote says itself what it was written for."""
         if FINGERPRINT_KEY not in (found.metadata or {}):
-            self._check(name, [(field.name, field.type) for field in found])
+            try:
+                columns = [(field.name, field.type) for field in found]
+            except UnicodeDecodeError as error:
+                raise SchemaChangedError(
+                    f"A column of the file {name!r} has a name that is not UTF-8."
+                ) from error
+            self._check(name, columns)
             return
         try:
             check_fingerprint(found.metadata, self._schema)
@@ -322,6 +360,25 @@ class FilesSource:
 def build(config: FilesConfig, context: SourceContext) -> FilesSource:
     """The source that the catalog names."""
     return FilesSource(config, context.schema)
+
+
+def _check_gone(name: str, file: _File) -> None:
+    """Hold a file that is not there any more to what is owed of it.
+
+    Raises:
+        DataLostError: it was not read to its end.
+    """
+    place = Place.parse(file.reached)
+    if place is None:
+        return
+    grown = file.info is not None and file.info.size > place.size
+    if place.last and not grown:
+        return
+    read = f"was read up to byte or row {place.end} only" if place.end else "nothing of it was read"
+    raise DataLostError(
+        f"The file {name!r} is gone and {read}: put it back, or make a new pipeline "
+        "for what is there. A file may go once its records are in experiences."
+    )
 
 
 def _check_name(name: str) -> None:

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from streams.base import (
     DataLostError,
     FencedError,
-    ForgettingSource,
     RawBatch,
     RecordSchema,
+    RosterSource,
     Source,
     SourceError,
     TrimmedSource,
@@ -121,6 +121,7 @@ class Ingest:
         self._polled = min(_MOST_POLLED, max(_LEAST_POLLED, _POLL_BYTES // self._record_bytes))
         with self._lost_to_nobody():
             source.open(self._committed)
+        self._note_arrivals()
 
     @property
     def pending(self) -> int:
@@ -180,11 +181,19 @@ class Ingest:
         """Read on and decode; whether anything came."""
         with self._lost_to_nobody():
             batches = self._source.poll(self._polled, timeout_seconds)
+        self._note_arrivals()
         for batch in batches:
             self._add(batch)
         if self._join is not None:
             self._join.polled(found=bool(batches))
         return bool(batches)
+
+    def _note_arrivals(self) -> None:
+        """Commit which partitions came: of one that goes before it is read, nothing else would tell."""
+        if isinstance(self._source, RosterSource):
+            arrived = self._source.arrived(self._committed)
+            if arrived:
+                self._commit(arrived)
 
     @contextmanager
     def _lost_to_nobody(self) -> Iterator[None]:
@@ -443,7 +452,7 @@ class Ingest:
 
     def _forget_partitions(self) -> None:
         """Now and then, let go of the offsets of partitions that are gone for good."""
-        if not isinstance(self._source, ForgettingSource) or self._clock() < self._forget_at:
+        if not isinstance(self._source, RosterSource) or self._clock() < self._forget_at:
             return
         self._forget_at = self._clock() + _FORGET_SECONDS
         gone = self._source.forget(self._committed)

@@ -38,12 +38,19 @@ class DeadLetter:
     """Epoch seconds; None: it was not replayed."""
     rows: int = 1
     """Records that were refused with it; more than one only of a whole Arrow payload. Not stored."""
+    stored_as: str = ""
+    """The name that it was stored under; empty before it is."""
 
     @property
     def letter(self) -> str:
-        """Its name within the pipeline: 16 hex digits that follow from where it stood."""
-        place = f"{self.partition}\0{self.position}".encode("utf-8", "surrogatepass")
-        return hashlib.sha256(place).hexdigest()[:16]
+        """Its name within the pipeline: 16 hex digits that follow from where it stood, and what it holds.
+
+        By its place alone, the letters of a file would hide those of a later file of the same name.
+        """
+        if self.stored_as:
+            return self.stored_as
+        place = f"{self.partition}\0{self.position}\0".encode("utf-8", "surrogatepass")
+        return hashlib.sha256(place + self.payload).hexdigest()[:16]
 
     @property
     def whole(self) -> bool:
@@ -207,4 +214,5 @@ def _letter(row: sql.Row[Any]) -> DeadLetter:
         form=dict(row.form),
         created_at=row.created_at,
         replayed_at=row.replayed_at,
+        stored_as=row.letter,
     )

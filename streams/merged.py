@@ -5,8 +5,8 @@ from dataclasses import replace
 from itertools import pairwise
 
 from streams.base import (
-    ForgettingSource,
     RawBatch,
+    RosterSource,
     Source,
     SourceError,
     SourceStoppedError,
@@ -105,12 +105,21 @@ class MergedSource:
             if isinstance(source, TrimmedSource):
                 source.trim(self._own(prefix, cursors))
 
+    def arrived(self, cursors: Mapping[str, str]) -> dict[str, str]:
+        """Ask those of them whose partitions come and go."""
+        return {
+            self._named(prefix, name): cursor
+            for prefix, source in self._sources.items()
+            if isinstance(source, RosterSource)
+            for name, cursor in source.arrived(self._own(prefix, cursors)).items()
+        }
+
     def forget(self, cursors: Mapping[str, str]) -> list[str]:
         """Ask those of them whose partitions come and go."""
         return [
             prefix + name
             for prefix, source in self._sources.items()
-            if isinstance(source, ForgettingSource)
+            if isinstance(source, RosterSource)
             for name in source.forget(self._own(prefix, cursors))
         ]
 

@@ -46,9 +46,9 @@ DEAD_LETTERS = sql.Table(
     "dead_letters",
     METADATA,
     sql.Column("pipeline", sql.String(200), primary_key=True),
-    sql.Column("partition", sql.String(500), primary_key=True),
-    sql.Column("position", sql.String(500), primary_key=True),
-    sql.Column("letter", sql.String(16), nullable=False, comment="Names it: a hash of the place."),
+    sql.Column("letter", sql.String(16), primary_key=True, comment="Hash of the place and the payload."),
+    sql.Column("partition", sql.String(500), nullable=False),
+    sql.Column("position", sql.String(500), nullable=False),
     sql.Column("reason", sql.String(50), nullable=False),
     sql.Column("detail", sql.Text, nullable=False),
     sql.Column("payload", sql.LargeBinary, nullable=False),
@@ -57,7 +57,6 @@ DEAD_LETTERS = sql.Table(
     sql.Column("created_at", sql.Double, nullable=False),
     sql.Column("replayed_at", sql.Double, nullable=True),
     sql.Index(None, "pipeline", "created_at"),
-    sql.UniqueConstraint("pipeline", "letter"),
 )
 STREAM_STATES = sql.Table(
     "stream_states",

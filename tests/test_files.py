@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from streams.base import (
     DataLostError,
-    ForgettingSource,
     RawBatch,
     RecordSchema,
+    RosterSource,
     SchemaChangedError,
     SourceContext,
     SourceError,
@@ -462,7 +462,7 @@ def test_partitions_of_files_that_went_can_be_forgotten(tmp_path: Path) -> None:
     for name in ("a.ndjson", "b.ndjson", "c.ndjson"):
         (tmp_path / name).write_bytes(lines("0", "1"))
     source = source_of(tmp_path)
-    assert isinstance(source, ForgettingSource)
+    assert isinstance(source, RosterSource)
     cursors = {name: position for name, position, _ in read(source)}
     (tmp_path / "a.ndjson").unlink()
     (tmp_path / "b.ndjson").unlink()
@@ -473,6 +473,85 @@ def test_partitions_of_files_that_went_can_be_forgotten(tmp_path: Path) -> None:
     assert source.forget(cursors) == ["b.ndjson"]
     (tmp_path / "a.ndjson").write_bytes(lines("new", "file"))
     assert len(read(source, wait=WAIT)) == 2
+
+
+@every_form
+def test_a_file_that_goes_before_its_records_are_committed_is_missed_after_a_restart(
+    name: str, tmp_path: Path
+) -> None:
+    WRITERS[name](tmp_path / name, 6)
+    source = source_of(tmp_path)
+    found = read(source)
+    committed = source.arrived({})
+    assert list(committed) == [name]
+    assert source.arrived(committed) == source.arrived({name: found[0][1]}) == {}
+    assert read(source_of(tmp_path, committed)) == found
+    (tmp_path / name).unlink()
+    assert read(source, wait=WAIT) == [], "as long as this process lives, it holds them"
+    with pytest.raises(DataLostError, match=rf"{name}.*gone and nothing of it was read"):
+        source_of(tmp_path, committed)
+
+
+def test_a_file_that_rests_is_owed_before_it_is_read(tmp_path: Path) -> None:
+    for name in ("a.ndjson", "b.ndjson", "c.parquet"):
+        write_parquet(tmp_path / name, 2) if name.endswith("t") else write_json(tmp_path / name, 2)
+    source = source_of(tmp_path, settle_seconds=0)
+    source.poll(1, 0.0)
+    assert set(source.arrived({})) == {"a.ndjson", "b.ndjson", "c.parquet"}
+    (tmp_path / "c.parquet").unlink()
+    time.sleep(WAIT)
+    with pytest.raises(DataLostError, match=r"c\.parquet.*gone and nothing of it was read"):
+        source.poll(1, 0.0)
+
+
+def test_a_file_that_its_writer_gave_up_may_go(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 half of it")
+    (tmp_path / "b.ndjson.gz").write_bytes(gzip.compress(lines("0"))[:12])
+    source = source_of(tmp_path, settle_seconds=60)
+    assert read(source) == []
+    assert source.arrived({}) == {}
+    (tmp_path / "a.parquet").unlink()
+    (tmp_path / "b.ndjson.gz").unlink()
+    assert read(source, wait=WAIT) == []
+
+
+def test_a_file_without_a_record_may_go_and_may_still_grow(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_bytes(b"a,b,label\n")
+    source = source_of(tmp_path, settle_seconds=0)
+    assert read(source) == []
+    committed = source.arrived({})
+    assert source.arrived(committed) == {}
+    (tmp_path / "a.csv").unlink()
+    with (tmp_path / "b.csv").open("ab") as file:
+        file.write(b"1,2,up\n")
+    for other in (source, source_of(tmp_path, committed, settle_seconds=0)):
+        assert said(read(other, wait=WAIT)) == ["1,2,up"]
+        assert other.forget(committed) == ["a.csv"]
+
+
+def test_what_was_appended_and_not_read_is_missed(tmp_path: Path) -> None:
+    for name in ("a.ndjson", "b.ndjson"):
+        (tmp_path / name).write_bytes(lines("0"))
+    source = source_of(tmp_path)
+    assert len(read(source)) == 2
+    for name in ("a.ndjson", "b.ndjson"):
+        with (tmp_path / name).open("ab") as file:
+            file.write(lines("1", "2"))
+    time.sleep(WAIT)
+    assert len(source.poll(1, 0.0)) == 1
+    (tmp_path / "b.ndjson").unlink()
+    time.sleep(WAIT)
+    with pytest.raises(DataLostError, match=r"b\.ndjson.*gone and was read up to"):
+        source.poll(1, 0.0)
+
+
+def test_a_column_whose_name_is_no_text_is_told(tmp_path: Path) -> None:
+    feather.write_feather(table(0, 2), tmp_path / "a.arrow", compression="uncompressed")
+    whole = (tmp_path / "a.arrow").read_bytes()
+    (tmp_path / "a.arrow").write_bytes(whole.replace(b"label", b"lab\xffl"))
+    with pytest.raises(SchemaChangedError, match=r"a\.arrow.*not UTF-8"):
+        source_of(tmp_path).poll(5, 0.0)
 
 
 def test_a_large_file_is_read_in_bounded_memory(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The ingest loop: exact cuts, every record once, splits that hold, poison put aside."""
 
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,7 @@ class Place:
         count: int,
         schema: RecordSchema = SCHEMA,
         split: Split | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> Ingest:
         def also(connection: sql.Connection, row: ExperienceRow) -> None:
             self.queued.append(row.index)
@@ -58,6 +60,7 @@ class Place:
             split=split or Split(),
             store=self.store,
             manifest=self.manifest,
+            clock=clock,
             also=also,
         )
 
@@ -289,6 +292,41 @@ def test_a_dead_letter_of_a_file_that_grows_is_stored_once(place: Place, tmp_pat
     (letter,) = place.manifest.dead_letters("digits")
     assert (letter.partition, letter.payload) == ("records.ndjson", b"poison")
     assert letter.position == str(len(payload("a")) + 1), "where its line begins"
+
+
+def test_a_file_that_goes_before_it_is_in_an_experience_stops_the_next_ingest(
+    place: Place, tmp_path: Path
+) -> None:
+    folder = tmp_path / "incoming"
+    folder.mkdir()
+    source = FilesSource(FilesConfig(location=str(folder)), SCHEMA)
+    ingest = place.ingest(source, count=1_000)
+    file = folder / "records.ndjson"
+    file.write_bytes(payload("a") + b"\n")
+    assert ingest.step(0.5) is None
+    assert ingest.pending == 1
+    file.unlink()
+    with pytest.raises(DataLostError, match=r"records\.ndjson.*gone and nothing of it was read"):
+        place.ingest(FilesSource(FilesConfig(location=str(folder)), SCHEMA), count=1_000)
+
+
+def test_a_name_that_is_used_again_holds_other_letters(place: Place, tmp_path: Path) -> None:
+    folder = tmp_path / "incoming"
+    folder.mkdir()
+    now = [1e9]
+    source = FilesSource(FilesConfig(location=str(folder), settle_seconds=0), SCHEMA)
+    ingest = place.ingest(source, count=2, split=NO_HOLDOUT, clock=lambda: now[0])
+    for day in range(3):
+        file = folder / "today.ndjson"
+        file.write_bytes(b"poison %d\n" % day + payload(f"{day} a") + b"\n" + payload(f"{day} b") + b"\n")
+        assert ingest.step(0.5) is not None
+        file.unlink()
+        now[0] += 3600
+        ingest.step(0.5)
+        assert place.manifest.cursors("digits") == {}
+    letters = place.manifest.dead_letters("digits")
+    assert sorted(letter.payload for letter in letters) == [b"poison %d" % day for day in range(3)]
+    assert len({letter.letter for letter in letters}) == 3
 
 
 def test_a_failed_commit_can_be_tried_again(place: Place) -> None:

@@ -35,7 +35,7 @@ def upgrade() -> None:
             "letter",
             existing_type=sa.String(16),
             nullable=False,
-            comment="Names it: a hash of the place.",
+            comment="Hash of the place and the payload.",
         )
         letters.alter_column(
             "whole_bytes",
@@ -46,7 +46,8 @@ def upgrade() -> None:
         letters.alter_column(
             "form", existing_type=sa.JSON(), nullable=False, comment="Wire, and for tables the columns."
         )
-        letters.create_unique_constraint(op.f("uq_dead_letters_pipeline_letter"), ["pipeline", "letter"])
+        letters.drop_constraint(op.f("pk_dead_letters"), type_="primary")
+        letters.create_primary_key(op.f("pk_dead_letters"), ["pipeline", "letter"])
     op.create_table(
         "stream_states",
         sa.Column("pipeline", sa.String(length=200), nullable=False),
@@ -91,19 +92,20 @@ def _name_letters() -> None:
         sa.column("form", sa.JSON),
     )
     connection = op.get_bind()
-    known = connection.execute(sa.select(letters.c.pipeline, letters.c.partition, letters.c.position)).all()
-    for pipeline, partition, position in known:
-        place = f"{partition}\0{position}".encode("utf-8", "surrogatepass")
+    places = (letters.c.pipeline, letters.c.partition, letters.c.position)
+    for pipeline, partition, position in connection.execute(sa.select(*places)).all():
+        place = f"{partition}\0{position}\0".encode("utf-8", "surrogatepass")
         where = (
             letters.c.pipeline == pipeline,
             letters.c.partition == partition,
             letters.c.position == position,
         )
+        payload = connection.execute(sa.select(letters.c.payload).where(*where)).scalar_one()
         connection.execute(
             sa.update(letters)
             .where(*where)
             .values(
-                letter=hashlib.sha256(place).hexdigest()[:16],
+                letter=hashlib.sha256(place + payload).hexdigest()[:16],
                 whole_bytes=sa.func.length(letters.c.payload),
                 form={"wire": "json"},
             )
