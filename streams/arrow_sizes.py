@@ -1,4 +1,4 @@
-"""How much memory an Arrow IPC payload asks for, told from its headers before any of it is unpacked.
+"""How many records an Arrow IPC payload holds and how much memory it asks for, told from its headers alone.
 
 A compressed buffer begins with the size it unpacks to, and a few bytes can claim any. The library unpacks
 whatever is claimed, so the claims are summed first. The layout is that of Message.fbs of the Arrow format
@@ -6,8 +6,9 @@ whatever is claimed, so the claims are summed first. The layout is that of Messa
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -19,38 +20,53 @@ _FILE_MAGIC = b"ARROW1\0\0"
 _DICTIONARY, _RECORDS = 2, 3
 """Kinds of a message's header; the schema and others have no buffers."""
 _HEADER_TYPE, _HEADER = 1, 2
-_BUFFERS, _COMPRESSION = 2, 3
+_LENGTH, _BUFFERS, _COMPRESSION = 0, 2, 3
 _DICTIONARY_DATA = 1
 _UNPACKED_AS_IT_IS = -1
 
 
-def unpacked_bytes(payload: bytes) -> int:
-    """Bytes of all buffers of an IPC stream or file once they are unpacked, as the payload itself says.
+@dataclass(frozen=True)
+class Size:
+    """What a payload says of itself."""
+
+    rows: int
+    """Of all its record batches."""
+    unpacked_bytes: int
+    """Of all buffers once they are unpacked."""
+
+    def too_large(self, payload: bytes) -> str | None:
+        """What is wrong with a payload of this size; None where nothing is."""
+        if self.unpacked_bytes > max(MAX_UNPACKED_BYTES, len(payload)):
+            most = MAX_UNPACKED_BYTES / 2**30
+            return f"it unpacks to {self.unpacked_bytes / 2**30:,.1f} GB, and {most:.0f} GB is the most"
+        # Columns of nothing can claim any length; every record has an id or a label of a byte at least.
+        if self.rows > self.unpacked_bytes:
+            return f"it claims {self.rows} records in {self.unpacked_bytes} bytes"
+        return None
+
+
+def size_of(payload: bytes) -> Size:
+    """What an IPC stream or file holds, as it says itself; nothing of it is unpacked.
 
     Raises:
         pyarrow.ArrowException, OSError, ValueError: the payload cannot be read so far.
     """
     buffer = pa.py_buffer(payload)
     if not payload.startswith(_FILE_MAGIC):
-        return sum(_unpacked(message) for message in _messages(buffer))
+        return _sum(_size(message) for message in _messages(buffer))
     # A file is a stream between a magic word and a footer, which old writers did not mark off.
-    size = 0
+    found = []
     with suppress(pa.ArrowException, OSError, ValueError):
         for message in _messages(buffer.slice(len(_FILE_MAGIC))):
-            size += _unpacked(message)
-    return size
+            found.append(_size(message))
+    return _sum(found)
 
 
-def too_large(payload: bytes) -> str | None:
-    """What is wrong with a payload that asks for too much memory; None where nothing is.
-
-    Raises:
-        pyarrow.ArrowException, OSError, ValueError: as `unpacked_bytes`.
-    """
-    size = unpacked_bytes(payload)
-    if size <= max(MAX_UNPACKED_BYTES, len(payload)):
-        return None
-    return f"it unpacks to {size / 2**30:,.1f} GB, and {MAX_UNPACKED_BYTES / 2**30:.0f} GB is the most"
+def _sum(sizes: Iterable[Size]) -> Size:
+    found = list(sizes)
+    if not found:
+        raise ValueError("there is nothing in it")
+    return Size(sum(size.rows for size in found), sum(size.unpacked_bytes for size in found))
 
 
 def _messages(buffer: Any) -> Iterator[Any]:
@@ -63,13 +79,16 @@ def _messages(buffer: Any) -> Iterator[Any]:
         yield message
 
 
-def _unpacked(message: Any) -> int:
+def _size(message: Any) -> Size:
     body = memoryview(message.body) if message.body is not None else memoryview(b"")
+    metadata = memoryview(message.metadata)
     try:
-        spans = _compressed_spans(memoryview(message.metadata))
-        if spans is None:
-            return len(body)
-        return sum(_claimed(body, offset, length) for offset, length in spans)
+        batch, is_dictionary = _batch(metadata)
+        if batch is None:
+            return Size(0, len(body))
+        spans = _compressed_spans(metadata, batch)
+        size = len(body) if spans is None else sum(_claimed(body, *span) for span in spans)
+        return Size(0 if is_dictionary else _length(metadata, batch), size)
     except (struct.error, IndexError) as error:
         raise ValueError(f"a header of it is damaged ({error})") from error
 
@@ -87,18 +106,31 @@ def _claimed(body: memoryview, offset: int, length: int) -> int:
     return int(claimed)
 
 
-def _compressed_spans(metadata: memoryview) -> list[tuple[int, int]] | None:
-    """Offset and length of every buffer in the body; None where they are not compressed, or not there."""
+def _batch(metadata: memoryview) -> tuple[int | None, bool]:
+    """Where the header of a message's record batch is, if it has one, and whether it is of a dictionary."""
     (root,) = struct.unpack_from("<I", metadata, 0)
     kind_at, header_at = _field(metadata, root, _HEADER_TYPE), _field(metadata, root, _HEADER)
     if kind_at is None or header_at is None or metadata[kind_at] not in (_DICTIONARY, _RECORDS):
-        return None
-    batch = _follow(metadata, header_at)
-    if metadata[kind_at] == _DICTIONARY:
-        data_at = _field(metadata, batch, _DICTIONARY_DATA)
-        if data_at is None:
-            return None
-        batch = _follow(metadata, data_at)
+        return None, False
+    header = _follow(metadata, header_at)
+    if metadata[kind_at] == _RECORDS:
+        return header, False
+    data_at = _field(metadata, header, _DICTIONARY_DATA)
+    return None if data_at is None else _follow(metadata, data_at), True
+
+
+def _length(metadata: memoryview, batch: int) -> int:
+    length_at = _field(metadata, batch, _LENGTH)
+    if length_at is None:
+        return 0
+    (length,) = struct.unpack_from("<q", metadata, length_at)
+    if length < 0:
+        raise ValueError("a header of it claims fewer records than none")
+    return int(length)
+
+
+def _compressed_spans(metadata: memoryview, batch: int) -> list[tuple[int, int]] | None:
+    """Offset and length of every buffer in the body; None where they are not compressed."""
     buffers_at = _field(metadata, batch, _BUFFERS)
     if _field(metadata, batch, _COMPRESSION) is None or buffers_at is None:
         return None

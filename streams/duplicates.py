@@ -64,6 +64,10 @@ class DuplicateWindow:
             self._next += count
         return new
 
+    def pass_over(self, count: int) -> None:
+        """So many records come whose ids are not to be known."""
+        self._next += count
+
     def _in_run(
         self, run: _Columns, first: NDArray[np.uint64], second: NDArray[np.uint64]
     ) -> NDArray[np.bool_]:

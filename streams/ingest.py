@@ -225,7 +225,10 @@ class Ingest:
         """What came complete waits to be cut, but for what came before."""
         records, positions = decoded.records, decoded.positions
         dropped = np.zeros(0, dtype=np.int64)
-        if self._seen_ids.wanted and len(records):
+        if len(batch.ids):
+            # Named by where they stand, which a later file of the same name has as well.
+            self._seen_ids.pass_over(len(records))
+        elif self._seen_ids.wanted and len(records):
             new = self._seen_ids.add(records.ids)
             if not new.all():
                 dropped = np.cumsum(new, dtype=np.int64)[~new]

@@ -12,11 +12,10 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
-import pyarrow as pa
-
 from streams.base import DataLostError, LazyTexts, RawBatch, SourceContext, SourceError
 from streams.kafka_settings import KafkaConfig
 from streams.kafka_topic import Fault, KafkaTopic
+from streams.wire import count_records
 
 LOOK_SECONDS = 30.0
 """How often new partitions of the topic are looked for."""
@@ -302,12 +301,8 @@ def build(config: KafkaConfig, context: SourceContext) -> KafkaSource:
 
 def _row_count(payload: bytes) -> int:
     """Records in a message; 1 for what cannot be read, so that it becomes one dead letter."""
-    try:
-        rows = int(pa.ipc.open_stream(pa.py_buffer(payload)).read_all().num_rows)
-    except (pa.ArrowException, OSError, ValueError, TypeError, MemoryError):
-        return 1
-    # A record takes a byte at least: a larger count is a lie, and would become as many dead letters.
-    return rows if rows <= len(payload) else 1
+    rows = count_records(payload)
+    return 1 if rows is None else rows
 
 
 def _arrived_at(message: Any) -> float:

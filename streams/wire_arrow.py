@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from streams.arrow_sizes import too_large
+from streams.arrow_sizes import size_of
 from streams.base import RawBatch, RecordInvalidError, RecordSchema, TableColumns
 from streams.records import LABEL_ONLY, UNLABELLED, LabelMap, Records, compact, empty_records
 from streams.wire_base import Decoded, Faults, all_refused, assemble
@@ -124,11 +124,15 @@ def check_fingerprint(metadata: Mapping[bytes, bytes] | None, schema: RecordSche
 
 
 def count_records(payload: bytes) -> int | None:
-    """How many records an Arrow payload holds, without decoding them; None where it cannot be read."""
+    """How many records an Arrow payload holds, told from its headers; None where it cannot be read.
+
+    One that can be counted may still turn out to be unreadable; what can be read has so many records.
+    """
     try:
-        return int(_open(payload, validate=False).num_rows)
-    except RecordInvalidError:
+        size = size_of(payload)
+    except _BROKEN:
         return None
+    return None if size.too_large(payload) else size.rows
 
 
 @dataclass(frozen=True)
@@ -211,7 +215,7 @@ def _read(payload: bytes, schema: RecordSchema, table: TableColumns) -> _Whole:
     return _Whole(payload, schema, table, columns, _drafted(columns, schema, table))
 
 
-def _open(payload: bytes, *, validate: bool = True) -> pa.Table:
+def _open(payload: bytes) -> pa.Table:
     """The table of an IPC stream or file.
 
     Raises:
@@ -220,17 +224,16 @@ def _open(payload: bytes, *, validate: bool = True) -> pa.Table:
     source = pa.py_buffer(payload)
     is_file = payload.startswith(b"ARROW1")
     try:
-        told = too_large(payload)
+        size = size_of(payload)
+        told = size.too_large(payload)
         if told is not None:
             raise ValueError(told)
         found = (pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).read_all()
-        # Columns of nothing can claim any length; every record has an id or a label of a byte at least. Until
-        # the table is validated, nothing may look at what its buffers hold.
-        size = found.get_total_buffer_size()
-        if found.num_rows > size:
-            raise ValueError(f"it claims {found.num_rows} records in {size} bytes")
-        if validate:
-            found.validate(full=True)
+        # What was counted is what was announced: more would never be read, and be lost.
+        if found.num_rows != size.rows:
+            raise ValueError(f"its parts hold {size.rows} records and its footer names {found.num_rows}")
+        # Until the table is validated, nothing may look at what its buffers hold.
+        found.validate(full=True)
     except _BROKEN as error:
         raise RecordInvalidError(
             f"The payload is not an Arrow stream of records: {str(error)[:300]}."

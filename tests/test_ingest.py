@@ -28,6 +28,7 @@ from tests.stream_parts import SCHEMA, ListSource, payload, records, sqlite_engi
 
 Features = NDArray[np.float32] | NDArray[np.uint8]
 PARTS = ("train", "gate", "audit")
+TABLE = RecordSchema(columns=("a", "b"), classes=("down", "up"))
 NO_HOLDOUT = Split(gate=1e-12, audit=0.0)  # as good as none: a gate of 0 is refused
 
 
@@ -48,6 +49,7 @@ class Place:
         schema: RecordSchema = SCHEMA,
         split: Split | None = None,
         clock: Callable[[], float] = time.time,
+        duplicate_window: int = 0,
     ) -> Ingest:
         def also(connection: sql.Connection, row: ExperienceRow) -> None:
             self.queued.append(row.index)
@@ -61,6 +63,7 @@ class Place:
             store=self.store,
             manifest=self.manifest,
             clock=clock,
+            duplicate_window=duplicate_window,
             also=also,
         )
 
@@ -327,6 +330,26 @@ def test_a_name_that_is_used_again_holds_other_letters(place: Place, tmp_path: P
     letters = place.manifest.dead_letters("digits")
     assert sorted(letter.payload for letter in letters) == [b"poison %d" % day for day in range(3)]
     assert len({letter.letter for letter in letters}) == 3
+
+
+def test_rows_that_are_named_by_their_place_are_no_duplicates_of_an_earlier_file(
+    place: Place, tmp_path: Path
+) -> None:
+    folder = tmp_path / "incoming"
+    folder.mkdir()
+    now = [1e9]
+    source = FilesSource(FilesConfig(location=str(folder), settle_seconds=0), TABLE)
+    ingest = place.ingest(
+        source, count=2, schema=TABLE, split=NO_HOLDOUT, clock=lambda: now[0], duplicate_window=1000
+    )
+    for _ in range(3):
+        file = folder / "today.csv"
+        file.write_bytes(b"a,b,label\n1,2,up\n3,4,down\n")
+        assert ingest.step(0.5) is not None
+        file.unlink()
+        now[0] += 3600
+        ingest.step(0.5)
+    assert place.manifest.totals("digits") == (3, 6)
 
 
 def test_a_failed_commit_can_be_tried_again(place: Place) -> None:

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import pyarrow as pa
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from pydantic import ValidationError
@@ -17,6 +18,7 @@ from streams.kafka_settings import KafkaConfig
 from streams.wire import decode, encode_batch
 from tests import kafka_mock
 from tests.stream_parts import SCHEMA, payload, records
+from tests.wire_parts import ipc
 
 Read = list[tuple[str, str, str]]
 
@@ -169,6 +171,26 @@ def test_a_message_of_many_records_is_read_in_steps(cluster: kafka_mock.Cluster,
         for size in (1, 100):
             with opened(settings, cursors) as source:
                 assert sorted(read(source, size=size)) == sorted(whole[place + 1 :])
+
+
+@pytest.mark.parametrize("file", [False, True], ids=["stream", "file"])
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_every_record_of_an_arrow_message_is_read_in_whatever_form_it_is_written(
+    cluster: kafka_mock.Cluster, topic: str, file: bool, compression: str | None
+) -> None:
+    count = 20_000
+    whole = encode_batch(records([str(place) for place in range(count)]), SCHEMA)
+    written = ipc(pa.ipc.open_stream(whole).read_all(), file=file, compression=compression)
+    cluster.create(topic)
+    cluster.produce(topic, [written, arrow("after")])
+    found: list[str] = []
+    with opened(config(cluster, topic, wire="arrow")) as source:
+        while batches := source.poll(7_000, 0.0):
+            for batch in batches:
+                decoded = decode(batch, SCHEMA)
+                assert not decoded.rejected
+                found += decoded.records.ids.to_pylist()
+    assert found == [*(str(place) for place in range(count)), "after"]
 
 
 def test_a_message_of_many_records_that_cannot_be_read_is_one_dead_letter(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.arrow_sizes import unpacked_bytes
+from streams.arrow_sizes import size_of
 from streams.base import LazyTexts, RawBatch, RecordSchema, TableColumns
 from streams.hashing import hash_texts
 from streams.records import LabelMap, Records, check_texts, compact, text_column
@@ -338,7 +338,9 @@ def test_what_a_payload_unpacks_to_is_told_from_its_headers(compression: str | N
     whole = pa.table({"id": [str(place) for place in range(1000)], "a": np.zeros(1000), "label": labels})
     sent = ipc(whole, file=file, compression=compression)
     read = (pa.ipc.open_file if file else pa.ipc.open_stream)(sent).read_all().get_total_buffer_size()
-    assert unpacked_bytes(sent) == pytest.approx(read, abs=100)
+    found = size_of(sent)
+    assert found.rows == count_records(sent) == 1000
+    assert found.unpacked_bytes == pytest.approx(read, abs=100)
 
 
 @pytest.mark.parametrize("compression", ["lz4", "zstd"])
