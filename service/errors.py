@@ -4,7 +4,7 @@ HoldfastError
 ├── PipelineUnknownError, PipelineExistsError
 ├── PipelineInvalidError
 │   └── PipelineUnreadableError  stored by another release, and not understood by this one
-├── RecordsInvalidError, BacklogFullError, IdempotencyKeyReusedError
+├── RecordsInvalidError, BacklogFullError, BatchTooLargeError, IdempotencyKeyReusedError
 ├── DeadLetterUnknownError, DeadLetterUnfitError
 ├── StreamConflictError        the stream does not stand so that this could be done
 ├── UpdateUnknownError, UpdateDuplicateError, NothingToLearnError
@@ -63,6 +63,10 @@ class RecordsInvalidError(HoldfastError):
 
 class BacklogFullError(HoldfastError):
     status, slug, title = 429, "backlog-full", "Too many records wait to be learnt"
+
+
+class BatchTooLargeError(HoldfastError):
+    status, slug, title = 413, "batch-too-large", "Too many records in one request"
 
 
 class IdempotencyKeyReusedError(HoldfastError):

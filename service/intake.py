@@ -8,6 +8,8 @@ from service import backlog, bodies, decisions, jobs, specs
 from service.database import lock_pipeline
 from service.errors import (
     BacklogFullError,
+    BatchTooLargeError,
+    HoldfastError,
     IdempotencyKeyReusedError,
     NothingToLearnError,
     RecordsInvalidError,
@@ -41,6 +43,7 @@ def push(
         PipelineUnknownError: there is no such pipeline.
         RecordsInvalidError: the body is not a list of records, is empty, or holds one that does not fit.
         BacklogFullError: too many records wait already.
+        BatchTooLargeError: so many records may never wait.
         IdempotencyKeyReusedError: the key was used before, with other records.
     """
     with reading(engine) as connection:
@@ -76,11 +79,11 @@ def push(
     return first
 
 
-def _too_many(engine: sa.Engine, spec: PipelineSpec, sent: int, limit: int) -> BacklogFullError | None:
+def _too_many(engine: sa.Engine, spec: PipelineSpec, sent: int, limit: int) -> HoldfastError | None:
     """Why no room is left for so many records; None when there is."""
     pipeline = spec.name
     if sent > limit:
-        return BacklogFullError(
+        return BatchTooLargeError(
             f"{sent} records are more than may ever wait in {pipeline!r}: {limit}.",
             fix="Send fewer records a request.",
         )

@@ -49,19 +49,50 @@ def replay(
         )
     with reading(engine) as connection:
         spec = specs.load_spec(connection, pipeline)
-        found = [_known(connection, pipeline, name) for name in dict.fromkeys(chosen)]
+        found = [known(connection, pipeline, name) for name in dict.fromkeys(chosen)]
     return [_replay_one(engine, spec, letter, payload) for letter in found]
 
 
-def waiting(engine: sa.Engine, pipeline: str, *, reason: str | None) -> list[str]:
-    """Names of the letters that were not replayed yet, oldest first; of one reason, if it is given."""
+@dataclass(frozen=True)
+class Page:
+    """Some letters, newest first."""
+
+    letters: Sequence[DeadLetter]
+    next: str | None
+    """The letter to go on after; None: there are no more."""
+
+
+def page(
+    engine: sa.Engine,
+    pipeline: str,
+    *,
+    limit: int = MOST_AT_A_TIME,
+    reason: str | None = None,
+    replayed: bool | None = None,
+    after: str | None = None,
+) -> Page:
+    """The latest letters, or those that come after one; of one reason, replayed or not, if that is asked for.
+
+    Raises:
+        PipelineUnknownError: there is no such pipeline.
+        DeadLetterUnknownError: there is no letter `after`.
+    """
     with reading(engine) as connection:
         specs.load_spec(connection, pipeline)
-        found = letters.latest(connection, pipeline, limit=MOST_AT_A_TIME, reason=reason, replayed=False)
-    return [letter.letter for letter in reversed(found)]
+        last = known(connection, pipeline, after) if after is not None else None
+        # One more tells whether there are more.
+        found = letters.latest(
+            connection, pipeline, limit=limit + 1, reason=reason, replayed=replayed, after=last
+        )
+    return Page(found[:limit], found[limit - 1].letter if len(found) > limit else None)
 
 
-def _known(connection: sa.Connection, pipeline: str, name: str) -> DeadLetter:
+def known(connection: sa.Connection, pipeline: str, name: str) -> DeadLetter:
+    """One letter.
+
+    Raises:
+        DeadLetterUnknownError: there is no letter of that name.
+    """
     letter = letters.get(connection, pipeline, name)
     if letter is None:
         raise DeadLetterUnknownError(

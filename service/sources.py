@@ -29,11 +29,22 @@ def build_source(engine: sa.Engine, spec: PipelineSpec) -> Source:
 
 
 def require_allowed(spec: PipelineSpec, settings: Settings) -> None:
-    """Whoever may declare a pipeline may not read every file of this machine.
+    """Hold a pipeline to the settings: whoever may declare one may not read every file of this machine.
 
     Raises:
-        PipelineInvalidError: a source reads outside the places that the settings name.
+        PipelineInvalidError: a source reads outside the places that the settings name, or the trigger waits
+            for more pushed records than may wait.
     """
+    if spec.source.kind == "pushed" and spec.trigger.least_records > settings.max_backlog_records:
+        told = (
+            f"it never cuts fewer than {spec.trigger.least_records} records, and only "
+            f"{settings.max_backlog_records} pushed ones may wait"
+        )
+        raise PipelineInvalidError(
+            f"The pipeline is not valid: trigger: {told}.",
+            fix="Let it cut fewer records, or raise HOLDFAST_MAX_BACKLOG_RECORDS.",
+            members={"errors": [{"where": "trigger", "problem": told}]},
+        )
     for field, config in (("source", spec.source), ("label_source", spec.label_source)):
         problem = None if config is None else config.outside(settings.roots)
         if problem:

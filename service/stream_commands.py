@@ -1,11 +1,12 @@
 """The commands that send records, and that look at a stream and its dead letters."""
 
 import sys
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import typer
 
@@ -24,6 +25,7 @@ stream_app = typer.Typer(
 )
 
 REPLAYED_AT_A_TIME = 100
+TOO_MANY_WAIT = 429
 Letter = Annotated[str, typer.Argument(help="The letter's name, 16 hex digits.")]
 OfReason = Annotated[str | None, typer.Option("--only", help="Only of this reason, such as malformed.")]
 
@@ -36,6 +38,9 @@ def push(
         str | None,
         typer.Option(help="Names this sending: the same file and --batch again store nothing twice."),
     ] = None,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for room while too many records wait already.")
+    ] = 60.0,
     url: Url = None,
 ) -> None:
     """Send the records of a file."""
@@ -46,7 +51,9 @@ def push(
         task = progress.add_task(f"sending to {pipeline}", total=_size(file.name), records=0)
         while chunk := list(islice(records, batch)):
             # The place in the file is part of the key, so that a sending that broke off can be repeated.
-            if _send(client, pipeline, chunk, first=sent + 1, key=f"{key}:{sent}" if key else None):
+            keyed = f"{key}:{sent}" if key else None
+            until = time.monotonic() + wait
+            if _send(client, pipeline, chunk, first=sent + 1, key=keyed, until=until):
                 before += len(chunk)
             sent += len(chunk)
             progress.update(task, advance=sum(map(len, chunk)) + len(chunk), records=sent)
@@ -93,20 +100,22 @@ def stream_dead_letters(
     pipeline: str,
     only: OfReason = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="At most this many.")] = 20,
+    after: Annotated[str | None, typer.Option(help="Go on after this letter.")] = None,
     json_output: Json = False,
     url: Url = None,
 ) -> None:
     """Payloads that did not become records, newest first."""
-    query = f"?limit={limit}" + (f"&reason={quote(only)}" if only else "")
     with open_client(url) as client:
-        views = client.get(path_of(pipeline, "dead-letters") + query)
+        views = _letters(client, pipeline, limit=limit, only=only, after=after)
     if json_output:
         return print_json(views)
     for view in views:
         mark = "replayed" if view["replayed_at"] else view["reason"]
         typer.echo(f"{view['letter']}  {view['created_at'][:19]}  {mark:<15}  {view['detail']}")
     if not views:
-        typer.echo("There is no dead letter.")
+        typer.echo("There is no dead letter." if after is None else "There are no more.")
+    elif len(views) == limit:
+        typer.echo(f"For more: --after {views[-1]['letter']}")
 
 
 @stream_app.command("show")
@@ -151,22 +160,49 @@ def stream_replay(
         raise typer.Exit(1)
 
 
+def _letters(client: "Client", pipeline: str, **asked: str | int | None) -> list[Any]:
+    given = {
+        "reason" if name == "only" else name: value for name, value in asked.items() if value is not None
+    }
+    views: list[Any] = client.get(f"{path_of(pipeline, 'dead-letters')}?{urlencode(given)}")
+    return views
+
+
 def _not_replayed(client: "Client", pipeline: str, only: str | None) -> list[str]:
-    query = "?limit=1000&replayed=false" + (f"&reason={quote(only)}" if only else "")
-    return [view["letter"] for view in reversed(client.get(path_of(pipeline, "dead-letters") + query))]
+    """Names of all of them, oldest first."""
+    found: list[str] = []
+    while page := _letters(
+        client, pipeline, limit=1000, replayed="false", only=only, after=found[-1] if found else None
+    ):
+        found += [view["letter"] for view in page]
+    return found[::-1]
 
 
-def _send(client: "Client", pipeline: str, chunk: list[bytes], *, first: int, key: str | None) -> bool:
-    """Whether these records were stored before, under the same key."""
-    try:
-        return bool(client.push(pipeline, chunk, key=key)["duplicate"])
-    except HoldfastError as error:
-        if first == 1:
-            raise
-        raise HoldfastError(
-            f"The first {first - 1} records are stored; from record {first} on none is: {error.detail}",
-            fix=error.fix,
-        ) from error
+def _send(
+    client: "Client", pipeline: str, chunk: list[bytes], *, first: int, key: str | None, until: float
+) -> bool:
+    """Whether these records were stored before, under the same key; waits for room until a time."""
+    while True:
+        try:
+            return bool(client.push(pipeline, chunk, key=key)["duplicate"])
+        except HoldfastError as error:
+            if error.members.get("status") != TOO_MANY_WAIT or time.monotonic() >= until:
+                raise _told_of_file(error, first) from error
+            time.sleep(1.0)
+
+
+def _told_of_file(error: HoldfastError, first: int) -> HoldfastError:
+    """The refusal of a request, with records counted from the beginning of the file."""
+    stored = f"The first {first - 1} records are stored, and none after them. " if first > 1 else ""
+    wrong: Any = error.members.get("errors")
+    if not wrong:
+        return HoldfastError(f"{stored}{error.detail}", fix=error.fix)
+    more = int(str(error.members.get("rejected", 1))) - 1
+    return HoldfastError(
+        f"{stored}Record {first + wrong[0]['record']} does not fit: {wrong[0]['detail']}"
+        + (f" So do not {more} more of the same request." if more else ""),
+        fix="Mend or take out what does not fit, and send the rest.",
+    )
 
 
 def _status(view: Any) -> Iterator[str]:
@@ -185,7 +221,8 @@ def _status(view: Any) -> Iterator[str]:
     if view["duplicates"]:
         yield f"  {view['duplicates']} duplicates were dropped"
     letters = ", ".join(f"{count} {reason}" for reason, count in view["dead_letters"].items())
-    yield f"  dead letters: {letters or 'none'}"
+    replayed = f"; {view['replayed_letters']} more were replayed" if view["replayed_letters"] else ""
+    yield f"  dead letters: {letters or 'none'}{replayed}"
     for place in view["partitions"][:20]:
         yield f"  {place['partition']} is done to {place['cursor']}"
     if view["partition_count"] > 20:

@@ -30,6 +30,7 @@ class Stream:
     last_cut: str | None
     backlog_records: int | None
     dead_letters: Mapping[str, int]
+    replayed_letters: int
     classes: int
 
 
@@ -55,6 +56,7 @@ def look(engine: sa.Engine, pipeline: str) -> Stream:
         last_cut=last[0].cut_reason if last else None,
         backlog_records=manifest.pending_records(pipeline, partition=pushed) if spec.pushable else None,
         dead_letters=manifest.count_dead_letters(pipeline),
+        replayed_letters=sum(manifest.count_dead_letters(pipeline, replayed=True).values()),
         classes=len(manifest.classes(pipeline)) or len(spec.record_schema.classes),
     )
 

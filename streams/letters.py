@@ -10,7 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from streams.base import RawBatch, TableColumns
 from streams.tables import DEAD_LETTERS
-from streams.wire import PAYLOAD_CAP_BYTES, Rejected, count_records
+from streams.wire import Rejected, count_records
 
 _ASKED = 500
 """Names in one query: SQLite and PostgreSQL both take so many."""
@@ -61,21 +61,21 @@ class DeadLetter:
 def letter_of(batch: RawBatch, bad: Rejected) -> DeadLetter:
     """What is kept of a payload of this batch that was refused, or of a row of an Arrow payload."""
     many = batch.wire == "arrow"
-    whole = not many or bad.payload == batch.payloads[0][:PAYLOAD_CAP_BYTES]
+    whole = not many or bad.whole is batch.payloads[0]
     return DeadLetter(
         partition=batch.partition,
         position=batch.places[bad.place] if len(batch.places) else bad.position,
         reason=bad.reason,
         detail=bad.detail,
         payload=bad.payload,
-        whole_bytes=len(batch.payloads[0 if many else bad.place]) if whole else -1,
+        whole_bytes=len(bad.whole),
         rows=len(batch.positions) if many and whole else 1,
         form=_form_of(batch, bad.place, whole=whole),
     )
 
 
 def _form_of(batch: RawBatch, place: int, *, whole: bool) -> dict[str, Any]:
-    """What must be known to read a payload again. A row of an Arrow payload is kept as JSON."""
+    """What must be known to read a payload again. A row of an Arrow payload is kept as a JSON record."""
     if not whole:
         return {"wire": "json"}
     form: dict[str, Any] = {"wire": batch.wire}
@@ -157,16 +157,36 @@ def latest(
     limit: int,
     reason: str | None = None,
     replayed: bool | None = None,
+    after: DeadLetter | None = None,
 ) -> list[DeadLetter]:
-    """The latest letters, newest first; of one reason, or replayed or not, where that is asked for."""
+    """The latest letters, newest first; of one reason, or replayed or not, where that is asked for.
+
+    `after` is the last letter of the page before.
+    """
     letters = DEAD_LETTERS.c
     query = sql.select(DEAD_LETTERS).where(letters.pipeline == pipeline)
     if reason is not None:
         query = query.where(letters.reason == reason)
     if replayed is not None:
         query = query.where(letters.replayed_at.is_not(None) if replayed else letters.replayed_at.is_(None))
-    query = query.order_by(letters.created_at.desc(), letters.partition, letters.position.desc()).limit(limit)
+    if after is not None:
+        query = query.where(_comes_after(after))
+    order = (letters.created_at.desc(), letters.partition, letters.position.desc(), letters.letter)
+    query = query.order_by(*order).limit(limit)
     return [_letter(row) for row in connection.execute(query)]
+
+
+def _comes_after(letter: DeadLetter) -> sql.ColumnElement[bool]:
+    """In the order that letters are listed in."""
+    columns = DEAD_LETTERS.c
+    later = columns.letter > letter.letter
+    for column, value, comes_first in (
+        (columns.position, letter.position, columns.position < letter.position),
+        (columns.partition, letter.partition, columns.partition > letter.partition),
+        (columns.created_at, letter.created_at, columns.created_at < letter.created_at),
+    ):
+        later = comes_first | ((column == value) & later)
+    return later
 
 
 def get(connection: sql.Connection, pipeline: str, letter: str) -> DeadLetter | None:
@@ -178,11 +198,12 @@ def get(connection: sql.Connection, pipeline: str, letter: str) -> DeadLetter | 
     return None if row is None else _letter(row)
 
 
-def counts(connection: sql.Connection, pipeline: str) -> dict[str, int]:
-    """How many letters there are, by reason."""
+def counts(connection: sql.Connection, pipeline: str, *, replayed: bool = False) -> dict[str, int]:
+    """How many letters there are, by reason: those that were not replayed, or those that were."""
+    mark = DEAD_LETTERS.c.replayed_at
     query = (
         sql.select(DEAD_LETTERS.c.reason, sql.func.count())
-        .where(DEAD_LETTERS.c.pipeline == pipeline)
+        .where(DEAD_LETTERS.c.pipeline == pipeline, mark.is_not(None) if replayed else mark.is_(None))
         .group_by(DEAD_LETTERS.c.reason)
         .order_by(DEAD_LETTERS.c.reason)
     )

@@ -302,10 +302,10 @@ class Manifest:
         with reading(self._engine) as connection:
             return letters.latest(connection, pipeline, limit=limit)
 
-    def count_dead_letters(self, pipeline: str) -> dict[str, int]:
-        """How many dead letters there are, by reason."""
+    def count_dead_letters(self, pipeline: str, *, replayed: bool = False) -> dict[str, int]:
+        """How many dead letters there are, by reason: those not replayed, or those that were."""
         with reading(self._engine) as connection:
-            return letters.counts(connection, pipeline)
+            return letters.counts(connection, pipeline, replayed=replayed)
 
     def pending_records(self, pipeline: str, *, partition: str = PUSHED_PARTITION) -> int:
         """Records of the pushed log that stand after the committed cursor of its partition: the backlog.

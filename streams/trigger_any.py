@@ -78,6 +78,11 @@ class AnyOfTrigger(TriggerConfig):
             raise ValueError("max_seconds must not be below min_seconds")
         return self
 
+    @property
+    def least_records(self) -> int:
+        least = min(trigger.least_records for trigger in self.any)
+        return self.min_records if self.max_seconds is not None else max(self.min_records, least)
+
     def watch(self, state: TriggerState, surroundings: Surroundings) -> RecordWatch:
         """See `TriggerConfig`."""
         return AnyOfWatch(self, state, surroundings)

@@ -169,6 +169,11 @@ class TriggerConfig(BaseModel):
 
     kind: str
 
+    @property
+    def least_records(self) -> int:
+        """With fewer records it never cuts, whatever else happens."""
+        return 1
+
     def watch(self, state: TriggerState, surroundings: Surroundings) -> RecordWatch:
         """A watch that begins just after the cut which left this state; it is empty before the first.
 

@@ -41,6 +41,10 @@ class CostTrigger(TriggerConfig):
     )
     at_least: int = Field(100, ge=1, le=10_000_000, description="Fewer records are not cut.")
 
+    @property
+    def least_records(self) -> int:
+        return self.at_least
+
     def watch(self, state: TriggerState, surroundings: Surroundings) -> RecordWatch:
         """See `TriggerConfig`."""
         return CostWatch(self, state, surroundings)

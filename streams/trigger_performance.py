@@ -59,6 +59,10 @@ class PerformanceTrigger(TriggerConfig):
             raise ValueError("at_least must not be above at_most")
         return self
 
+    @property
+    def least_records(self) -> int:
+        return self.at_least
+
     def watch(self, state: TriggerState, surroundings: Surroundings) -> RecordWatch:
         """See `TriggerConfig`."""
         return PerformanceWatch(self, surroundings)

@@ -20,6 +20,10 @@ class RecordsTrigger(TriggerConfig):
     kind: Literal["records"] = "records"
     records: int = Field(ge=1, le=10_000_000, description="Accepted records in one experience.")
 
+    @property
+    def least_records(self) -> int:
+        return self.records
+
     def watch(self, state: TriggerState, surroundings: Surroundings) -> RecordWatch:
         """See `TriggerConfig`."""
         return RecordsWatch(self)

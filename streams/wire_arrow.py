@@ -7,6 +7,7 @@ memory. Those of others are tables, read by the names of their columns.
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ from streams.base import RawBatch, RecordInvalidError, RecordSchema, TableColumn
 from streams.records import LABEL_ONLY, UNLABELLED, LabelMap, Records, compact, empty_records
 from streams.wire_base import Decoded, Faults, all_refused, assemble
 from streams.wire_rules import Draft, accept, carried, examine
-from streams.wire_tables import table_draft
+from streams.wire_tables import FEATURES, feature_columns, group_column, table_draft
 
 FINGERPRINT_KEY = b"holdfast.schema"
 
@@ -34,6 +35,8 @@ _BROKEN = (
     MemoryError,
 )
 _SHOWN_VALUES = 1000
+_WHOLE_VALUES = 16_384
+"""A record of more values would be longer than what is kept of it."""
 
 
 def encode_batch(records: Records, schema: RecordSchema, names: Sequence[str] | None = None) -> bytes:
@@ -206,7 +209,13 @@ def decode_arrow(batch: RawBatch, schema: RecordSchema, labels: LabelMap) -> Dec
         places,
         draft.faults,
         positions=batch.positions,
-        payload_of=lambda place: _row_as_json(whole.columns, batch.skip + place),
+        payload_of=lambda place: _row_as_record(
+            whole.columns,
+            batch.skip + place,
+            schema,
+            batch.table,
+            named=batch.ids[place] if len(batch.ids) else None,
+        ),
     )
 
 
@@ -316,20 +325,62 @@ def _numbers(given: Mapping[str, Any], name: str, wanted: Any) -> NDArray[Any]:
     return numbers
 
 
-def _row_as_json(columns: pa.Table, row: int) -> bytes:
-    """A row as people can read it, at most so long; bytes become base64 text."""
-    return msgspec.json.encode(
-        {name: _cell(columns.column(name)[row]) for name in columns.column_names}, enc_hook=str
-    )
+def _row_as_record(
+    columns: pa.Table, row: int, schema: RecordSchema, table: TableColumns, *, named: str | None
+) -> bytes:
+    """A row in the JSON form of a record, for a person to read and mend, and to be decoded again.
+
+    What is longer than any record may be is cut, and so remains refused. `named` is the id, where the table
+    has none.
+    """
+    own = _is_own(columns)
+    most = schema.size + 1 if schema.size <= _WHOLE_VALUES else _SHOWN_VALUES
+    table = TableColumns(id="id", split_key="split_key", time="time") if own else table
+
+    def cell(name: str | None) -> Any:
+        present = name is not None and name in columns.column_names
+        return _cell(columns.column(name)[row], most=most) if present else None
+
+    features = cell(FEATURES) if own or FEATURES not in schema.columns else None
+    if features is None:
+        by_name = {name: cell(name) for name in feature_columns(schema)}
+        if any(value is not None for value in by_name.values()):
+            features = by_name if schema.columns else list(by_name.values())
+    label = cell(table.label)
+    if own and isinstance(label, int):
+        label = None if label == UNLABELLED else dict(enumerate(schema.classes)).get(label, label)
+    record = {
+        "id": cell(table.id) if named is None else named,
+        "features": features,
+        "label": label,
+        "time": _with_offset(cell(table.time)),
+        "split_key": cell(table.split_key),
+        "groups": {name: cell(group_column(name, columns.column_names)) for name in schema.groups} or None,
+    }
+    given = {name: value for name, value in record.items() if value is not None}
+    return msgspec.json.encode(given, enc_hook=str)
 
 
-def _cell(scalar: Any) -> Any:
+def _with_offset(time: Any) -> Any:
+    """A moment of a table without an offset is one of UTC."""
+    if isinstance(time, datetime) and time.tzinfo is None:
+        return time.replace(tzinfo=UTC)
+    return time
+
+
+def _cell(scalar: Any, *, most: int) -> Any:
+    """What a cell holds, at most so many values of a list, and so many characters of a text."""
+    if isinstance(scalar, pa.DictionaryScalar):
+        scalar = scalar.value
     try:
-        if scalar.is_valid and isinstance(
-            scalar, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar
-        ):
-            return scalar.values.slice(0, _SHOWN_VALUES).to_pylist()
+        if not scalar.is_valid:
+            return None
+        if isinstance(scalar, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
+            return scalar.values.slice(0, most).to_pylist()
+        if isinstance(scalar, pa.StringScalar | pa.LargeStringScalar):
+            # A text that many rows name may be long: only what is shown of it is copied.
+            return bytes(memoryview(scalar.as_buffer())[: 8 * _SHOWN_VALUES]).decode("utf-8", "replace")
         value = scalar.as_py()
-        return value[: 8 * _SHOWN_VALUES] if isinstance(value, str | bytes) else value
+        return value[: 8 * most] if isinstance(value, bytes) else value
     except (pa.ArrowException, ValueError, OverflowError, ImportError):
         return f"({scalar.type})"

@@ -51,9 +51,14 @@ class Rejected:
     """The payload at a place. Whoever refuses a whole request never needs all of them."""
 
     @cached_property
+    def whole(self) -> bytes:
+        """What was sent; of a row of an Arrow payload, its JSON form."""
+        return self.payload_of(self.place)
+
+    @property
     def payload(self) -> bytes:
-        """The first 64 KB of what was sent; of a row of an Arrow payload, its JSON form."""
-        return self.payload_of(self.place)[:PAYLOAD_CAP_BYTES]
+        """The first 64 KB of it."""
+        return self.whole[:PAYLOAD_CAP_BYTES]
 
 
 @dataclass(frozen=True)

@@ -242,6 +242,8 @@ def _malformed_json(payload: bytes, error: Exception) -> RecordInvalidError:
 
 
 def _malformed(payload: bytes, error: Exception) -> RecordInvalidError:
+    if not payload:
+        return RecordInvalidError("The payload is empty: what the source reads as the record holds nothing.")
     return RecordInvalidError(f"The record cannot be read: {str(error)[:300]}.")
 
 

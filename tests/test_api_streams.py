@@ -7,13 +7,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from service import specs
 from service.ingester import PipelineIngest
 from service.storage import store_place
 from streams.manifest import Manifest
-from tests.api_parts import Api, declare, push, record, running_api, unchanged
+from tests.api_parts import Api, declare, push, record, running_api, spec, unchanged
 
 NAMES = count()
 HOLD = {"reason": "The sensor is being moved.", "by": "ada"}
@@ -28,12 +30,12 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 class FilesPipeline:
     """A pipeline over a folder of its own, and its ingest role in this process."""
 
-    def __init__(self, api: Api, **changes: Any) -> None:
+    def __init__(self, api: Api, *, reading: dict[str, Any] | None = None, **changes: Any) -> None:
         self.api = api
         self.name = f"files{next(NAMES)}"
         self.folder = api.settings.root / "incoming" / self.name
         self.folder.mkdir(parents=True)
-        source = {"kind": "files", "location": str(self.folder), "settle_seconds": 0}
+        source = {"kind": "files", "location": str(self.folder), "settle_seconds": 0} | (reading or {})
         declare(api, self.name, source=source, **changes)
         with api.engine.begin() as connection:
             self._spec = specs.load_spec(connection, self.name)
@@ -247,6 +249,69 @@ def test_all_letters_of_a_reason_are_replayed_at_once(files: Callable[..., Files
     found = stream.post("/dead-letters/replay", {"reason": "malformed"})
     assert (found["replayed"], found["refused"]) == (0, 3)
     assert stream.post("/dead-letters/replay", {})["refused"] == 4
+
+
+def test_more_letters_than_one_answer_holds_are_listed_and_replayed_page_by_page(
+    files: Callable[..., FilesPipeline],
+) -> None:
+    stream = files()
+    count = 2_300
+    stream.arrive("a.ndjson", *[b"poison %d" % number for number in range(count)])
+    for _ in range(3):
+        stream.turn()
+    listed: list[str] = []
+    while page := stream.get(f"/dead-letters?limit=1000{f'&after={listed[-1]}' if listed else ''}"):
+        listed += [letter["letter"] for letter in page]
+    assert len(set(listed)) == len(listed) == count
+    refused, answer = 0, dict[str, Any](next=None)
+    for pages in range(1, 4):
+        answer = stream.post("/dead-letters/replay", {"after": answer["next"]})
+        refused += answer["refused"]
+        assert (answer["next"] is None) == (pages == 3)
+    assert refused == count
+    assert stream.get("/stream")["dead_letters"] == {"malformed": count}
+
+
+def test_a_row_of_a_table_that_was_refused_can_be_replayed(files: Callable[..., FilesPipeline]) -> None:
+    """As it is, once it fits, and as a person mends it: kept in the form that records are sent in."""
+    schema = {"columns": ["x", "y"], "classes": ["down", "up"], "maximum": 9}
+    stream = files(
+        reading={"id": "name", "label": "what"},
+        schema=schema,
+        trigger={"records": 2},
+        split={"gate": 1e-9, "audit": 0},
+    )
+    table = pa.table({"name": ["r1", "r2"], "x": [1.0, 2.0], "y": [3.0, 40.0], "what": ["up", "up"]})
+    parquet.write_table(table, stream.folder / "a.parquet")
+    stream.turn()
+    (letter,) = stream.get("/dead-letters")
+    assert letter["reason"] == "out-of-range"
+    kept = json.loads(stream.get(f"/dead-letters/{letter['letter']}")["text"])
+    assert kept == {"id": "r2", "features": {"x": 2.0, "y": 40.0}, "label": "up"}
+    (told,) = stream.post("/dead-letters/replay", {})["letters"]
+    assert told["reason"] == letter["detail"], "it is read again, and still does not fit"
+    mended = json.dumps({**kept, "features": {"x": 2.0, "y": 4.0}})
+    assert stream.post("/dead-letters/replay", {"letters": [letter["letter"]], "payload": mended})["replayed"]
+    stream.turn()
+    assert stream.ids() == ["r1", "r2"]
+    found = stream.get("/stream")
+    assert (found["dead_letters"], found["replayed_letters"]) == ({}, 1)
+
+
+def test_a_trigger_that_waits_for_more_than_may_wait_is_refused(api: Api) -> None:
+    limit = api.settings.max_backlog_records
+    for trigger in (
+        {"records": limit + 1},
+        {"kind": "any-of", "any": [{"records": limit + 1}, {"records": limit + 2}]},
+        {"kind": "any-of", "any": [{"records": 1}], "min_records": limit + 1},
+        {"kind": "performance", "at_least": limit + 1, "at_most": limit + 1},
+    ):
+        declared = spec(f"never{next(NAMES)}", trigger=trigger)
+        problem = api.refuses(api.http.post("/v1/pipelines", json=declared), 422, "pipeline-invalid")
+        assert "never cuts fewer than" in problem["detail"]
+        assert "HOLDFAST_MAX_BACKLOG_RECORDS" in problem["fix"]
+    late = {"kind": "any-of", "any": [{"records": limit + 1}], "max_seconds": 60}
+    declare(api, f"late{next(NAMES)}", trigger=late)
 
 
 @pytest.mark.parametrize(

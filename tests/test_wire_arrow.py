@@ -147,15 +147,44 @@ def test_groups_and_split_keys_are_columns() -> None:
         ({"label": ["no", "", "no", "3"]}, "unknown-label"),
     ],
 )
-def test_a_bad_row_is_isolated_and_shown_as_json(changes: dict[str, Any], reason: str) -> None:
+def test_a_bad_row_is_isolated_and_shown_as_a_json_record(changes: dict[str, Any], reason: str) -> None:
     found = table_rows(pa.table(columns(**changes)))
     assert found.places.tolist() == [0, 2, 3]
     assert found.records.ids.to_pylist() == ["w", "y", "z"]
     (bad,) = found.rejected
     assert (bad.position, bad.reason) == ("p1", reason)
     shown = msgspec.json.decode(bad.payload)
-    assert set(shown) == {"id", "a", "b", "c", "label"}
-    assert shown["b"] == 2
+    good: dict[str, Any] = {"id": "x", "features": {"a": 2.0, "b": 2, "c": 0.5}, "label": "yes"}
+    name = next(iter(changes))
+    assert {key: value for key, value in shown.items() if key not in ("features", name)} == {
+        key: value for key, value in good.items() if key not in ("features", name)
+    }
+    assert shown["features"] | {name: 0} == good["features"] | {name: 0}
+    (still_bad,) = decode(RawBatch("p", "", [bad.payload], ["p1"], "json"), TABLE).rejected
+    assert still_bad.reason in (reason, "malformed")
+    mended = decode(RawBatch("p", "", [msgspec.json.encode(shown | good)], ["p1"], "json"), TABLE)
+    assert mended.records.ids.to_pylist() == ["x"]
+
+
+def test_a_bad_row_of_a_batch_of_ours_is_shown_as_a_json_record() -> None:
+    schema = RecordSchema(shape=(2,), classes=("no", "yes"), groups=("site",), maximum=9.0)
+    sent = Records(
+        ids=text_column(["a"]),
+        features=np.array([[1, 10]], np.float32),
+        labels=np.array([1]),
+        times=np.array([5.5]),
+        split_keys=text_column(["ann"]),
+        groups={"site": text_column(["north"])},
+    )
+    (bad,) = decode(RawBatch("p", "", [encode_batch(sent, schema)], ["p1"], "arrow"), schema).rejected
+    assert msgspec.json.decode(bad.payload) == {
+        "id": "a",
+        "features": [1, 10],
+        "label": "yes",
+        "time": 5.5,
+        "split_key": "ann",
+        "groups": {"site": "north"},
+    }
 
 
 def test_what_is_shown_of_a_large_row_is_small() -> None:

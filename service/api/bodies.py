@@ -46,7 +46,9 @@ class PipelineView(Body):
     spec: PipelineSpec
     experiences: int
     pending_records: int | None = Field(description="Pushed records not yet cut into an experience.")
-    dead_letters: Mapping[str, int] = Field(description="Records that did not fit the schema, by reason.")
+    dead_letters: Mapping[str, int] = Field(
+        description="Records that did not fit, by reason; without those that were replayed."
+    )
     champion_version: int | None
     live_updates: int = Field(description="Updates queued, running, or awaiting a decision.")
 
@@ -88,7 +90,8 @@ class StreamView(Body):
     backlog_records: int | None = Field(description="Pushed and not yet cut; null: nothing is pushed here.")
     duplicates: int = Field(description="Dropped: their id had been seen within the window.")
     aged_out: int = Field(description="Features, or labels, whose other half never came.")
-    dead_letters: Mapping[str, int] = Field(description="By reason.")
+    dead_letters: Mapping[str, int] = Field(description="By reason; without those that were replayed.")
+    replayed_letters: int = Field(description="Dead letters that became records after all.")
     classes: int
 
 
@@ -146,6 +149,9 @@ class ReplayRequest(Body):
     reason: Annotated[str, StringConstraints(min_length=1, max_length=50)] | None = Field(
         None, description="Without names: only those of this reason."
     )
+    after: LetterName | None = Field(
+        None, description="Without names: go on where an answer ended that said `next`."
+    )
     payload: str | None = Field(None, description="For one letter: the record, mended.")
 
 
@@ -163,6 +169,7 @@ class ReplaysView(Body):
     replayed: int
     refused: int
     letters: Sequence[ReplayedView]
+    next: str | None = Field(description="There are more: ask again with this as `after`.")
 
 
 class UpdateRequest(Body):

@@ -20,9 +20,7 @@ from service.api.bodies import (
 )
 from service.api.doors import JsonRoute
 from service.api.parameters import Engine, Limit, PipelineName
-from service.errors import DeadLetterUnknownError
 from service.streaming import SHOWN_PARTITIONS
-from streams import letters
 from streams.tables import reading
 
 router = APIRouter(prefix="/v1/pipelines/{pipeline}", tags=["streams"], route_class=JsonRoute)
@@ -30,6 +28,10 @@ router = APIRouter(prefix="/v1/pipelines/{pipeline}", tags=["streams"], route_cl
 Letter = Annotated[str, Path(pattern=r"^[0-9a-f]{16}$", description="The letter's name, 16 hex digits.")]
 OfReason = Annotated[str | None, Query(min_length=1, max_length=50, description="Only of this reason.")]
 OfReplayed = Annotated[bool | None, Query(description="Only those replayed, or not replayed.")]
+
+After = Annotated[
+    str | None, Query(pattern=r"^[0-9a-f]{16}$", description="Only those that come after this letter.")
+]
 
 
 @router.get("/stream", summary="How a stream stands")
@@ -58,23 +60,18 @@ def dead_letters(
     limit: Limit = 100,
     reason: OfReason = None,
     replayed: OfReplayed = None,
+    after: After = None,
 ) -> list[DeadLetterView]:
-    with reading(engine) as connection:
-        specs.load_spec(connection, pipeline)
-        found = letters.latest(connection, pipeline, limit=limit, reason=reason, replayed=replayed)
-    return [DeadLetterView.of(letter) for letter in found]
+    """For the next page, give the last letter of this one as `after`."""
+    found = replays.page(engine, pipeline, limit=limit, reason=reason, replayed=replayed, after=after)
+    return [DeadLetterView.of(letter) for letter in found.letters]
 
 
 @router.get("/dead-letters/{letter}", summary="One dead letter, with what it holds")
 def dead_letter(pipeline: PipelineName, letter: Letter, engine: Engine) -> DeadLetterWhole:
     with reading(engine) as connection:
         specs.load_spec(connection, pipeline)
-        found = letters.get(connection, pipeline, letter)
-    if found is None:
-        raise DeadLetterUnknownError(
-            f"There is no dead letter {letter!r} in {pipeline!r}.",
-            fix="List them with GET /v1/pipelines/{pipeline}/dead-letters.",
-        )
+        found = replays.known(connection, pipeline, letter)
     return DeadLetterWhole(
         letter=DeadLetterView.of(found),
         text=_text(found.payload),
@@ -86,14 +83,17 @@ def dead_letter(pipeline: PipelineName, letter: Letter, engine: Engine) -> DeadL
 def replay(pipeline: PipelineName, body: ReplayRequest, engine: Engine) -> ReplaysView:
     """Those that fit now, mended or not, go back into the stream, each at most once."""
     payload = None if body.payload is None else body.payload.encode()
-    chosen = body.letters
+    chosen, following = body.letters, None
     if chosen is None:
-        chosen = replays.waiting(engine, pipeline, reason=body.reason)
+        page = replays.page(engine, pipeline, reason=body.reason, replayed=False, after=body.after)
+        # Within the page the oldest first, as they came.
+        chosen, following = [letter.letter for letter in reversed(page.letters)], page.next
     found = replays.replay(engine, pipeline, chosen=chosen, payload=payload)
     done = sum(each.replayed for each in found)
     return ReplaysView(
         replayed=done,
         refused=len(found) - done,
+        next=following,
         letters=[
             ReplayedView(letter=each.letter, replayed=each.replayed, reason=each.reason) for each in found
         ],
@@ -124,6 +124,7 @@ def _view(engine: sa.Engine, pipeline: str) -> StreamView:
         duplicates=found.state.duplicates,
         aged_out=found.state.aged_out,
         dead_letters=found.dead_letters,
+        replayed_letters=found.replayed_letters,
         classes=found.classes,
     )
 
