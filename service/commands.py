@@ -69,7 +69,9 @@ def pipeline_experiences(pipeline: str, json_output: Json = False, url: Url = No
         return print_json(views)
     for view in views:
         note = f": {view['note']}" if view["note"] else ""
-        typer.echo(f"{view['index']:>4}  {view['state']:<8}  {view['train_records']} records{note}")
+        kept = view["gate_records"] + view["audit_records"]
+        counts = f"{view['train_records'] + kept} records, {kept} of them to judge by"
+        typer.echo(f"{view['index']:>4}  {view['state']:<8}  {counts}{note}")
 
 
 @update_app.command("start")

@@ -67,7 +67,7 @@ class PipelineIngest:
         except StreamError as error:
             # It may be the source's bad day; the offsets stand, so nothing is skipped meanwhile.
             log.exception("ingest failed, trying again", pipeline=self.name)
-            self._set_status("failing", str(error))
+            self._failing(str(error))
         except _DATABASE_AWAY:
             # Whether the last commit was made is not known: what is true is read again.
             self.close()
@@ -75,7 +75,7 @@ class PipelineIngest:
         except Exception as error:
             # A fault of ours. It must stop no other pipeline, and a person has to see it.
             log.exception("ingest failed unexpectedly, trying again", pipeline=self.name)
-            self._set_status("failing", f"{_FAULT} {type(error).__name__}: {error}")
+            self._failing(f"{_FAULT} {type(error).__name__}: {error}")
         self.close()
         self._not_before = time.monotonic() + BACKOFF_SECONDS
         return False
@@ -147,6 +147,14 @@ class PipelineIngest:
                 breaker=self._spec.circuit_breaker,
             )
         return self._ingest
+
+    def _failing(self, reason: str) -> None:
+        if self._status == "failing":
+            # It did not pass at once: what waits for a cut goes on without what the source holds.
+            with reading(self._engine) as connection:
+                asked = jobs.wanting_cut(connection, self.name)
+            self._release(asked)
+        self._set_status("failing", reason)
 
     def _set_status(self, status: states.Status, reason: str) -> None:
         with self._engine.begin() as connection:

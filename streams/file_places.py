@@ -1,13 +1,14 @@
 """Places in files: cursors, and how it is seen that a file is still the one that was read.
 
-A cursor such as "1200-1310/99822:8a3f01c2" says: the last record took the bytes 1200 to 1310 of a file that
-had 99,822 bytes when it was read, with a fingerprint of what stands before the place. A full stop at its end
-says that nothing came after that record then. "0-0" is the beginning of a file that is there. In Parquet and
-Arrow files, rows are counted instead of bytes; in a .gz, the bytes are those of the text, and the size is the
-file's own.
+A cursor such as "1200-1310/99822:8a3f01c2-5f1c07aa" says: the last record took the bytes 1200 to 1310 of a
+file that had 99,822 bytes when it was read, with fingerprints of what stands before the place and of the
+file's head. A full stop at its end says that nothing came after that record then. "0-0" is the beginning of
+a file that is there. In Parquet and Arrow files, rows are counted instead of bytes; in a .gz, the bytes are
+those of the text, and the size is the file's own.
 
 The fingerprint is of the 128 bytes before the place, which costs the same whatever a line's length; of a .gz,
-of the 128 bytes before the size; of Parquet and Arrow, of the last 64 KB, which hold the footer.
+of the 128 bytes before the size; of Parquet and Arrow, of the last 64 KB, which hold the footer. The head is
+the first 4 KB before the place, in a .gz before the size: files often end alike, and seldom begin so too.
 """
 
 import re
@@ -38,7 +39,9 @@ ZIPPED = ".gz"
 WINDOW = 128
 """Bytes that a fingerprint of text covers."""
 _TAIL = 64 * 1024
-_CURSOR = re.compile(r"(\d{1,18})-(\d{1,18})/(\d{1,18}):([0-9a-f]{8})(\.?)")
+HEAD = 4096
+"""Bytes of text that the fingerprint of the head covers."""
+_CURSOR = re.compile(r"(\d{1,18})-(\d{1,18})/(\d{1,18}):([0-9a-f]{8})(?:-([0-9a-f]{8}))?(\.?)")
 _WEIGHTS = np.array(
     [pow(0x9E3779B97F4A7C15, power, 1 << 64) for power in range(1, WINDOW // 8 + 1)], dtype=np.uint64
 )
@@ -57,6 +60,8 @@ class Place:
     fingerprint: int
     last: bool
     """Whether nothing came after the record then."""
+    head: int | None = None
+    """Fingerprint of the file's head; None: of a table, or before any record."""
 
     @classmethod
     def beginning(cls, size: int, *, last: bool) -> Self:
@@ -78,11 +83,19 @@ class Place:
                 f"{cursor[:80]!r} is not a place in a file, such as '0-110/4200:8a3f01c2': the pipeline's "
                 "source was changed; make a new pipeline for it."
             )
-        start, end, size, fingerprint, stop = found.groups()
-        return cls(int(start), int(end), int(size), int(fingerprint, 16), bool(stop))
+        start, end, size, fingerprint, head, stop = found.groups()
+        return cls(
+            int(start),
+            int(end),
+            int(size),
+            int(fingerprint, 16),
+            bool(stop),
+            None if head is None else int(head, 16),
+        )
 
     def __str__(self) -> str:
-        return f"{self.start}-{self.end}/{self.size}:{self.fingerprint:08x}{'.' if self.last else ''}"
+        head = "" if self.head is None else f"-{self.head:08x}"
+        return f"{self.start}-{self.end}/{self.size}:{self.fingerprint:08x}{head}{'.' if self.last else ''}"
 
 
 def form_of(name: str) -> FormName | None:
@@ -114,6 +127,11 @@ def fingerprint(before: bytes) -> int:
     """Of the last 128 bytes of what stands before a place; as if zeros stood before the beginning."""
     window = before[-WINDOW:].rjust(WINDOW, b"\0")
     return int(fingerprints(window, np.array([WINDOW], dtype=np.int64))[0])
+
+
+def head_print(text: bytes) -> int:
+    """Of the first bytes of a file, as many as the head has."""
+    return zlib.crc32(text[:HEAD])
 
 
 def read_exactly(objects: ObjectStore, info: ObjectInfo, start: int, stop: int) -> bytes:
@@ -160,17 +178,26 @@ def verify(objects: ObjectStore, info: ObjectInfo, place: Place) -> None:
     if is_zipped(info.name):
         if zip_fingerprint(objects, info, place.size) != place.fingerprint:
             raise _replaced(info.name)
+        _verify_head(objects, info, place, place.size)
         return
     first = max(0, place.end - WINDOW)
     found = read_exactly(objects, info, first, min(place.end + 1, info.size))
     before, after = found[: place.end - first], found[place.end - first :]
     if fingerprint(before) != place.fingerprint:
         raise _replaced(info.name)
+    _verify_head(objects, info, place, place.end)
     if after not in (b"", b"\n", b"\r") and not before.endswith(b"\n"):
         raise DataLostError(
             f"The line of {info.name!r} that ended at byte {place.end} was taken so, and has gone on since: "
             "write whole lines or set a longer settle_seconds, and let the record arrive again in a new file."
         )
+
+
+def _verify_head(objects: ObjectStore, info: ObjectInfo, place: Place, stop: int) -> None:
+    if place.head is not None:
+        found = read_exactly(objects, info, 0, min(HEAD, stop))
+        if head_print(found) != place.head:
+            raise _replaced(info.name)
 
 
 def _replaced(name: str) -> DataLostError:

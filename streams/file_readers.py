@@ -93,14 +93,15 @@ class LineReader:
         return self._serve(most)
 
     def _serve(self, most: int) -> Stretch:
-        lines, size = self._lines, self._size
+        lines, size, head_print = self._lines, self._size, self._text.head_print
         start, stop = self._given, min(self._given + most, len(lines.payloads))
         self._given = stop
         starts, ends, prints = lines.starts, lines.ends, lines.prints
         final = len(ends) - 1 if lines.last else -1
 
         def position(at: int) -> str:
-            return str(Place(int(starts[at]), int(ends[at]), size, int(prints[at]), at == final))
+            end = int(ends[at])
+            return str(Place(int(starts[at]), end, size, int(prints[at]), at == final, head_print(end)))
 
         return Stretch(
             wire="csv" if self._check_header else "json",

@@ -125,12 +125,15 @@ def _parquet_batches(file: Any, row: int) -> Iterator[tuple[Any, bool]]:
 
 def _arrow_batches(reader: Any, row: int) -> Iterator[tuple[Any, bool]]:
     """The rows from `row` on, and with each batch whether it is the last."""
-    for place in range(reader.num_record_batches):
+    count = reader.num_record_batches
+    while count and not reader.get_batch(count - 1).num_rows:
+        count -= 1  # nothing comes after the last row, though batches of none may
+    for place in range(count):
         batch = reader.get_batch(place)
         passed = min(row, batch.num_rows)
         row -= passed
         if passed < batch.num_rows:
-            yield batch.slice(passed), place == reader.num_record_batches - 1
+            yield batch.slice(passed), place == count - 1
 
 
 def _encoded(batch: Any) -> bytes:

@@ -9,7 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streams.base import DataLostError
-from streams.file_places import WINDOW, Place, fingerprint, fingerprints, read_exactly, zip_fingerprint
+from streams.file_places import (
+    HEAD,
+    WINDOW,
+    Place,
+    fingerprint,
+    fingerprints,
+    head_print,
+    read_exactly,
+    zip_fingerprint,
+)
 from streams.objects import ObjectInfo, ObjectStore
 
 _STEP_BYTES = 1024 * 1024
@@ -34,6 +43,10 @@ class Text(Protocol):
         """(n,) fingerprints of places in the last block, counted from `start`."""
         ...
 
+    def head_print(self, end: int) -> int:
+        """The fingerprint of the head, for a place that ends there in the text."""
+        ...
+
 
 class PlainText:
     """Every block is read together with what stands before it, which must be what stood there before."""
@@ -45,6 +58,7 @@ class PlainText:
         self._expected = None if place is None else (place.end, place.fingerprint)
         self._start = 0
         self._padded = bytes(WINDOW)
+        self._head = read_exactly(objects, info, 0, min(HEAD, info.size))
 
     def head(self, count: int) -> tuple[bytes, bool]:
         stop = min(count, self._info.size)
@@ -68,6 +82,9 @@ class PlainText:
     def prints(self, start: int, ends: NDArray[np.int64]) -> NDArray[np.uint32]:
         return fingerprints(self._padded, ends + (start - self._start + WINDOW))
 
+    def head_print(self, end: int) -> int:
+        return head_print(self._head[:end])
+
 
 class ZippedText:
     """Read once from its beginning: a place in it is reached by unpacking all that stands before."""
@@ -77,6 +94,7 @@ class ZippedText:
         self._objects = objects
         self._info = info
         self._print = zip_fingerprint(objects, info, info.size)
+        self._head = head_print(read_exactly(objects, info, 0, min(HEAD, info.size)))
         self._stream = self._opened()
         self._held = bytearray()
         self._start = 0
@@ -99,6 +117,9 @@ class ZippedText:
 
     def prints(self, start: int, ends: NDArray[np.int64]) -> NDArray[np.uint32]:
         return np.full(len(ends), self._print, dtype=np.uint32)
+
+    def head_print(self, end: int) -> int:
+        return self._head
 
     def _hold(self, count: int) -> None:
         """More than `count` bytes, so that it is known whether something follows them; all, where it ends."""

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import time
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
@@ -544,6 +545,47 @@ def test_what_was_appended_and_not_read_is_missed(tmp_path: Path) -> None:
     time.sleep(WAIT)
     with pytest.raises(DataLostError, match=r"b\.ndjson.*gone and was read up to"):
         source.poll(1, 0.0)
+
+
+@pytest.mark.parametrize("name", ["a.ndjson", "a.csv", "a.ndjson.gz"])
+def test_a_replaced_file_that_ends_alike_is_noticed(name: str, tmp_path: Path) -> None:
+    def content(first: str) -> bytes:
+        tail = lines(*("same" for _ in range(100)))
+        whole = b"a,b,label\n" + first.encode() + tail if name == "a.csv" else lines(first) + tail
+        return gzip.compress(whole, mtime=0) if name.endswith(".gz") else whole
+
+    file = tmp_path / name
+    file.write_bytes(content("0"))
+    running = source_of(tmp_path, settle_seconds=0)
+    positions = [position for _, position, _ in read(running)]
+    file.write_bytes(content("1"))
+    with file.open("ab") as grown:
+        grown.write(gzip.compress(lines("2")) if name.endswith(".gz") else lines("2"))
+    for position in (positions[-1], positions[0]):
+        with pytest.raises(DataLostError, match="not the one that was read before"):
+            source_of(tmp_path, {name: position})
+    with pytest.raises(DataLostError, match=r"not the one that was read before|was replaced"):
+        read(running, wait=WAIT)
+
+
+def test_a_cursor_without_a_head_is_still_read(tmp_path: Path) -> None:
+    (tmp_path / "a.ndjson").write_bytes(lines("0", "1"))
+    found = read(source_of(tmp_path))
+    headless = re.sub(r"-[0-9a-f]{8}(\.?)$", r"\1", found[0][1])
+    assert headless != found[0][1]
+    assert read(source_of(tmp_path, {"a.ndjson": headless})) == found[1:]
+
+
+def test_empty_batches_at_the_end_of_an_arrow_file_hide_nothing(tmp_path: Path) -> None:
+    whole = table(0, 5)
+    with pa.ipc.new_file(str(tmp_path / "a.arrow"), whole.schema) as writer:
+        for batch in (whole.slice(0, 2), whole.slice(0, 0), whole.slice(2), whole.slice(0, 0)):
+            for part in batch.to_batches() or [pa.RecordBatch.from_pylist([], schema=whole.schema)]:
+                writer.write_batch(part)
+    found = read(source_of(tmp_path))
+    assert len(found) == 5
+    (tmp_path / "a.arrow").unlink()
+    assert read(source_of(tmp_path, {"a.arrow": found[-1][1]})) == [], "it was read to its end"
 
 
 def test_a_column_whose_name_is_no_text_is_told(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from service import ingester, intake, sources
+from service import ingester, intake, jobs, sources
 from service.database import connect, migrate
 from service.settings import Settings
 from streams import states
@@ -98,6 +98,23 @@ def test_a_broker_that_never_answers_holds_up_no_other_pipeline(
                 )
             assert time.monotonic() - began < 8, "less than what one answer of the broker is waited for"
             waiting.close()
+
+
+def test_an_update_that_waits_for_a_cut_goes_on_while_the_source_is_away(
+    engine: sa.Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingester, "BACKOFF_SECONDS", 0.05)
+    source = {"kind": "redis", "url": "redis://127.0.0.1:1/0", "streams": ["s"]}
+    declare(engine, name="away", source=source)
+    update = intake.request_update(engine, "away", by="Ada", request_key=None, experiences=None)
+    with serving(settings):
+        wait_for(lambda: status(engine, "away").status == "failing", seconds=20, hint="note of the failure")
+
+        def released() -> bool:
+            with reading(engine) as connection:
+                return update not in jobs.wanting_cut(connection, "away")
+
+        wait_for(released, seconds=20, hint="release of the update")
 
 
 def test_a_fault_in_one_pipeline_is_told_and_stops_no_other(
