@@ -321,20 +321,24 @@ class TrimmedSource(Source, Protocol):
 
 
 @runtime_checkable
-class RosterSource(Source, Protocol):
-    """A source whose partitions come and go.
+class AnnouncingSource(Source, Protocol):
+    """A source that says where it begins, which is committed before any of its records is.
 
-    That one came is committed before any of its records is, so that one that goes too early is missed even
-    after a restart; and the table of offsets need not keep those that went for good.
+    So what is lost before the first record of a partition is committed is missed, even after a restart.
     """
 
     def arrived(self, cursors: Mapping[str, str]) -> Mapping[str, str]:
-        """What these committed cursors must say as well: for partitions of which no record is committed,
-        that they are there, or that they hold none.
+        """What these committed cursors must say as well: of partitions of which no record is committed, that
+        they are there, or that they hold none.
 
         The caller commits it. Safe to skip: it is named again.
         """
         ...
+
+
+@runtime_checkable
+class ForgettingSource(Source, Protocol):
+    """A source whose partitions come and go, so that the table of offsets need not keep all of them."""
 
     def forget(self, cursors: Mapping[str, str]) -> list[str]:
         """Which of these committed cursors are of no use any more: the partition is gone and was consumed.

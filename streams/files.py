@@ -149,7 +149,7 @@ class FilesSource:
             time.sleep(max(0.0, min(deadline, self._next_look) - now))
 
     def arrived(self, cursors: Mapping[str, str]) -> Mapping[str, str]:
-        """See `RosterSource`."""
+        """See `AnnouncingSource`."""
         for name, cursor in list(self._arrived.items()):
             place = Place.parse(cursors.get(name, ""))
             if cursors.get(name) == cursor or (place is not None and place.end):
@@ -157,7 +157,7 @@ class FilesSource:
         return dict(self._arrived)
 
     def forget(self, cursors: Mapping[str, str]) -> list[str]:
-        """See `RosterSource`. A file of a forgotten name that comes later is read as a new one."""
+        """See `ForgettingSource`. A file of a forgotten name that comes later is read as a new one."""
         files = self._files or {}
         gone = []
         for name, cursor in cursors.items():

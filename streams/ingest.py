@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streams.base import (
+    AnnouncingSource,
     DataLostError,
     FencedError,
+    ForgettingSource,
     RawBatch,
     RecordSchema,
-    RosterSource,
     Source,
     SourceError,
     TrimmedSource,
@@ -190,7 +191,7 @@ class Ingest:
 
     def _note_arrivals(self) -> None:
         """Commit which partitions came: of one that goes before it is read, nothing else would tell."""
-        if isinstance(self._source, RosterSource):
+        if isinstance(self._source, AnnouncingSource):
             arrived = self._source.arrived(self._committed)
             if arrived:
                 self._commit(arrived)
@@ -455,7 +456,7 @@ class Ingest:
 
     def _forget_partitions(self) -> None:
         """Now and then, let go of the offsets of partitions that are gone for good."""
-        if not isinstance(self._source, RosterSource) or self._clock() < self._forget_at:
+        if not isinstance(self._source, ForgettingSource) or self._clock() < self._forget_at:
             return
         self._forget_at = self._clock() + _FORGET_SECONDS
         gone = self._source.forget(self._committed)

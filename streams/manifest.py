@@ -204,8 +204,7 @@ class Manifest:
         with self._engine.begin() as connection:
             if not states.raise_revision(connection, pipeline, expected=revision):
                 raise _fenced(pipeline, f"the revision {revision}")
-            for partition in sorted(moves):  # one order for all writers, so that none waits in a circle
-                _move_offset(connection, pipeline, partition, moves[partition])
+            _move_offsets(connection, pipeline, moves)
             new_letters = letters.add(connection, pipeline, dead_letters, now)
             _add_classes(connection, pipeline, classes)
             part = None if waiting is None else _save_waiting(connection, pipeline, waiting)
@@ -337,22 +336,47 @@ def removed_trains(connection: sql.Connection, pipeline: str) -> set[int]:
     return set(connection.execute(query).scalars())
 
 
-def _move_offset(connection: sql.Connection, pipeline: str, partition: str, span: Span) -> None:
-    where = (
-        OFFSETS.c.pipeline == pipeline,
-        OFFSETS.c.partition == partition,
-        OFFSETS.c.cursor == span.start,
+def _move_offsets(connection: sql.Connection, pipeline: str, moves: Mapping[str, Span]) -> None:
+    """Many at a time: a folder may hold a hundred thousand files, and the writer's lock is held meanwhile."""
+    names = sorted(moves)  # one order for all writers, so that none waits in a circle
+    stored = _stored_offsets(connection, pipeline, [name for name in names if not moves[name].start])
+    new = [name for name in names if not moves[name].start and name not in stored]
+    moved = [
+        {"of": pipeline, "name": name, "start": moves[name].start, "end": moves[name].end}
+        for name in names
+        if moves[name].start or name in stored
+    ]
+    if moved:
+        where = (
+            OFFSETS.c.pipeline == sql.bindparam("of"),
+            OFFSETS.c.partition == sql.bindparam("name"),
+            OFFSETS.c.cursor == sql.bindparam("start"),
+        )
+        update = sql.update(OFFSETS).where(*where).values(cursor=sql.bindparam("end"))
+        if connection.execute(update, moved).rowcount != len(moved):
+            raise _fenced(pipeline, _places(moved))
+    if new:
+        rows = [{"pipeline": pipeline, "partition": name, "cursor": moves[name].end} for name in new]
+        try:
+            connection.execute(sql.insert(OFFSETS), rows)
+        except sql.exc.IntegrityError as error:
+            raise _fenced(pipeline, _places([{"name": name, "start": ""} for name in new])) from error
+
+
+def _stored_offsets(connection: sql.Connection, pipeline: str, names: Sequence[str]) -> set[str]:
+    found: set[str] = set()
+    for at in range(0, len(names), _NAMED_AT_ONCE):
+        named = OFFSETS.c.partition.in_(names[at : at + _NAMED_AT_ONCE])
+        query = sql.select(OFFSETS.c.partition).where(OFFSETS.c.pipeline == pipeline, named)
+        found.update(connection.execute(query).scalars())
+    return found
+
+
+def _places(moved: Sequence[Mapping[str, str]]) -> str:
+    shown = ", ".join(
+        f"{one['start'] or 'its beginning'!r} of partition {one['name']!r}" for one in moved[:3]
     )
-    if connection.execute(sql.update(OFFSETS).where(*where).values(cursor=span.end)).rowcount == 1:
-        return
-    try:
-        if not span.start:
-            row = {"pipeline": pipeline, "partition": partition, "cursor": span.end}
-            connection.execute(sql.insert(OFFSETS).values(row))
-            return
-    except sql.exc.IntegrityError as error:
-        raise _fenced(pipeline, f"{span.start or 'its beginning'!r} of partition {partition!r}") from error
-    raise _fenced(pipeline, f"{span.start or 'its beginning'!r} of partition {partition!r}")
+    return shown if len(moved) <= 3 else f"{shown} and {len(moved) - 3} more"
 
 
 def _fenced(pipeline: str, place: str) -> FencedError:

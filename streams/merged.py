@@ -5,8 +5,9 @@ from dataclasses import replace
 from itertools import pairwise
 
 from streams.base import (
+    AnnouncingSource,
+    ForgettingSource,
     RawBatch,
-    RosterSource,
     Source,
     SourceError,
     SourceStoppedError,
@@ -106,11 +107,11 @@ class MergedSource:
                 source.trim(self._own(prefix, cursors))
 
     def arrived(self, cursors: Mapping[str, str]) -> dict[str, str]:
-        """Ask those of them whose partitions come and go."""
+        """Ask those of them that say where they begin."""
         return {
             self._named(prefix, name): cursor
             for prefix, source in self._sources.items()
-            if isinstance(source, RosterSource)
+            if isinstance(source, AnnouncingSource)
             for name, cursor in source.arrived(self._own(prefix, cursors)).items()
         }
 
@@ -119,7 +120,7 @@ class MergedSource:
         return [
             prefix + name
             for prefix, source in self._sources.items()
-            if isinstance(source, RosterSource)
+            if isinstance(source, ForgettingSource)
             for name in source.forget(self._own(prefix, cursors))
         ]
 

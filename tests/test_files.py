@@ -16,9 +16,9 @@ from pydantic import ValidationError
 
 from streams.base import (
     DataLostError,
+    ForgettingSource,
     RawBatch,
     RecordSchema,
-    RosterSource,
     SchemaChangedError,
     SourceContext,
     SourceError,
@@ -463,7 +463,7 @@ def test_partitions_of_files_that_went_can_be_forgotten(tmp_path: Path) -> None:
     for name in ("a.ndjson", "b.ndjson", "c.ndjson"):
         (tmp_path / name).write_bytes(lines("0", "1"))
     source = source_of(tmp_path)
-    assert isinstance(source, RosterSource)
+    assert isinstance(source, ForgettingSource)
     cursors = {name: position for name, position, _ in read(source)}
     (tmp_path / "a.ndjson").unlink()
     (tmp_path / "b.ndjson").unlink()

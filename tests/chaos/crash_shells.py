@@ -12,7 +12,7 @@ import sqlalchemy as sql
 
 import streams.ingest
 import streams.wire
-from streams.base import RawBatch, RecordSchema, RosterSource, TrimmedSource
+from streams.base import AnnouncingSource, ForgettingSource, RawBatch, RecordSchema, TrimmedSource
 from streams.experiences import ExperienceStore
 from streams.manifest import Committed, Manifest
 from streams.objects import Data, ObjectInfo, ObjectStore
@@ -159,10 +159,10 @@ class CrashingSource:
         self._bomb.reach("trim: after")
 
     def arrived(self, cursors: Mapping[str, str]) -> Mapping[str, str]:
-        return self._source.arrived(cursors) if isinstance(self._source, RosterSource) else {}
+        return self._source.arrived(cursors) if isinstance(self._source, AnnouncingSource) else {}
 
     def forget(self, cursors: Mapping[str, str]) -> list[str]:
-        if not isinstance(self._source, RosterSource):
+        if not isinstance(self._source, ForgettingSource):
             return []
         gone = self._source.forget(cursors)
         if gone:
