@@ -77,6 +77,8 @@ class KafkaSource:
         self._places: dict[int, KafkaCursor | None] = {}
         self._reached: dict[int, int] = {}
         self._waited_for: dict[int, int] = {}
+        self._begun: dict[int, int] = {}
+        """Where each partition began of which nothing was read, once it held a message."""
         self._held: deque[Any] = deque()
         self._faults: list[Fault] = []
 
@@ -97,6 +99,7 @@ class KafkaSource:
         """
         self.close()
         self._places = {int(name): KafkaCursor.parse(text) for name, text in cursors.items()}
+        self._begun = {}
         self._assign()
         self._opened = True
 
@@ -122,6 +125,14 @@ class KafkaSource:
             self._face_faults()
             self._topic.check_trouble()
         return batches
+
+    def arrived(self, cursors: Mapping[str, str]) -> Mapping[str, str]:
+        """See `AnnouncingSource`."""
+        return {
+            str(partition): str(KafkaCursor(offset))
+            for partition, offset in self._begun.items()
+            if not cursors.get(str(partition))
+        }
 
     def close(self) -> None:
         """Close the connections. Closing twice is allowed."""
@@ -156,9 +167,12 @@ class KafkaSource:
         low, high = self._topic.bounds(partition)
         place = self._places[partition]
         if place is None:
-            if low > 0 and self._config.start == "beginning":
-                raise self._lost(partition, 0, low, high)
-            return low
+            begun = self._begun.get(partition, 0 if self._config.start == "beginning" else low)
+            if not low <= begun <= high:
+                raise self._lost(partition, begun, low, high)
+            if high > low:
+                self._begun[partition] = begun
+            return begun
         if not low <= place.offset <= high - (place.row > 0):
             raise self._lost(partition, place.offset, low, high)
         return place.offset
@@ -286,6 +300,8 @@ class KafkaSource:
         return message.offset() != place.offset or _row_count(message.value() or b"") <= place.row
 
     def _move(self, partition: int, place: KafkaCursor) -> None:
+        if self._places[partition] is None:
+            self._begun.setdefault(partition, self._reached[partition])
         self._places[partition] = place
         self._reached[partition] = place.offset
 

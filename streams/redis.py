@@ -107,6 +107,10 @@ class RedisSource:
         self._client: Redis | None = None
         self._secrets: tuple[str, ...] = ()
         self._places: dict[str, RedisCursor] = {}
+        self._given: dict[str, str] = {}
+        """The cursor that each stream was opened with, or was read up to."""
+        self._begun: dict[str, str] = {}
+        """Where each stream began of which nothing was read, once it held an entry."""
         self._turn = 0
         self._mean_bytes = 1.0
 
@@ -123,6 +127,8 @@ class RedisSource:
         """
         self.close()
         self._places = {name: RedisCursor.parse(cursors.get(name, "")) for name in self._config.streams}
+        self._begun = {}
+        self._given = {name: cursors.get(name, "") for name in self._config.streams}
         self._connect()
         self._read(list(self._places), 0)
 
@@ -144,6 +150,10 @@ class RedisSource:
             if batches or left <= 0:
                 return batches
             self._wait(min(left, _BLOCK_SECONDS))
+
+    def arrived(self, cursors: Mapping[str, str]) -> Mapping[str, str]:
+        """See `AnnouncingSource`."""
+        return {name: begun for name, begun in self._begun.items() if not cursors.get(name)}
 
     def trim(self, cursors: Mapping[str, str]) -> None:
         """With `trim: true`, delete entries before the committed ones; otherwise nothing.
@@ -245,13 +255,14 @@ class RedisSource:
             if batch is not None:
                 batches.append(batch)
         for batch in batches:  # only now: an error in one stream must not lose what another one gave
+            self._given[batch.partition] = batch.positions[-1]
             self._places[batch.partition] = RedisCursor.parse(batch.positions[-1])
         return batches
 
     def _checked(self, name: str, told: Any, entries: Any, count: int) -> RawBatch | None:
         state = self._state(name, told)
         place = self._places[name]
-        if place.entry == ZERO and self._config.start == "oldest" and state is not None:
+        if not place.begun and self._config.start == "oldest" and state is not None:
             place = RedisCursor(ZERO, state.added - state.length, state.deleted)
         if state is None:
             entries = []
@@ -265,6 +276,9 @@ class RedisSource:
                 f"that came after: {problem}. Nothing was skipped. Restore the stream, or make a new "
                 "pipeline for what is left, with start: oldest."
             )
+        if not place.begun and state is not None and state.length:
+            place = self._places[name] = place._replace(begun=True)
+            self._begun[name] = str(place)
         return self._batch(name, place, entries[present : count + present])
 
     def _state(self, name: str, told: Any) -> "StreamState | None":
@@ -289,7 +303,7 @@ class RedisSource:
         first_ms = id_of(ids[0])[0]
         return RawBatch(
             partition=name,
-            start=str(place),
+            start=self._given[name],
             payloads=payloads,
             positions=LazyTexts(lambda at: str(place.after(id_of(ids[at]), at + 1)), range(len(ids))),
             wire=self._config.wire,

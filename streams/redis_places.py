@@ -27,6 +27,8 @@ class RedisCursor(NamedTuple):
     """How many entries the stream had been given up to and with this one; None: not known."""
     forgiven: EntryId = ZERO
     """Deletions up to this id had been done when reading began at the oldest entry."""
+    begun: bool = False
+    """Whether the stream was there: "0-0:added" says so before any entry of it is committed."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -47,10 +49,11 @@ class RedisCursor(NamedTuple):
             (int(entry[0]), int(entry[1])),
             None if added is None else int(added),
             (int(forgiven[0]), int(forgiven[1])),
+            True,
         )
 
     def __str__(self) -> str:
-        if self.entry == ZERO:
+        if not self.begun:
             return ""
         added = "" if self.added is None else f":{self.added}"
         forgiven = f":{id_text(self.forgiven)}" if added and self.forgiven > self.entry else ""
@@ -58,7 +61,8 @@ class RedisCursor(NamedTuple):
 
     def after(self, entry: EntryId, count: int) -> "RedisCursor":
         """The cursor after `count` more entries, `entry` being the last of them."""
-        return RedisCursor(entry, None if self.added is None else self.added + count, self.forgiven)
+        added = None if self.added is None else self.added + count
+        return RedisCursor(entry, added, self.forgiven, begun=True)
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def loss(place: RedisCursor, state: StreamState | None, *, present: bool) -> str
     oldest on, so while that one is there, or an older one, nothing after it was trimmed.
     """
     if state is None:
-        return None if place.entry == ZERO else "the whole stream is gone"
+        return "the whole stream is gone" if place.begun else None
     if state.last < place.entry:
         return f"its newest id is {id_text(state.last)}, so the server has gone back to an older state"
     if state.deleted > max(place.entry, place.forgiven):

@@ -210,6 +210,32 @@ def test_a_message_of_many_records_that_cannot_be_read_is_one_dead_letter(
     assert [letter.position for each in found for letter in each.rejected] == ["1", "3", "4"]
 
 
+@pytest.mark.parametrize("start", ["beginning", "oldest"])
+def test_what_is_deleted_before_the_first_commit_is_noticed(
+    cluster: kafka_mock.Cluster, topic: str, start: str
+) -> None:
+    cluster.create(topic, 2)
+    cluster.produce(topic, payloads(*range(10)))
+    if start == "oldest":
+        cluster.delete_records(topic, 0, 3)
+    settings = config(cluster, topic, start=start)
+    with opened(settings) as source:
+        found: Read = []
+        read_until(source, 7 if start == "oldest" else 10, into=found)
+        committed = source.arrived({})
+    assert committed == {"0": "3" if start == "oldest" else "0"}, "the other partition holds nothing yet"
+    with opened(settings, committed) as source:
+        again: Read = []
+        read_until(source, len(found), into=again)
+        cluster.produce(topic, payloads("late"), partition=1)
+        read_until(source, len(found) + 1, into=again)
+        assert source.arrived(committed) == {"1": "0"}, "it held nothing when it was opened"
+    assert again[:-1] == found
+    cluster.delete_records(topic, 0, 6)
+    with pytest.raises(DataLostError, match="deleted unread"), opened(settings, committed):
+        pass
+
+
 def test_deleted_messages_are_noticed_when_opening(cluster: kafka_mock.Cluster, topic: str) -> None:
     cluster.create(topic)
     cluster.produce(topic, payloads(*range(10)))

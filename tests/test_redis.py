@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from pydantic import ValidationError
@@ -288,6 +289,48 @@ def test_a_stream_that_lost_entries_before_the_beginning_is_refused_unless_asked
     client.xdel("s", "6-0")
     with pytest.raises(DataLostError, match="6-0 was deleted"):
         RedisSource(config(server, start="oldest")).open({"s": found[0][0]})
+
+
+@pytest.mark.parametrize("start", ["beginning", "oldest"])
+@pytest.mark.parametrize("running", [False, True])
+@pytest.mark.parametrize("loss", ["trimmed", "deleted", "gone"])
+def test_what_is_lost_before_the_first_commit_is_noticed(
+    server: redis_server.Server, client: Redis, start: str, running: bool, loss: str
+) -> None:
+    numbered(client, *range(1, 8))
+    if start == "oldest":
+        client.xtrim("s", maxlen=6, approximate=False)
+    with opened(config(server, start=start)) as source:
+        if not running:
+            assert len(read(source)) >= 6
+        committed = source.arrived({})
+        assert list(committed) == ["s"]
+        assert source.arrived(committed) == {}
+        if loss == "trimmed":
+            client.xtrim("s", maxlen=3, approximate=False)
+        elif loss == "deleted":
+            client.xdel("s", "4-0")
+        else:
+            client.delete("s")
+        other = RedisSource(config(server, start=start))
+        look = partial(source.poll, 5, 0.0) if running else partial(other.open, committed)
+        with pytest.raises(DataLostError, match="no longer holds all that came after"):
+            look()
+
+
+def test_a_stream_that_is_still_whole_is_read_from_where_it_began(
+    server: redis_server.Server, client: Redis
+) -> None:
+    numbered(client, *range(1, 8))
+    client.xtrim("s", maxlen=6, approximate=False)
+    settings = config(server, start="oldest")
+    with opened(settings) as source:
+        whole, committed = read(source), dict(source.arrived({}))
+    with opened(settings, committed) as source:
+        (batch,) = source.poll(2, 0.0)
+        assert batch.start == committed["s"]
+        assert [position for position, _ in whole[:2]] == list(batch.positions)
+        assert read(source) == whole[2:]
 
 
 def test_only_what_is_committed_is_trimmed_and_only_when_asked(
