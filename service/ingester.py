@@ -66,7 +66,10 @@ class PipelineIngest:
             self._set_status("stopped", str(error))
         except StreamError as error:
             # It may be the source's bad day; the offsets stand, so nothing is skipped meanwhile.
-            log.exception("ingest failed, trying again", pipeline=self.name)
+            if self._status == "failing":
+                log.warning("ingest still fails, trying again", pipeline=self.name, reason=str(error))
+            else:
+                log.exception("ingest failed, trying again", pipeline=self.name)
             self._failing(str(error))
         except _DATABASE_AWAY:
             # Whether the last commit was made is not known: what is true is read again.
@@ -96,9 +99,10 @@ class PipelineIngest:
             self.close()
 
     def close(self) -> None:
+        """Let go of the source; what was read and not cut is read again later."""
         if self._ingest is not None:
             self._ingest.close()
-            self._ingest = None
+            self._ingest, self._noted = None, {}
 
     def _turn(self) -> bool:
         with reading(self._engine) as connection:

@@ -224,7 +224,9 @@ def _status(view: Any) -> Iterator[str]:
     replayed = f"; {view['replayed_letters']} more were replayed" if view["replayed_letters"] else ""
     yield f"  dead letters: {letters or 'none'}{replayed}"
     for place in view["partitions"][:20]:
-        yield f"  {place['partition']} is done to {place['cursor']}"
+        # Every source writes the beginning so, once there is something to be read.
+        begins = place["cursor"].startswith("0-0") or place["cursor"] in ("", "0")
+        yield f"  {place['partition']} is {'at its beginning' if begins else 'done to ' + place['cursor']}"
     if view["partition_count"] > 20:
         yield f"  and {view['partition_count'] - 20} more partitions"
 

@@ -333,7 +333,7 @@ class Ingest:
             before += len(chunk)
 
     def _bytes(self) -> int:
-        return self.pending * self._record_bytes
+        return sum(chunk.nbytes for chunk in self._chunks)
 
     def _with_training_records(self, cut: Cut) -> Cut | None:
         """The cut, made longer up to the first record that is trained on; None while there is no such record.
@@ -375,8 +375,9 @@ class Ingest:
         offset stays, and the same dead letters are met again after a restart, which changes nothing. With
         late labels it moves on when enough was read that many halves are stored at a time.
         """
-        if self._join is not None and self._join.unsettled >= _LOOSE_HALVES:
-            self._commit_halves(self._join, [], None)
+        join = self._join
+        if join is not None and (join.unsettled >= _LOOSE_HALVES or join.overdue(self._clock())):
+            self._commit_halves(join, [], None)
         else:
             waiting = {chunk.partition for chunk in self._chunks if len(chunk)}
             idle = [chunk for chunk in self._chunks if chunk.partition not in waiting]

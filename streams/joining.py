@@ -6,9 +6,9 @@ named by its sha256, whose row in the manifest carries a bit for each of its rec
 an experience, or aged out. A restart reads the waiting parts first and then goes on at the offsets; every
 half is in exactly one of: a waiting part, an experience, the count of those that aged out.
 
-A half ages by event time where it has one, against the watermark of what is read, else by the time it was
-taken in, against the clock. So nothing ages out because the ingest was away or reads a backlog: the other
-half may be in what it has not read yet.
+A half ages by event time where it has one, against the watermark of what is read, else by the time since it
+was taken in. So nothing ages out because the ingest was away or reads a backlog: the other half may be in
+what it has not read yet. Two halves whose event times are further apart never meet, however they are read.
 """
 
 import math
@@ -37,6 +37,8 @@ class WaitingPart:
     digest: str
     gone: NDArray[np.bool_]
     """(rows,)."""
+    stored_at: float = 0.0
+    """When it was, in epoch seconds."""
 
 
 @dataclass(slots=True, eq=False)
@@ -107,6 +109,8 @@ class Join:
         """The arrival that the next commit begins at."""
         self._watermark = Watermark()
         self._step = self._within / 100
+        self._began_at: float | None = None
+        """When stored halves were taken up, until all that came meanwhile is read."""
         self._aged_at = (-math.inf, -math.inf)
 
     @property
@@ -127,10 +131,11 @@ class Join:
     def restore(self, part: WaitingPart, records: Records, *, now: float) -> Joined:
         """Take up a stored part; call before `add`, oldest part first.
 
-        When its halves came is not known any more: those that age by the clock begin anew.
+        Those of its halves that age by the clock go on ageing once all that came meanwhile is read.
         """
+        self._began_at = now
         alive = np.flatnonzero(~part.gone)
-        halves = _halves(records.take(alive), [_STORED] * len(alive), now)
+        halves = _halves(records.take(alive), [_STORED] * len(alive), min(part.stored_at, now))
         for half, row in zip(halves, alive.tolist(), strict=True):
             half.part, half.part_row = part, row
         joined = self._match(halves)
@@ -163,6 +168,8 @@ class Join:
     def polled(self, *, found: bool) -> None:
         """The source was asked for more, and all that it gave was added."""
         self._watermark.polled(found=found)
+        if not found:
+            self._began_at = None
 
     def _match(self, halves: Sequence[_Half], *, once: bool = False) -> Joined:
         pairs: list[Pair] = []
@@ -197,10 +204,17 @@ class Join:
         if half.carries == COMPLETE:
             return half, None
         if half.carries == LABEL_ONLY:
-            features = self._features.pop(half.id, None)
+            features = self._taken(self._features, half)
             return None if features is None else (features, half)
-        label = self._labels.pop(half.id, None)
+        label = self._taken(self._labels, half)
         return None if label is None else (half, label)
+
+    def _taken(self, table: dict[str, _Half], half: _Half) -> _Half | None:
+        """The other half of this one, which waits no longer; None: there is none, or it is too far apart."""
+        other = table.get(half.id)
+        if other is None or abs(other.time - half.time) > self._within:  # NaN, no time, is never apart
+            return None
+        return table.pop(half.id)
 
     def change(self, cut: Sequence[Pair], *, upto: int | None, now: float) -> WaitingChange:
         """What a commit that cuts these pairs must make durable; the join itself changes in `done`.
@@ -272,18 +286,30 @@ class Join:
         time, clock = self._aged_at
         return self._watermark.reading > time + self._step or now > clock + self._step
 
+    def overdue(self, now: float) -> bool:
+        """Whether halves that waited too long are to be let go, though nothing is to be cut."""
+        if self._aged(self._next - 1, now):
+            return True
+        if self._look_due(now):
+            self._aged_at = (self._watermark.reading, now)
+        return False
+
     def _aged(self, last: int, now: float) -> list[_Half]:
         """Halves that waited too long. Those that this process read after `last` are left alone."""
         if not self._look_due(now):
             return []
-        read_to = self._watermark.reading
+        read_to, began_at = self._watermark.reading, self._began_at
         return [
             half
             for table in (self._features, self._labels)
             for half in table.values()
-            if half.arrival <= last
-            and (read_to - half.time if _timely(half) else now - half.came_at) > self._within
+            if half.arrival <= last and self._age(half, now, read_to, began_at) > self._within
         ]
+
+    def _age(self, half: _Half, now: float, read_to: float, began_at: float | None) -> float:
+        if _timely(half):
+            return read_to - half.time
+        return now - (half.came_at if began_at is None else max(half.came_at, began_at))
 
 
 def _timely(half: _Half) -> bool:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sqlalchemy as sql
@@ -40,6 +40,8 @@ class DeadLetter:
     """Records that were refused with it; more than one only of a whole Arrow payload. Not stored."""
     stored_as: str = ""
     """The name that it was stored under; empty before it is."""
+    earlier: int = 0
+    """How many partitions of that name, each forgotten since, had the same payload at the same place."""
 
     @property
     def letter(self) -> str:
@@ -50,7 +52,8 @@ class DeadLetter:
         if self.stored_as:
             return self.stored_as
         place = f"{self.partition}\0{self.position}\0".encode("utf-8", "surrogatepass")
-        return hashlib.sha256(place + self.payload).hexdigest()[:16]
+        again = b"" if not self.earlier else b"\0%d" % self.earlier
+        return hashlib.sha256(place + self.payload + again).hexdigest()[:16]
 
     @property
     def whole(self) -> bool:
@@ -119,11 +122,15 @@ def add(connection: sql.Connection, pipeline: str, letters: Sequence[DeadLetter]
         return 0
     # A dead letter may be stored before its offset can move, and is then met again after a restart.
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    named = {letter.letter: letter for letter in letters}
-    names = list(named)
-    for at in range(0, len(names), _ASKED):
-        for stored in _stored(connection, pipeline, names[at : at + _ASKED]):
-            del named[stored]
+    named: dict[str, DeadLetter] = {}
+    asked = {letter.letter: letter for letter in letters}
+    while asked:
+        stored = _stored(connection, pipeline, list(asked))
+        named |= {name: letter for name, letter in asked.items() if name not in stored}
+        others = [
+            replace(letter, earlier=letter.earlier + 1) for name, letter in asked.items() if stored.get(name)
+        ]
+        asked = {letter.letter: letter for letter in others}
     rows = [
         {
             "pipeline": pipeline,
@@ -144,10 +151,23 @@ def add(connection: sql.Connection, pipeline: str, letters: Sequence[DeadLetter]
     return sum(letter.rows for letter in named.values())
 
 
-def _stored(connection: sql.Connection, pipeline: str, names: Sequence[str]) -> Sequence[str]:
-    query = sql.select(DEAD_LETTERS.c.letter)
-    where = (DEAD_LETTERS.c.pipeline == pipeline, DEAD_LETTERS.c.letter.in_(names))
-    return connection.execute(query.where(*where)).scalars().all()
+def _stored(connection: sql.Connection, pipeline: str, names: Sequence[str]) -> dict[str, bool]:
+    """Which of these are stored, and whether each is closed."""
+    columns = DEAD_LETTERS.c
+    found: dict[str, bool] = {}
+    for at in range(0, len(names), _ASKED):
+        query = sql.select(columns.letter, columns.closed).where(
+            columns.pipeline == pipeline, columns.letter.in_(names[at : at + _ASKED])
+        )
+        found |= {name: closed for name, closed in connection.execute(query)}
+    return found
+
+
+def close(connection: sql.Connection, pipeline: str, partitions: Sequence[str]) -> None:
+    """These partitions are forgotten: what comes under their names from now on is something else."""
+    columns = DEAD_LETTERS.c
+    where = (columns.pipeline == pipeline, columns.partition.in_(partitions), ~columns.closed)
+    connection.execute(sql.update(DEAD_LETTERS).where(*where).values(closed=True))
 
 
 def latest(

@@ -170,7 +170,10 @@ class Manifest:
         query = sql.select(WAITING_PARTS).where(WAITING_PARTS.c.pipeline == pipeline)
         with reading(self._engine) as connection:
             rows = connection.execute(query.order_by(WAITING_PARTS.c.sequence)).all()
-        return [WaitingPart(row.sequence, row.digest, _unpacked(row.gone, row.rows)) for row in rows]
+        return [
+            WaitingPart(row.sequence, row.digest, _unpacked(row.gone, row.rows), row.stored_at)
+            for row in rows
+        ]
 
     def count_waiting(self, pipeline: str) -> int:
         """Stored records that wait for their other half, or that are complete and not yet cut."""
@@ -207,7 +210,7 @@ class Manifest:
             _move_offsets(connection, pipeline, moves)
             new_letters = letters.add(connection, pipeline, dead_letters, now)
             _add_classes(connection, pipeline, classes)
-            part = None if waiting is None else _save_waiting(connection, pipeline, waiting)
+            part = None if waiting is None else _save_waiting(connection, pipeline, waiting, now)
             aged_out = 0 if waiting is None else waiting.aged_out
             states.add_counts(connection, pipeline, duplicates=duplicates, aged_out=aged_out)
             row = None
@@ -231,8 +234,10 @@ class Manifest:
             if not states.raise_revision(connection, pipeline, expected=revision):
                 raise _fenced(pipeline, f"the revision {revision}")
             for at in range(0, len(partitions), _NAMED_AT_ONCE):
-                named = OFFSETS.c.partition.in_(partitions[at : at + _NAMED_AT_ONCE])
+                some = partitions[at : at + _NAMED_AT_ONCE]
+                named = OFFSETS.c.partition.in_(some)
                 connection.execute(sql.delete(OFFSETS).where(OFFSETS.c.pipeline == pipeline, named))
+                letters.close(connection, pipeline, some)
 
     def experiences(self, pipeline: str, *, first: int = 0, limit: int | None = None) -> list[ExperienceRow]:
         """Experiences of a pipeline, oldest first, from index `first`."""
@@ -400,7 +405,9 @@ def _add_classes(connection: sql.Connection, pipeline: str, names: Sequence[str]
         connection.execute(sql.insert(CLASSES), new)
 
 
-def _save_waiting(connection: sql.Connection, pipeline: str, change: WaitingCommit) -> WaitingPart | None:
+def _save_waiting(
+    connection: sql.Connection, pipeline: str, change: WaitingCommit, now: float
+) -> WaitingPart | None:
     table = WAITING_PARTS
     for part in change.touched:
         where = (table.c.pipeline == pipeline, table.c.sequence == part.sequence)
@@ -420,9 +427,10 @@ def _save_waiting(connection: sql.Connection, pipeline: str, change: WaitingComm
             digest=change.new.digest,
             rows=change.new.rows,
             gone=_packed(gone),
+            stored_at=now,
         )
     )
-    return WaitingPart(sequence, change.new.digest, gone)
+    return WaitingPart(sequence, change.new.digest, gone, now)
 
 
 def _packed(gone: "np.typing.NDArray[np.bool_]") -> bytes:

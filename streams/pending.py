@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,11 @@ class Chunk:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of the records in memory."""
+        return self.records.nbytes
 
     def head(self, count: int) -> "Chunk":
         """The first `count` records, and the duplicates that came before the last of them."""

@@ -59,8 +59,13 @@ def set_status(
 ) -> None:
     """Let a stream stand so from now on. The same status and reason again change nothing."""
     present = read(connection, pipeline)
-    if (present.status, present.reason) != (status, reason):
-        _write(connection, pipeline, {"status": status, "reason": reason, "actor": actor, "since": now})
+    if (present.status, present.reason) == (status, reason):
+        return
+    values: dict[str, Any] = {"status": status, "reason": reason, "actor": actor, "since": now}
+    if status != "running":
+        # What was read and not cut is let go of, and read again later.
+        values["pending"] = {**present.pending, "records": 0}
+    _write(connection, pipeline, values)
 
 
 def note_pending(connection: sql.Connection, pipeline: str, pending: Mapping[str, Any]) -> None:

@@ -56,6 +56,13 @@ DEAD_LETTERS = sql.Table(
     sql.Column("form", sql.JSON, nullable=False, comment="Wire, and for tables the columns."),
     sql.Column("created_at", sql.Double, nullable=False),
     sql.Column("replayed_at", sql.Double, nullable=True),
+    sql.Column(
+        "closed",
+        sql.Boolean,
+        nullable=False,
+        server_default=sql.false(),
+        comment="Its partition was forgotten: what comes under that name is another one.",
+    ),
     sql.Index(None, "pipeline", "created_at"),
 )
 STREAM_STATES = sql.Table(
@@ -87,6 +94,7 @@ WAITING_PARTS = sql.Table(
     sql.Column("digest", sql.String(64), nullable=False),
     sql.Column("rows", sql.Integer, nullable=False),
     sql.Column("gone", sql.LargeBinary, nullable=False, comment="A bit a row: joined, or aged out."),
+    sql.Column("stored_at", sql.Double, nullable=False),
 )
 TRIGGER_STATES = sql.Table(
     "trigger_states",

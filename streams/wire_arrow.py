@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from streams.arrow_sizes import size_of
 from streams.base import RawBatch, RecordInvalidError, RecordSchema, TableColumns
-from streams.records import LABEL_ONLY, UNLABELLED, LabelMap, Records, compact, empty_records
+from streams.records import LABEL_ONLY, MAX_TEXT_LENGTH, UNLABELLED, LabelMap, Records, compact, empty_records
 from streams.wire_base import Decoded, Faults, all_refused, assemble
 from streams.wire_rules import Draft, accept, carried, examine
 from streams.wire_tables import FEATURES, feature_columns, group_column, table_draft
@@ -35,6 +35,8 @@ _BROKEN = (
     MemoryError,
 )
 _SHOWN_VALUES = 1000
+_SHOWN_BYTES = 4 * (MAX_TEXT_LENGTH + 1)
+"""Of a text: one that is longer than any may be stays longer."""
 _WHOLE_VALUES = 16_384
 """A record of more values would be longer than what is kept of it."""
 
@@ -379,7 +381,7 @@ def _cell(scalar: Any, *, most: int) -> Any:
             return scalar.values.slice(0, most).to_pylist()
         if isinstance(scalar, pa.StringScalar | pa.LargeStringScalar):
             # A text that many rows name may be long: only what is shown of it is copied.
-            return bytes(memoryview(scalar.as_buffer())[: 8 * _SHOWN_VALUES]).decode("utf-8", "replace")
+            return bytes(memoryview(scalar.as_buffer())[:_SHOWN_BYTES]).decode("utf-8", "replace")
         value = scalar.as_py()
         return value[: 8 * most] if isinstance(value, bytes) else value
     except (pa.ArrowException, ValueError, OverflowError, ImportError):

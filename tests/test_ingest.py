@@ -319,17 +319,19 @@ def test_a_name_that_is_used_again_holds_other_letters(place: Place, tmp_path: P
     now = [1e9]
     source = FilesSource(FilesConfig(location=str(folder), settle_seconds=0), SCHEMA)
     ingest = place.ingest(source, count=2, split=NO_HOLDOUT, clock=lambda: now[0])
-    for day in range(3):
+    for day in range(4):
         file = folder / "today.ndjson"
-        file.write_bytes(b"poison %d\n" % day + payload(f"{day} a") + b"\n" + payload(f"{day} b") + b"\n")
+        file.write_bytes(
+            b"poison %d\n" % min(day, 2) + payload(f"{day} a") + b"\n" + payload(f"{day} b") + b"\n"
+        )
         assert ingest.step(0.5) is not None
         file.unlink()
         now[0] += 3600
         ingest.step(0.5)
         assert place.manifest.cursors("digits") == {}
     letters = place.manifest.dead_letters("digits")
-    assert sorted(letter.payload for letter in letters) == [b"poison %d" % day for day in range(3)]
-    assert len({letter.letter for letter in letters}) == 3
+    assert sorted(letter.payload for letter in letters) == [b"poison %d" % day for day in (0, 1, 2, 2)]
+    assert len({letter.letter for letter in letters}) == 4
 
 
 def test_rows_that_are_named_by_their_place_are_no_duplicates_of_an_earlier_file(

@@ -178,21 +178,64 @@ def test_nothing_ages_out_because_the_ingest_was_away(place: World, monkeypatch:
     assert place.check().aged_out == 0
 
 
-def test_a_restart_begins_the_clock_of_stored_halves_anew(place: World) -> None:
+def test_restarts_do_not_keep_halves_alive(place: World) -> None:
+    """The clock of what waits goes on over a restart, once all that came meanwhile is read."""
     place.send("alone", "features")
     place.send("a")
     place.cut()
-    place.now += 0.9 * WITHIN
+    for number in range(4):
+        place.now += 0.3 * WITHIN
+        place.crash()
+        place.send(f"{number}")
+        place.drain()
+        place.now += 0.02 * WITHIN
+        place.cut()
+        assert place.check().aged_out == (number == 3)
+
+
+def test_what_came_while_the_ingest_was_away_is_read_before_anything_ages_out(place: World) -> None:
+    place.chunk = 1
+    place.send("late", "features")
+    place.send("a")
+    place.cut()
     place.crash()
-    place.open()
-    place.now += 0.9 * WITHIN
-    place.send("b")
-    place.cut()
-    assert place.check().aged_out == 0, "when it came is not known any more"
-    place.now += 0.2 * WITHIN
-    place.send("c")
-    place.cut()
-    assert place.check().aged_out == 1
+    for number in range(5):
+        place.send(f"{number}", partition="q")
+    place.send("late", "label", "q")
+    place.now += 2 * WITHIN
+    place.finish()
+    assert "late" in learnt(place)
+    assert place.check().aged_out == 0
+
+
+def test_what_never_gets_its_other_half_ages_out_though_nothing_is_cut(place: World) -> None:
+    for number in range(3):
+        place.send(f"{number}", "features")
+    place.drain()
+    assert place.check().aged_out == 0
+    place.now += WITHIN + 1
+    place.drain()
+    assert (place.check().aged_out, place.open().waiting) == (3, 0)
+    assert place.check().cursors == {"p": 3}, "it is not read again"
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("order", [("features", "label"), ("label", "features")])
+@pytest.mark.parametrize("partitions", ["pp", "pq", "qp"])
+def test_halves_that_are_too_far_apart_never_meet(
+    place: World, order: Sequence[Any], partitions: str, restart: bool
+) -> None:
+    times = {"features": 1e9, "label": 1e9 + WITHIN + 1}
+    for kind, partition in zip(order, partitions, strict=True):
+        place.send("apart", kind, partition, time=times[kind])
+        place.send("near", kind, partition, time=min(times[kind], 1e9 + WITHIN))
+        if restart:
+            place.cut()
+            place.crash()
+    place.finish()
+    place.send("later", time=1e9 + 3 * WITHIN)
+    place.finish()
+    assert (sorted(learnt(place)), place.check().aged_out) == (["later", "near"], 2)
 
 
 @pytest.mark.parametrize("restart", [False, True])

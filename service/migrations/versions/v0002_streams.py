@@ -29,6 +29,15 @@ def upgrade() -> None:
         letters.add_column(sa.Column("whole_bytes", sa.BigInteger(), nullable=True))
         letters.add_column(sa.Column("form", sa.JSON(), nullable=True))
         letters.add_column(sa.Column("replayed_at", sa.Double(), nullable=True))
+        letters.add_column(
+            sa.Column(
+                "closed",
+                sa.Boolean(),
+                nullable=False,
+                server_default=sa.false(),
+                comment="Its partition was forgotten: what comes under that name is another one.",
+            )
+        )
     _name_letters()
     with op.batch_alter_table("dead_letters") as letters:
         letters.alter_column(
@@ -78,6 +87,7 @@ def upgrade() -> None:
         sa.Column("digest", sa.String(length=64), nullable=False),
         sa.Column("rows", sa.Integer(), nullable=False),
         sa.Column("gone", sa.LargeBinary(), nullable=False, comment="A bit a row: joined, or aged out."),
+        sa.Column("stored_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("pipeline", "sequence", name=op.f("pk_waiting_parts")),
     )
 
