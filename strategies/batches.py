@@ -51,6 +51,10 @@ class ReplayBatches:
         return len(self.new)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
+        return (batch for batch, _ in self.with_places())
+
+    def with_places(self) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """Every batch, and the places of its kept records, which come last in it."""
         kept, device = len(self.kept_rows), self.kept_rows.device
         share = min(self.replayed, kept)
         passes = math.ceil(len(self) * share / kept)
@@ -58,8 +62,9 @@ class ReplayBatches:
         for (inputs, rows, tasks), chosen in zip(
             self.new, torch.split(order.to(device), share), strict=False
         ):
-            yield [
+            batch = [
                 torch.cat((inputs, self.kept_inputs[chosen])),
                 torch.cat((rows, self.kept_rows[chosen])),
                 torch.cat((tasks, torch.zeros_like(chosen))),
             ]
+            yield batch, chosen

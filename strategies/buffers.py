@@ -43,8 +43,13 @@ class ReplayBuffer:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def offer(self, inputs: Tensor, rows: Tensor, *, generator: torch.Generator) -> None:
-        """Consider new records (n, *shape) with dense labels (n,) on the CPU; copy those that stay."""
+    def offer(self, inputs: Tensor, rows: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Consider new records (n, *shape) with dense labels (n,) on the CPU; copy those that stay.
+
+        Returns:
+            Places of those that stay, in the order in which they are kept now: among those kept before, and
+            then among the new ones.
+        """
         # 62 random bits: with float32 keys, ties would favour old records after some millions of them.
         fresh = torch.randint(2**62, (len(rows),), generator=generator)
         keys, all_rows = torch.cat((self.keys, fresh)), torch.cat((self.rows, rows))
@@ -55,6 +60,7 @@ class ReplayBuffer:
         self.inputs = torch.cat(parts)
         self.keys, self.rows = keys[stays], all_rows[stays]
         self.offered += len(rows)
+        return kept, admitted
 
     def _staying(self, keys: Tensor, rows: Tensor) -> Tensor:
         """Ascending places of the records that stay."""

@@ -3,12 +3,18 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from strategies.agem import AgemConfig
 from strategies.base import StrategySpec, StrategyUnknownError
 from strategies.cumulative import CumulativeConfig
+from strategies.der import DerConfig
+from strategies.er_ace import ErAceConfig
 from strategies.ewc import EwcConfig
+from strategies.gdumb import GdumbConfig
 from strategies.lwf import LwfConfig
+from strategies.mas import MasConfig
 from strategies.naive import NaiveConfig
 from strategies.replay import ReplayConfig
+from strategies.si import SiConfig
 
 _SPECS = (
     StrategySpec(
@@ -26,11 +32,53 @@ _SPECS = (
         paper="arXiv:1811.11682",
     ),
     StrategySpec(
+        name="er-ace",
+        config=ErAceConfig,
+        builder="strategies.er_ace:build",
+        summary="Replay whose loss on new records leaves old classes alone, for classes that come.",
+        paper="arXiv:2104.05025",
+    ),
+    StrategySpec(
+        name="der",
+        config=DerConfig,
+        builder="strategies.der:build",
+        summary="Replays records with what the network answered to them once; DER++ where beta is above 0.",
+        paper="arXiv:2004.07211",
+    ),
+    StrategySpec(
+        name="a-gem",
+        config=AgemConfig,
+        builder="strategies.agem:build",
+        summary="Takes no step along which the loss on kept records would rise.",
+        paper="arXiv:1812.00420",
+    ),
+    StrategySpec(
+        name="gdumb",
+        config=GdumbConfig,
+        builder="strategies.gdumb:build",
+        summary="Learns a fresh network on a balanced sample at every experience; a baseline for replay.",
+        paper="ECCV 2020",
+    ),
+    StrategySpec(
         name="ewc",
         config=EwcConfig,
         builder="strategies.ewc:build",
         summary="Holds weights that mattered near where they were; keeps no record.",
         paper="arXiv:1612.00796, arXiv:1805.06370",
+    ),
+    StrategySpec(
+        name="si",
+        config=SiConfig,
+        builder="strategies.si:build",
+        summary="Holds weights that did much for the loss on their way; keeps no record.",
+        paper="arXiv:1703.04200",
+    ),
+    StrategySpec(
+        name="mas",
+        config=MasConfig,
+        builder="strategies.mas:build",
+        summary="Holds weights that the answers depend on; keeps no record.",
+        paper="arXiv:1711.09601",
     ),
     StrategySpec(
         name="lwf",

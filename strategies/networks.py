@@ -93,6 +93,11 @@ class GrowingHead(nn.Module):
         self.weight = nn.Parameter(torch.cat((self.weight.detach(), weight.to(device))))
         self.bias = nn.Parameter(torch.cat((self.bias.detach(), bias.to(device))))
 
+    @torch.no_grad()
+    def forget(self, generator: torch.Generator) -> None:
+        """Draw all rows anew, in place."""
+        _draw(self.weight, self.bias, self.width, generator)
+
     def forward(self, features: Tensor) -> Tensor:
         return nn.functional.linear(features, self.weight, self.bias)
 
@@ -103,6 +108,13 @@ class GrowingHead(nn.Module):
             self.weight = nn.Parameter(self.weight.new_empty(saved.shape[0], self.width))
             self.bias = nn.Parameter(self.bias.new_empty(saved.shape[0]))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _draw(weight: Tensor, bias: Tensor, width: int, generator: torch.Generator) -> None:
+    """As torch draws a linear layer of that many inputs."""
+    bound = 1.0 / math.sqrt(width)
+    for values in (weight, bias):
+        values.copy_(torch.empty(values.shape).uniform_(-bound, bound, generator=generator))
 
 
 class Perceptron(nn.Module):
@@ -117,6 +129,14 @@ class Perceptron(nn.Module):
         self.scaling = FeatureScaling(shape)
         self.body = nn.Sequential(*layers)
         self.head = GrowingHead(widths[-1])
+
+    @torch.no_grad()
+    def forget(self, generator: torch.Generator) -> None:
+        """Draw all weights anew, in place; the scaling of features stays. `generator` lives on the CPU."""
+        for layer in self.body:
+            if isinstance(layer, nn.Linear):
+                _draw(layer.weight, layer.bias, layer.in_features, generator)
+        self.head.forget(generator)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Raw features (n, *shape) -> logits (n, rows)."""

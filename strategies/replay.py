@@ -11,10 +11,9 @@ from pydantic import Field
 from strategies.base import Learner, StrategyConfig, StreamInfo
 
 
-class ReplayConfig(StrategyConfig):
+class RehearsalConfig(StrategyConfig):
     """How much of the past is kept, and how much of it a step sees."""
 
-    name: Literal["replay"] = "replay"
     capacity: int = Field(
         1000, ge=1, le=10_000_000, description="Records kept; the memory they take never exceeds this."
     )
@@ -27,6 +26,17 @@ class ReplayConfig(StrategyConfig):
         "classes: equal shares of the classes seen, uniform within each.",
     )
 
+    @property
+    def replayed(self) -> int:
+        """Kept records a step."""
+        return self.replay_batch_size or self.batch_size
+
+
+class ReplayConfig(RehearsalConfig):
+    """How much of the past is kept, and how much of it a step sees."""
+
+    name: Literal["replay"] = "replay"
+
 
 def build(config: ReplayConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner with an empty replay buffer."""
@@ -34,5 +44,5 @@ def build(config: ReplayConfig, stream_info: StreamInfo) -> Learner:
     from strategies.learner import AvalancheLearner
 
     buffer = ReplayBuffer(config.capacity, config.balance)
-    plugin = ReplayPlugin(buffer, replayed=config.replay_batch_size or config.batch_size)
+    plugin = ReplayPlugin(buffer, replayed=config.replayed)
     return AvalancheLearner(config, stream_info, plugins=[plugin])

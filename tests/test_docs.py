@@ -141,7 +141,7 @@ def test_every_trigger_has_its_row_and_its_heading(kind: str) -> None:
 def test_no_source_or_strategy_is_described_that_is_not_there() -> None:
     named = re.findall(r"^\| `([a-z]+)` \| [A-Z][^|]*\. \|$", pages_of_pipelines(), flags=re.M)
     assert set(SOURCES) <= set(named)
-    table = re.findall(r"^\| `(\w+)` \|", page("strategies.md").split("## Knobs")[0], flags=re.M)
+    table = re.findall(r"^\| `([\w-]+)` \|", page("strategies.md").split("## Knobs")[0], flags=re.M)
     assert sorted(set(table)) == sorted(STRATEGIES)
 
 

@@ -97,6 +97,7 @@ def test_a_broker_that_never_answers_holds_up_no_other_pipeline(
                     hint="experience of the other pipeline",
                 )
             assert time.monotonic() - began < 8, "less than what one answer of the broker is waited for"
+            silent.close()
             waiting.close()
 
 

@@ -28,6 +28,7 @@ INFO = StreamInfo(shape=(8, 8), classes=tuple("0123456789"))
 DEGREES = (0, 25, 50, 75, 100)
 TRAIN = 1197
 """The other 600 images are the holdout: by image, so no rotation of a holdout image is ever trained on."""
+REHEARSING = ("replay", "er-ace", "der", "a-gem", "gdumb")
 
 READ_THE_CATALOG = """
 import sys
@@ -108,7 +109,7 @@ def build(name: str, **settings: Any) -> Learner:
 def accuracy_on_rotations(name: str) -> tuple[float, NDArray[np.float64]]:
     """Holdout accuracy on experience 0 right after it, and on each experience after all five."""
     labels = digits()[1]
-    learner = build(name, **({"capacity": 1200} if name == "replay" else {}))
+    learner = build(name, **({"capacity": 1200} if name in REHEARSING else {}))
     at_first = 0.0
     for index, degrees in enumerate(DEGREES):
         learner.learn(experience(index, rotated(degrees)[:TRAIN], labels[:TRAIN]))
@@ -128,13 +129,16 @@ def test_naive_training_forgets_rotated_digits() -> None:
     assert at_first - at_last[0] > 0.39
 
 
-def test_replay_keeps_rotated_digits() -> None:
-    _, at_last = accuracy_on_rotations("replay")
+@pytest.mark.parametrize("name", ["replay", "er-ace", "der"])
+def test_replay_keeps_rotated_digits(name: str) -> None:
+    _, at_last = accuracy_on_rotations(name)
     assert at_last[0] >= 0.90
     assert at_last.min() >= 0.90
 
 
-@pytest.mark.parametrize(("name", "margin"), [("ewc", 0.15), ("lwf", 0.05)])
+@pytest.mark.parametrize(
+    ("name", "margin"), [("ewc", 0.15), ("lwf", 0.05), ("si", 0.2), ("mas", 0.2), ("a-gem", 0.25)]
+)
 def test_regularising_keeps_more_of_the_first_experience_than_naive(name: str, margin: float) -> None:
     _, naive = accuracy_on_rotations("naive")
     _, at_last = accuracy_on_rotations(name)
@@ -165,6 +169,9 @@ def accuracy_on_split_digits(name: str, **settings: Any) -> float:
         ("replay", {}),
         ("replay", {"capacity": 200}),
         ("replay", {"capacity": 200, "balance": "classes"}),
+        ("er-ace", {"capacity": 200}),
+        ("der", {"capacity": 200}),
+        ("gdumb", {"capacity": 200}),
         ("cumulative", {}),
     ],
 )

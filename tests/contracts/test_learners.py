@@ -27,7 +27,9 @@ from streams.base import Experience
 
 INFO = StreamInfo(shape=(3, 4), classes=("a", "b", "c", "d", "e"))
 # Sizes that a tiny stream reaches.
-SETTINGS: dict[str, dict[str, Any]] = {"replay": {"capacity": 20}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    name: {"capacity": 20} for name in ("replay", "er-ace", "der", "a-gem", "gdumb")
+}
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw": {"optimizer": "adamw", "weight_decay": 0.01},
     "sgd": {"optimizer": "sgd", "learning_rate": 1e-3, "momentum": 0.9},

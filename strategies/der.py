@@ -1,0 +1,43 @@
+"""DER and DER++: kept records are replayed together with what the network answered when they were kept.
+
+Buzzega et al., "Dark Experience for General Continual Learning: a Strong, Simple Baseline", NeurIPS 2020
+(arXiv:2004.07211). `beta` 0 is DER, above it DER++. Two things differ from the paper, whose stream has a
+closed set of classes and no experiences: the answers are taken at the end of the experience that a record
+came in, and rows that the head did not have then are not compared.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from strategies.base import Learner, StreamInfo
+from strategies.replay import RehearsalConfig
+
+
+class DerConfig(RehearsalConfig):
+    """How much the old answers and the old labels weigh."""
+
+    name: Literal["der"] = "der"
+    alpha: float = Field(
+        0.3,
+        ge=0,
+        allow_inf_nan=False,
+        description="Weight of the squared distance to the kept logits, a mean over logits.",
+    )
+    beta: float = Field(
+        0.5,
+        ge=0,
+        allow_inf_nan=False,
+        description="Weight of the loss on the labels of kept records; 0 is DER, above it DER++.",
+    )
+
+
+def build(config: DerConfig, stream_info: StreamInfo) -> Learner:
+    """A fresh learner with an empty buffer."""
+    from strategies.buffers import ReplayBuffer
+    from strategies.learner import AvalancheLearner
+    from strategies.rehearsal import DarkReplay
+
+    buffer = ReplayBuffer(config.capacity, config.balance)
+    plugin = DarkReplay(buffer, replayed=config.replayed, alpha=config.alpha, beta=config.beta)
+    return AvalancheLearner(config, stream_info, plugins=[plugin])

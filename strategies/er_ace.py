@@ -1,0 +1,35 @@
+"""ER-ACE: replay whose loss on new records leaves the classes alone that are not among them.
+
+Caccia et al., "New Insights on Reducing Abrupt Representation Change in Online Continual Learning", ICLR 2022
+(arXiv:2104.05025). New records are told apart from each other only, kept records from all classes: so the
+rows of old classes are not pushed down by records that cannot be theirs. Until something is kept, and where
+all classes come in every batch, it is replay with the two losses added.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from strategies.base import Learner, StreamInfo
+from strategies.replay import RehearsalConfig
+
+
+class ErAceConfig(RehearsalConfig):
+    """How much of the past is kept, and how much of it a step sees."""
+
+    name: Literal["er-ace"] = "er-ace"
+    balance: Literal["records", "classes"] = Field(
+        "classes",
+        description="records: a uniform sample of all records ever seen. "
+        "classes: equal shares of the classes seen, uniform within each.",
+    )
+
+
+def build(config: ErAceConfig, stream_info: StreamInfo) -> Learner:
+    """A fresh learner with an empty replay buffer."""
+    from strategies.buffers import ReplayBuffer
+    from strategies.learner import AvalancheLearner
+    from strategies.rehearsal import AsymmetricReplay
+
+    buffer = ReplayBuffer(config.capacity, config.balance)
+    return AvalancheLearner(config, stream_info, plugins=[AsymmetricReplay(buffer, replayed=config.replayed)])

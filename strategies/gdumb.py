@@ -1,0 +1,37 @@
+"""GDumb: keeps a balanced sample, and learns a fresh network on it at every experience.
+
+Prabhu et al., "GDumb: A Simple Approach that Questions Our Progress in Continual Learning", ECCV 2020. It
+forgets nothing that is in the sample and knows nothing that is not: what a strategy must beat that keeps as
+many records. The scaling of features stays that of the first experience. The paper's cutmix and its schedule
+are left out.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from strategies.base import Learner, StreamInfo
+from strategies.replay import RehearsalConfig
+
+
+class GdumbConfig(RehearsalConfig):
+    """How large the sample is, and how long it is learnt."""
+
+    name: Literal["gdumb"] = "gdumb"
+    epochs: int = Field(50, ge=1, le=10_000, description="Passes over the sample.")
+    balance: Literal["records", "classes"] = Field(
+        "classes",
+        description="records: a uniform sample of all records ever seen. "
+        "classes: equal shares of the classes seen, uniform within each.",
+    )
+    replay_batch_size: None = Field(None, description="Has no meaning here: every record is a kept one.")
+
+
+def build(config: GdumbConfig, stream_info: StreamInfo) -> Learner:
+    """A fresh learner with an empty sample."""
+    from strategies.buffers import ReplayBuffer
+    from strategies.learner import AvalancheLearner
+    from strategies.rehearsal import FromScratch
+
+    plugin = FromScratch(ReplayBuffer(config.capacity, config.balance))
+    return AvalancheLearner(config, stream_info, plugins=[plugin])

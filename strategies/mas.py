@@ -1,0 +1,44 @@
+"""Memory aware synapses: weights that the answers depend on are held near where they were.
+
+Aljundi et al., "Memory Aware Synapses: Learning what (not) to forget", ECCV 2018 (arXiv:1711.09601). The
+importance of a weight is the mean size of the gradient of the squared length of the answer, record by record;
+labels play no part. Avalanche takes the gradient of a batch's mean instead, in which records cancel out.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from strategies.base import Learner, StrategyConfig, StreamInfo
+
+
+class MasConfig(StrategyConfig):
+    """How firmly the past is held."""
+
+    name: Literal["mas"] = "mas"
+    strength: float = Field(
+        0.05,
+        ge=0,
+        allow_inf_nan=False,
+        description="Weight of the penalty on moving weights (lambda); 0 is naive training.",
+    )
+    decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Factor on the importances so far when an experience adds its own; 1 forgets none.",
+    )
+    importance_records: int = Field(
+        1000, ge=1, description="Records of an experience, at most, that importances are estimated from."
+    )
+
+
+def build(config: MasConfig, stream_info: StreamInfo) -> Learner:
+    """A fresh learner that nothing holds yet."""
+    from strategies.importance import AnswerSensitivity
+    from strategies.learner import AvalancheLearner
+
+    plugin = AnswerSensitivity(
+        strength=config.strength, decay=config.decay, records=config.importance_records
+    )
+    return AvalancheLearner(config, stream_info, plugins=[plugin])

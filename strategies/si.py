@@ -1,0 +1,40 @@
+"""Synaptic intelligence: weights that did much for the loss are held near where they were.
+
+Zenke et al., "Continual Learning Through Synaptic Intelligence", ICML 2017 (arXiv:1703.04200). How much a
+weight did is summed up while it learns: no pass over the data is needed for it. The sum takes the gradient of
+the loss on the labels alone, as the paper has it; Avalanche's includes that of the penalty.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from strategies.base import Learner, StrategyConfig, StreamInfo
+
+
+class SiConfig(StrategyConfig):
+    """How firmly the past is held."""
+
+    name: Literal["si"] = "si"
+    strength: float = Field(
+        40.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Weight of the penalty on moving weights (c in the paper); 0 is naive training.",
+    )
+    damping: float = Field(
+        0.1,
+        gt=0,
+        allow_inf_nan=False,
+        description="Added to the squared way that a weight went, so that one which stood still counts "
+        "little (xi in the paper).",
+    )
+
+
+def build(config: SiConfig, stream_info: StreamInfo) -> Learner:
+    """A fresh learner that nothing holds yet."""
+    from strategies.importance import PathIntegral
+    from strategies.learner import AvalancheLearner
+
+    plugin = PathIntegral(strength=config.strength, damping=config.damping)
+    return AvalancheLearner(config, stream_info, plugins=[plugin])
