@@ -4,12 +4,21 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Self, Union
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from service.errors import PipelineInvalidError
 from service.gate.base import GateConfig
 from strategies.base import StrategyConfig, StreamInfo
 from strategies.catalog import STRATEGIES
+from strategies.combined import with_parts
 from streams.base import RecordSchema
 from streams.breaker import CircuitBreaker
 from streams.catalog import SOURCES, SourceConfig
@@ -30,6 +39,7 @@ else:
     StrategyChoice = Annotated[
         Union[tuple(spec.config for spec in STRATEGIES.values())],  # noqa: UP007
         Field(discriminator="name"),
+        BeforeValidator(with_parts),
     ]
 
 

@@ -5,10 +5,14 @@ records is projected where it points against that of kept ones. Kept records com
 the past, where Avalanche keeps a buffer an experience for ever.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from strategies.base import Learner, StreamInfo
 from strategies.replay import RehearsalConfig
+
+if TYPE_CHECKING:
+    from strategies.avalanche_parts import SupervisedPlugin
 
 
 class AgemConfig(RehearsalConfig):
@@ -17,13 +21,17 @@ class AgemConfig(RehearsalConfig):
     name: Literal["a-gem"] = "a-gem"
 
 
-def build(config: AgemConfig, stream_info: StreamInfo) -> Learner:
-    """A fresh learner with an empty buffer."""
+def plugins(config: AgemConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
+    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
     from strategies.buffers import ReplayBuffer
-    from strategies.learner import AvalancheLearner
     from strategies.rehearsal import GradientProjection
 
     buffer = ReplayBuffer(config.capacity, config.balance)
-    return AvalancheLearner(
-        config, stream_info, plugins=[GradientProjection(buffer, replayed=config.replayed)]
-    )
+    return [GradientProjection(buffer, replayed=config.replay_batch_size or batch_size)]
+
+
+def build(config: AgemConfig, stream_info: StreamInfo) -> Learner:
+    """A fresh learner with an empty buffer."""
+    from strategies.learner import AvalancheLearner
+
+    return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

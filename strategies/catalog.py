@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 from strategies.agem import AgemConfig
 from strategies.base import StrategySpec, StrategyUnknownError
+from strategies.combined import CombinedConfig
 from strategies.cumulative import CumulativeConfig
 from strategies.der import DerConfig
 from strategies.er_ace import ErAceConfig
@@ -86,6 +87,13 @@ _SPECS = (
         builder="strategies.lwf:build",
         summary="The network before the experience teaches the new one; keeps no record.",
         paper="arXiv:1606.09282",
+    ),
+    StrategySpec(
+        name="combined",
+        config=CombinedConfig,
+        builder="strategies.combined:build",
+        summary="Several at once, such as replay and lwf: what each does to a step is added up.",
+        paper="",
     ),
     StrategySpec(
         name="cumulative",

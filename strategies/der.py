@@ -6,12 +6,16 @@ closed set of classes and no experiences: the answers are taken at the end of th
 came in, and rows that the head did not have then are not compared.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from strategies.base import Learner, StreamInfo
 from strategies.replay import RehearsalConfig
+
+if TYPE_CHECKING:
+    from strategies.avalanche_parts import SupervisedPlugin
 
 
 class DerConfig(RehearsalConfig):
@@ -32,12 +36,18 @@ class DerConfig(RehearsalConfig):
     )
 
 
-def build(config: DerConfig, stream_info: StreamInfo) -> Learner:
-    """A fresh learner with an empty buffer."""
+def plugins(config: DerConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
+    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
     from strategies.buffers import ReplayBuffer
-    from strategies.learner import AvalancheLearner
     from strategies.rehearsal import DarkReplay
 
     buffer = ReplayBuffer(config.capacity, config.balance)
-    plugin = DarkReplay(buffer, replayed=config.replayed, alpha=config.alpha, beta=config.beta)
-    return AvalancheLearner(config, stream_info, plugins=[plugin])
+    replayed = config.replay_batch_size or batch_size
+    return [DarkReplay(buffer, replayed=replayed, alpha=config.alpha, beta=config.beta)]
+
+
+def build(config: DerConfig, stream_info: StreamInfo) -> Learner:
+    """A fresh learner with an empty buffer."""
+    from strategies.learner import AvalancheLearner
+
+    return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

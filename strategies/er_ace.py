@@ -6,12 +6,16 @@ rows of old classes are not pushed down by records that cannot be theirs. Until 
 all classes come in every batch, it is replay with the two losses added.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from strategies.base import Learner, StreamInfo
 from strategies.replay import RehearsalConfig
+
+if TYPE_CHECKING:
+    from strategies.avalanche_parts import SupervisedPlugin
 
 
 class ErAceConfig(RehearsalConfig):
@@ -25,11 +29,17 @@ class ErAceConfig(RehearsalConfig):
     )
 
 
-def build(config: ErAceConfig, stream_info: StreamInfo) -> Learner:
-    """A fresh learner with an empty replay buffer."""
+def plugins(config: ErAceConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
+    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
     from strategies.buffers import ReplayBuffer
-    from strategies.learner import AvalancheLearner
     from strategies.rehearsal import AsymmetricReplay
 
     buffer = ReplayBuffer(config.capacity, config.balance)
-    return AvalancheLearner(config, stream_info, plugins=[AsymmetricReplay(buffer, replayed=config.replayed)])
+    return [AsymmetricReplay(buffer, replayed=config.replay_batch_size or batch_size)]
+
+
+def build(config: ErAceConfig, stream_info: StreamInfo) -> Learner:
+    """A fresh learner with an empty replay buffer."""
+    from strategies.learner import AvalancheLearner
+
+    return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

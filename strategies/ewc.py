@@ -5,11 +5,15 @@ one decaying importance instead of one an experience: Schwarz et al., "Progress 
 (arXiv:1805.06370).
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from strategies.base import Learner, StrategyConfig, StreamInfo
+
+if TYPE_CHECKING:
+    from strategies.avalanche_parts import SupervisedPlugin
 
 
 class EwcConfig(StrategyConfig):
@@ -34,10 +38,15 @@ class EwcConfig(StrategyConfig):
     )
 
 
+def plugins(config: EwcConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
+    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
+    from strategies.regularizers import OnlineEwc
+
+    return [OnlineEwc(strength=config.strength, decay=config.decay, fisher_records=config.fisher_records)]
+
+
 def build(config: EwcConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner that nothing holds yet."""
     from strategies.learner import AvalancheLearner
-    from strategies.regularizers import OnlineEwc
 
-    plugin = OnlineEwc(strength=config.strength, decay=config.decay, fisher_records=config.fisher_records)
-    return AvalancheLearner(config, stream_info, plugins=[plugin])
+    return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

@@ -3,11 +3,15 @@
 Li and Hoiem, "Learning without Forgetting", ECCV 2016 (arXiv:1606.09282).
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from strategies.base import Learner, StrategyConfig, StreamInfo
+
+if TYPE_CHECKING:
+    from strategies.avalanche_parts import SupervisedPlugin
 
 
 class LwfConfig(StrategyConfig):
@@ -25,10 +29,15 @@ class LwfConfig(StrategyConfig):
     )
 
 
+def plugins(config: LwfConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
+    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
+    from strategies.regularizers import Distillation
+
+    return [Distillation(alpha=config.alpha, temperature=config.temperature)]
+
+
 def build(config: LwfConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner without a teacher."""
     from strategies.learner import AvalancheLearner
-    from strategies.regularizers import Distillation
 
-    plugin = Distillation(alpha=config.alpha, temperature=config.temperature)
-    return AvalancheLearner(config, stream_info, plugins=[plugin])
+    return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

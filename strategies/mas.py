@@ -5,11 +5,15 @@ importance of a weight is the mean size of the gradient of the squared length of
 labels play no part. Avalanche takes the gradient of a batch's mean instead, in which records cancel out.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from strategies.base import Learner, StrategyConfig, StreamInfo
+
+if TYPE_CHECKING:
+    from strategies.avalanche_parts import SupervisedPlugin
 
 
 class MasConfig(StrategyConfig):
@@ -33,12 +37,17 @@ class MasConfig(StrategyConfig):
     )
 
 
+def plugins(config: MasConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
+    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
+    from strategies.importance import AnswerSensitivity
+
+    return [
+        AnswerSensitivity(strength=config.strength, decay=config.decay, records=config.importance_records)
+    ]
+
+
 def build(config: MasConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner that nothing holds yet."""
-    from strategies.importance import AnswerSensitivity
     from strategies.learner import AvalancheLearner
 
-    plugin = AnswerSensitivity(
-        strength=config.strength, decay=config.decay, records=config.importance_records
-    )
-    return AvalancheLearner(config, stream_info, plugins=[plugin])
+    return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

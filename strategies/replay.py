@@ -4,11 +4,15 @@ Rolnick et al., "Experience Replay for Continual Learning", NeurIPS 2019 (arXiv:
 al., "On Tiny Episodic Memories in Continual Learning", 2019 (arXiv:1902.10486).
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from strategies.base import Learner, StrategyConfig, StreamInfo
+
+if TYPE_CHECKING:
+    from strategies.avalanche_parts import SupervisedPlugin
 
 
 class RehearsalConfig(StrategyConfig):
@@ -26,11 +30,6 @@ class RehearsalConfig(StrategyConfig):
         "classes: equal shares of the classes seen, uniform within each.",
     )
 
-    @property
-    def replayed(self) -> int:
-        """Kept records a step."""
-        return self.replay_batch_size or self.batch_size
-
 
 class ReplayConfig(RehearsalConfig):
     """How much of the past is kept, and how much of it a step sees."""
@@ -38,11 +37,16 @@ class ReplayConfig(RehearsalConfig):
     name: Literal["replay"] = "replay"
 
 
-def build(config: ReplayConfig, stream_info: StreamInfo) -> Learner:
-    """A fresh learner with an empty replay buffer."""
+def plugins(config: ReplayConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
+    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
     from strategies.buffers import ReplayBuffer, ReplayPlugin
-    from strategies.learner import AvalancheLearner
 
     buffer = ReplayBuffer(config.capacity, config.balance)
-    plugin = ReplayPlugin(buffer, replayed=config.replayed)
-    return AvalancheLearner(config, stream_info, plugins=[plugin])
+    return [ReplayPlugin(buffer, replayed=config.replay_batch_size or batch_size)]
+
+
+def build(config: ReplayConfig, stream_info: StreamInfo) -> Learner:
+    """A fresh learner with an empty replay buffer."""
+    from strategies.learner import AvalancheLearner
+
+    return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

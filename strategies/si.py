@@ -5,11 +5,15 @@ weight did is summed up while it learns: no pass over the data is needed for it.
 the loss on the labels alone, as the paper has it; Avalanche's includes that of the penalty.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from strategies.base import Learner, StrategyConfig, StreamInfo
+
+if TYPE_CHECKING:
+    from strategies.avalanche_parts import SupervisedPlugin
 
 
 class SiConfig(StrategyConfig):
@@ -31,10 +35,15 @@ class SiConfig(StrategyConfig):
     )
 
 
+def plugins(config: SiConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
+    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
+    from strategies.importance import PathIntegral
+
+    return [PathIntegral(strength=config.strength, damping=config.damping)]
+
+
 def build(config: SiConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner that nothing holds yet."""
-    from strategies.importance import PathIntegral
     from strategies.learner import AvalancheLearner
 
-    plugin = PathIntegral(strength=config.strength, damping=config.damping)
-    return AvalancheLearner(config, stream_info, plugins=[plugin])
+    return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

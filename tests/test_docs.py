@@ -91,7 +91,7 @@ def default_of(model: type[BaseModel], name: str) -> str:
     value = field.default
     if value is None:
         return "unset"
-    return f"`{json.dumps(value, default=str)}`".replace('"', "")
+    return f"`{json.dumps(value, default=lambda one: getattr(one, 'name', str(one)))}`".replace('"', "")
 
 
 def rows(model: type[BaseModel], *, prefix: str = "", inherited: bool = False) -> list[str]:

@@ -90,6 +90,7 @@ RANKS = [
     "strategies.mas",
     "strategies.ewc",
     "strategies.lwf",
+    "strategies.combined",
     "strategies.cumulative",
     "strategies.catalog",
     "service.errors",

@@ -180,3 +180,13 @@ def test_of_eight_who_declare_one_name_at_once_one_succeeds(database: sa.Engine)
 def test_a_name_that_nobody_declared_is_unknown(database: sa.Engine, name: str) -> None:
     with database.begin() as connection, pytest.raises(PipelineUnknownError):
         specs.load_spec(connection, name)
+
+
+def test_a_list_of_strategies_is_their_combination() -> None:
+    spec = parse({**GOOD, "strategy": ["replay", {"name": "lwf", "alpha": 1.5}]})
+    assert spec.strategy.name == "combined"
+    stored = spec.model_dump(mode="json", by_alias=True)
+    assert [part["name"] for part in stored["strategy"]["parts"]] == ["replay", "lwf"]
+    assert parse(stored) == spec
+    with pytest.raises(PipelineInvalidError, match="cannot be combined"):
+        parse({**GOOD, "strategy": ["replay", "der"]})

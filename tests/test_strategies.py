@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from scipy.ndimage import rotate
 from sklearn.datasets import load_digits
 
@@ -144,6 +145,55 @@ def test_regularising_keeps_more_of_the_first_experience_than_naive(name: str, m
     _, at_last = accuracy_on_rotations(name)
     assert at_last[0] > naive[0] + margin
     assert at_last[-1] > 0.80  # and still learns the new one
+
+
+def test_a_combination_keeps_more_than_either_part() -> None:
+    """Few kept records, and a teacher beside them."""
+    parts = ({"name": "replay", "capacity": 60}, {"name": "lwf"})
+    both, replay, lwf = (
+        _mean_on_rotations(name, **settings)
+        for name, settings in (("combined", {"parts": parts}), ("replay", {"capacity": 60}), ("lwf", {}))
+    )
+    assert both > max(replay, lwf)
+
+
+def _mean_on_rotations(name: str, **settings: Any) -> float:
+    labels = digits()[1]
+    learner = build(name, **settings)
+    for index, degrees in enumerate(DEGREES):
+        learner.learn(experience(index, rotated(degrees)[:TRAIN], labels[:TRAIN]))
+    return float(np.mean([_accuracy(learner, rotated(degrees)) for degrees in DEGREES]))
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        (["replay"], "at least 2"),
+        (["replay", "replay"], "twice"),
+        (["replay", "der"], "replay and der cannot be combined"),
+        (["a-gem", "er-ace"], "a-gem and er-ace cannot be combined"),
+        (["gdumb", "ewc"], "learns a fresh network"),
+        (["cumulative", "lwf"], "learns from everything"),
+        (["naive", "lwf"], "adds nothing"),
+        (["combined", "lwf"], "name its parts instead"),
+        (["dreaming", "lwf"], "dreaming"),
+        ([{"name": "replay", "epochs": 3}, "lwf"], "epochs of replay belong to the whole combination"),
+        ([{"name": "replay", "alpha": 3}, "lwf"], "alpha"),
+        ("replay", "valid tuple"),
+        ([7, "lwf"], "parts"),
+    ],
+)
+def test_a_combination_that_cannot_work_is_refused(parts: Any, told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        STRATEGIES["combined"].config.model_validate({"parts": parts})
+
+
+def test_a_combination_is_stored_and_read_again_as_it_was() -> None:
+    config = STRATEGIES["combined"].config.model_validate(
+        {"parts": [{"name": "replay", "capacity": 7}, "lwf"], "epochs": 3}
+    )
+    for document in (config.model_dump(mode="json"), config.model_dump()):
+        assert STRATEGIES["combined"].config.model_validate(document) == config
 
 
 def test_cumulative_is_the_upper_bound() -> None:

@@ -30,6 +30,13 @@ INFO = StreamInfo(shape=(3, 4), classes=("a", "b", "c", "d", "e"))
 SETTINGS: dict[str, dict[str, Any]] = {
     name: {"capacity": 20} for name in ("replay", "er-ace", "der", "a-gem", "gdumb")
 }
+SETTINGS["combined"] = {"parts": ({"name": "replay", "capacity": 20}, {"name": "lwf"})}
+COMBINATIONS: tuple[tuple[dict[str, Any], ...], ...] = (
+    ({"name": "ewc"}, {"name": "replay", "capacity": 20}),
+    ({"name": "der", "capacity": 20}, {"name": "lwf"}, {"name": "mas"}),
+    ({"name": "a-gem", "capacity": 20}, {"name": "si"}),
+    ({"name": "er-ace", "capacity": 20}, {"name": "lwf"}, {"name": "si"}, {"name": "ewc"}),
+)
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw": {"optimizer": "adamw", "weight_decay": 0.01},
     "sgd": {"optimizer": "sgd", "learning_rate": 1e-3, "momentum": 0.9},
@@ -91,6 +98,22 @@ def test_a_reloaded_learner_goes_on_bit_for_bit(name: str, optimizer: str, tmp_p
     assert digest(reloaded.state()) == digest(learner.state())
     for index in (2, 3):  # the second of them grows the head
         assert reloaded.learn(make_experience(index)).losses == learner.learn(make_experience(index)).losses
+        assert digest(reloaded.state()) == digest(learner.state())
+
+
+@pytest.mark.parametrize("parts", COMBINATIONS, ids=lambda parts: "+".join(part["name"] for part in parts))
+def test_a_combination_goes_on_bit_for_bit_and_predicts_purely(
+    parts: tuple[dict[str, Any], ...], tmp_path: Path
+) -> None:
+    learner = taught("combined", parts=parts)
+    learner.save(tmp_path / "saved")
+    reloaded = load_any(tmp_path / "saved")
+    assert isinstance(reloaded, SavableLearner)
+    assert digest(taught("combined", parts=parts).state()) == digest(learner.state())
+    for index in (2, 3):
+        learner.learn(make_experience(index))
+        reloaded.predict(make_experience(9).inputs)
+        reloaded.learn(make_experience(index))
         assert digest(reloaded.state()) == digest(learner.state())
 
 

@@ -1,0 +1,111 @@
+"""Several strategies at once: one that trains on kept records, and others that hold the network.
+
+A combination adds up what its parts do to a step, in the order in which they are named, after the part that
+decides what a step is made of. What cannot work is refused when it is declared: two parts that both decide
+that, and strategies that are nothing to be added to.
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_serializer, field_validator, model_validator
+
+from strategies.agem import AgemConfig
+from strategies.base import Learner, StrategyConfig, StreamInfo
+from strategies.der import DerConfig
+from strategies.er_ace import ErAceConfig
+from strategies.ewc import EwcConfig
+from strategies.lwf import LwfConfig
+from strategies.mas import MasConfig
+from strategies.replay import ReplayConfig
+from strategies.si import SiConfig
+
+Part = Annotated[
+    ReplayConfig | ErAceConfig | DerConfig | AgemConfig | EwcConfig | SiConfig | MasConfig | LwfConfig,
+    Field(discriminator="name"),
+]
+_MODULES = {
+    "replay": "replay",
+    "er-ace": "er_ace",
+    "der": "der",
+    "a-gem": "agem",
+    "ewc": "ewc",
+    "si": "si",
+    "mas": "mas",
+    "lwf": "lwf",
+}
+_MAKES_STEPS = frozenset({"replay", "er-ace", "der"})
+"""These decide which records a step is made of, and what its loss is."""
+_USES_RECORDS = _MAKES_STEPS | {"a-gem"}
+_NOTHING_TO_ADD = {
+    "naive": "it adds nothing",
+    "gdumb": "it learns a fresh network each time, which nothing may hold",
+    "cumulative": "it learns from everything anyway",
+    "combined": "name its parts instead",
+}
+_COMMON = frozenset(StrategyConfig.model_fields) - {"name"}
+
+
+class CombinedConfig(StrategyConfig):
+    """Which strategies, and what each of them adds."""
+
+    name: Literal["combined"] = "combined"
+    parts: tuple[Part, ...] = Field(
+        (ReplayConfig(), LwfConfig()),
+        min_length=2,
+        max_length=4,
+        description="Strategies, each with its own settings only; what all have belongs to the combination.",
+    )
+
+    @field_validator("parts", mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        """A bare name is a strategy with its defaults."""
+        if not isinstance(given, list | tuple):
+            return given
+        parts = [{"name": part} if isinstance(part, str) else part for part in given]
+        for part in parts:
+            name = part.get("name") if isinstance(part, Mapping) else None
+            if name in _NOTHING_TO_ADD:
+                raise ValueError(f"{name} cannot be combined: {_NOTHING_TO_ADD[name]}")
+            common = sorted(_COMMON & set(part)) if isinstance(part, Mapping) else []
+            if common:
+                raise ValueError(f"{', '.join(common)} of {name} belong to the whole combination")
+        return parts
+
+    @field_serializer("parts")
+    def _own_settings(self, parts: tuple[StrategyConfig, ...]) -> list[dict[str, Any]]:
+        return [part.model_dump(mode="json", exclude=set(_COMMON)) for part in parts]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        names = [part.name for part in self.parts]
+        if len(set(names)) < len(names):
+            raise ValueError("parts must not name a strategy twice")
+        keeping = [name for name in names if name in _USES_RECORDS]
+        if len(keeping) > 1:
+            raise ValueError(
+                f"{' and '.join(keeping)} cannot be combined: each decides by kept records what a step does"
+            )
+        return self
+
+
+def with_parts(document: Any) -> Any:
+    """A strategy as declared; a list of strategies is their combination."""
+    return {"name": "combined", "parts": document} if isinstance(document, list | tuple) else document
+
+
+def build(config: CombinedConfig, stream_info: StreamInfo) -> Learner:
+    """A fresh learner with the plugins of all parts."""
+    from strategies.learner import AvalancheLearner
+
+    ordered = sorted(config.parts, key=lambda part: part.name not in _MAKES_STEPS)
+    plugins = [
+        plugin
+        for part in ordered
+        for plugin in import_module(f"strategies.{_MODULES[part.name]}").plugins(
+            part, batch_size=config.batch_size
+        )
+    ]
+    return AvalancheLearner(config, stream_info, plugins=plugins)
