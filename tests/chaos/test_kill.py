@@ -64,6 +64,7 @@ def assert_happened_once(service: Service, client: Client, update: dict[str, Any
     assert len(versions) == len(entries["entries"])
 
 
+@pytest.mark.slow
 def test_a_killed_dispatcher_comes_back_and_finishes_the_update_once(service: Service) -> None:
     with service.client() as client:
         push(client, 0)
