@@ -210,7 +210,8 @@ def _status(view: Any) -> Iterator[str]:
     if view["reason"]:
         yield f"  {view['reason']} ({view['actor']})"
     yield f"  source {view['source']}, trigger {view['trigger']}, {view['classes']} classes"
-    learnt = f"{view['experiences']} experiences of {view['records']} records"
+    many = "" if view["experiences"] == 1 else "s"
+    learnt = f"{view['experiences']} experience{many} of {view['records']} records"
     yield f"  {learnt}; {view['pending_records']} wait to be cut"
     if view["last_cut"]:
         yield f"  last cut: {view['last_cut']}"

@@ -16,9 +16,20 @@ ANSWERED_VALUES = 2**22
 
 
 class AsymmetricReplay(ReplayPlugin):
-    """ER-ACE: new records are told apart from the classes of their own batch only."""
+    """ER-ACE: new records are told apart from the classes of their own batch only.
+
+    The experience joins the buffer before it is learnt, as in the paper, where records are kept as they come:
+    only as kept ones are they told apart from older classes.
+    """
 
     name = "er-ace"
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        super().after_training_exp(strategy, **kwargs)
+        super().before_training_exp(strategy, **kwargs)
+
+    def after_training_exp(self, strategy: Any, **_: Any) -> None:
+        """The experience was offered before."""
 
     def before_backward(self, strategy: Any, **_: Any) -> None:
         if not isinstance(strategy.dataloader, ReplayBatches):

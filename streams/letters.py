@@ -96,8 +96,13 @@ def _form_of(batch: RawBatch, place: int, *, whole: bool) -> dict[str, Any]:
 
 
 def batch_of(letter: DeadLetter, *, payload: bytes | None = None) -> RawBatch:
-    """The letter as a batch of one payload, to be decoded again; `payload` replaces what was sent."""
+    """The letter as a batch of one payload, to be decoded again; `payload` replaces what was sent.
+
+    A replacement is of the same form, or a JSON record, which a person writes more easily.
+    """
     form = letter.form
+    if payload is not None and payload.lstrip().startswith(b"{"):
+        form = {"wire": "json"}
     wire = form.get("wire", "json")
     skip, rows = int(form.get("skip", 0)), int(form.get("rows", 1))
     if wire == "arrow" and payload is not None:

@@ -298,6 +298,20 @@ def test_a_row_of_a_table_that_was_refused_can_be_replayed(files: Callable[..., 
     assert (found["dead_letters"], found["replayed_letters"]) == ({}, 1)
 
 
+def test_a_line_of_csv_is_mended_as_csv_or_as_a_json_record(files: Callable[..., FilesPipeline]) -> None:
+    schema = {"columns": ["x", "y"], "classes": ["down", "up"], "maximum": 9}
+    stream = files(schema=schema, trigger={"records": 2}, split={"gate": 1e-9, "audit": 0})
+    stream.arrive("a.csv", b"x,y,label", b"1,40,up", b"1,50,up")
+    stream.turn()
+    line, record_ = (letter["letter"] for letter in stream.get("/dead-letters"))
+    mended = '{"id": "mended", "features": {"x": 1, "y": 4}, "label": "up"}'
+    assert stream.post("/dead-letters/replay", {"letters": [line], "payload": "1,5,up"})["replayed"] == 1
+    assert stream.post("/dead-letters/replay", {"letters": [record_], "payload": mended})["replayed"] == 1
+    stream.turn()
+    assert len(stream.ids()) == 2
+    assert "mended" in stream.ids()
+
+
 def test_a_trigger_that_waits_for_more_than_may_wait_is_refused(api: Api) -> None:
     limit = api.settings.max_backlog_records
     for trigger in (

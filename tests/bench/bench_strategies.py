@@ -42,7 +42,7 @@ OURS: Mapping[str, dict[str, Any]] = {
     "lwf": {"alpha": 1.0, "temperature": 2.0},
     "ewc": {"strength": 1.0, "fisher_records": 60_000},
     "si": {"strength": 1.0},
-    "mas": {"strength": 1.0},
+    "mas": {"strength": 0.01},
 }
 OF_PLAIN = {
     "naive": 0.8,
