@@ -106,7 +106,7 @@ def stream_dead_letters(
 ) -> None:
     """Payloads that did not become records, newest first."""
     with open_client(url) as client:
-        views = _letters(client, pipeline, limit=limit, only=only, after=after)
+        views = _letters(client, pipeline, limit=limit, reason=only, after=after)
     if json_output:
         return print_json(views)
     for view in views:
@@ -161,9 +161,7 @@ def stream_replay(
 
 
 def _letters(client: "Client", pipeline: str, **asked: str | int | None) -> list[Any]:
-    given = {
-        "reason" if name == "only" else name: value for name, value in asked.items() if value is not None
-    }
+    given = {name: value for name, value in asked.items() if value is not None}
     views: list[Any] = client.get(f"{path_of(pipeline, 'dead-letters')}?{urlencode(given)}")
     return views
 
@@ -172,7 +170,7 @@ def _not_replayed(client: "Client", pipeline: str, only: str | None) -> list[str
     """Names of all of them, oldest first."""
     found: list[str] = []
     while page := _letters(
-        client, pipeline, limit=1000, replayed="false", only=only, after=found[-1] if found else None
+        client, pipeline, limit=1000, replayed="false", reason=only, after=found[-1] if found else None
     ):
         found += [view["letter"] for view in page]
     return found[::-1]

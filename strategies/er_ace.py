@@ -2,8 +2,8 @@
 
 Caccia et al., "New Insights on Reducing Abrupt Representation Change in Online Continual Learning", ICLR 2022
 (arXiv:2104.05025). New records are told apart from each other only, kept records from all classes: so the
-rows of old classes are not pushed down by records that cannot be theirs. Until something is kept, and where
-all classes come in every batch, it is replay with the two losses added.
+rows of old classes are not pushed down by records that cannot be theirs. Where all classes come in every
+batch, it is replay with the two losses added.
 """
 
 from collections.abc import Sequence

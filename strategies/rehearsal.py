@@ -32,8 +32,6 @@ class AsymmetricReplay(ReplayPlugin):
         """The experience was offered before."""
 
     def before_backward(self, strategy: Any, **_: Any) -> None:
-        if not isinstance(strategy.dataloader, ReplayBatches):
-            return
         fresh = fresh_records(strategy)
         logits, rows = strategy.mb_output, strategy.mb_y
         absent = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
