@@ -34,17 +34,22 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield started
 
 
-def push(client: Client, step: int) -> None:
+def begin(client: Client, step: int) -> dict[str, Any]:
+    """One more experience is pushed; the update that learns it, once it is in the middle of that."""
+    before = len(client.get(f"/v1/pipelines/{PIPELINE}/experiences"))
     client.push(PIPELINE, encode_json(digits_step(STREAM, step), DIGITS_SCHEMA))
 
+    def learning() -> dict[str, Any] | None:
+        for update in client.get(f"/v1/pipelines/{PIPELINE}/updates"):
+            if before in update["experiences"] and (update["progress"] or {}).get("stage") == "learning":
+                return dict(update)
+        return None
 
-def learning(client: Client, experience: int) -> str | None:
-    """The id of the update that is learning an experience right now."""
-    for update in client.get(f"/v1/pipelines/{PIPELINE}/updates"):
-        stage = (update["progress"] or {}).get("stage")
-        if experience in update["experiences"] and stage == "learning":
-            return str(update["id"])
-    return None
+    return wait_for(learning, seconds=60, hint=f"learning of experience {before}")
+
+
+def end_of(client: Client, update: dict[str, Any], *, seconds: float = 120.0) -> dict[str, Any]:
+    return ended(client, PIPELINE, experience=update["experiences"][-1], seconds=seconds)
 
 
 def assert_happened_once(service: Service, client: Client, update: dict[str, Any]) -> None:
@@ -67,10 +72,9 @@ def assert_happened_once(service: Service, client: Client, update: dict[str, Any
 @pytest.mark.slow
 def test_a_killed_dispatcher_comes_back_and_finishes_the_update_once(service: Service) -> None:
     with service.client() as client:
-        push(client, 0)
-        wait_for(lambda: learning(client, 0), seconds=60, hint="learning")
+        begun = begin(client, 0)
         killed = service.kill("dispatch")
-        update = ended(client, PIPELINE, experience=0)
+        update = end_of(client, begun)
         assert_happened_once(service, client, update)
         assert update["attempt"] == 2
     revived = service.role("dispatch")
@@ -80,24 +84,23 @@ def test_a_killed_dispatcher_comes_back_and_finishes_the_update_once(service: Se
 
 def test_a_killed_trainer_costs_an_attempt_and_nothing_else(service: Service) -> None:
     with service.client() as client:
-        push(client, 1)
-        wait_for(lambda: learning(client, 1), seconds=60, hint="learning")
+        begun = begin(client, 1)
         trainer = next(process for process in service.processes() if "ray::Trainer" in process.name())
         trainer.kill()
-        update = ended(client, PIPELINE, experience=1)
+        update = end_of(client, begun)
         assert_happened_once(service, client, update)
         assert update["attempt"] == 2
 
 
 def test_after_kill_9_of_everything_up_goes_on_where_it_was(service: Service) -> None:
     with service.client() as client:
-        push(client, 2)
-        wait_for(lambda: learning(client, 2), seconds=60, hint="learning")
+        begun = begin(client, 2)
         service.kill_everything()
         service.start()
-        update = ended(client, PIPELINE, experience=2)
+        update = end_of(client, begun)
         assert_happened_once(service, client, update)
-        assert client.get(f"/v1/pipelines/{PIPELINE}/champion")["learnt"] == [0, 1, 2]
+        learnt = client.get(f"/v1/pipelines/{PIPELINE}/champion")["learnt"]
+        assert learnt == list(range(update["experiences"][-1] + 1))
 
 
 def test_a_second_service_in_the_same_home_is_refused(service: Service) -> None:
@@ -129,10 +132,9 @@ def test_a_port_in_use_is_told_at_once(service: Service, tmp_path: Path) -> None
     assert "HOLDFAST_PORT" in done.stderr
 
 
-def test_sigterm_in_the_middle_gives_the_update_back_and_leaves_nothing_running(service: Service) -> None:
+def test_sigterm_gives_the_update_back_and_the_next_start_ends_it(service: Service) -> None:
     with service.client() as client:
-        push(client, 3)
-        update = wait_for(lambda: learning(client, 3), seconds=60, hint="learning")
+        begun = begin(client, 3)
     before = len(service.log.read_text())
     assert service.stop() == 0
     assert service.processes() == []
@@ -140,16 +142,15 @@ def test_sigterm_in_the_middle_gives_the_update_back_and_leaves_nothing_running(
     assert "Traceback" not in service.log.read_text()[before:]
     engine = connect(f"sqlite:///{service.home}/holdfast.db")
     with engine.begin() as connection:
-        given_back = jobs.get(connection, update)
+        given_back = jobs.get(connection, begun["id"])
     engine.dispose()
     assert (given_back.state, given_back.failures) == ("queued", 0)
+    service.start()
+    with service.client() as client:
+        assert_happened_once(service, client, end_of(client, begun))
 
 
 def test_roles_end_when_their_supervisor_is_killed(service: Service) -> None:
-    service.start()
-    with service.client() as client:
-        update = ended(client, PIPELINE, experience=3)
-        assert_happened_once(service, client, update)
     assert service.process is not None
     os.kill(service.process.pid, 9)
     service.process.wait()
@@ -163,7 +164,7 @@ def test_a_dead_raylet_ends_the_dispatcher_and_another_one_goes_on(tmp_path: Pat
         client.post("/v1/pipelines", spec(PIPELINE, SLOW))
         before = service.role("dispatch")
         next(process for process in service.processes() if process.name() == "raylet").kill()
-        push(client, 0)
+        client.push(PIPELINE, encode_json(digits_step(STREAM, 0), DIGITS_SCHEMA))
         wait_for(lambda: another(service, before), seconds=200, hint="other dispatcher")
         update = ended(client, PIPELINE, experience=0, seconds=200)
         assert_happened_once(service, client, update)
