@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 AREA ?= loop
+# Tests that run side by side; those of one file follow each other.
+WORKERS ?= 2
 
 # One thread a library: tests, trainers and benchmarks share few cores.
 export OMP_NUM_THREADS ?= 1
@@ -14,10 +16,10 @@ demo: $(STAMP)
 	$(BIN)/holdfast demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from xdist.scheduler import LoadFileScheduling
 
 from service.database import connect, migrate
 from service.settings import Settings
@@ -14,6 +15,20 @@ from tests.s3 import s3, s3_server
 __all__ = ["s3", "s3_server"]
 
 KINDS = ("sqlite", "postgresql")
+LOOK_AT_THE_DEMO = ("tests/test_demo.py", "tests/browser/test_mlflow_pages.py")
+"""These share one run of the demo, which takes a minute: they stay in one process."""
+
+
+class FilesTogether(LoadFileScheduling):  # type: ignore[misc]  # xdist's schedulers ship no types
+    """Tests of a file follow each other in one process, as do those of files that share something dear."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return LOOK_AT_THE_DEMO[0] if file in LOOK_AT_THE_DEMO else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> FilesTogether:
+    return FilesTogether(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import mlflow
 import psutil
 
 from service.client import Client
@@ -76,6 +77,11 @@ class Service:
 
     def client(self) -> Client:
         return Client(f"http://127.0.0.1:{self.port}")
+
+    def store(self) -> mlflow.MlflowClient:
+        """The MLflow store of this home, whatever store other tests of this process work with."""
+        where = f"sqlite:///{self.home}/mlflow.db"
+        return mlflow.MlflowClient(tracking_uri=where, registry_uri=where)
 
     def processes(self) -> list[psutil.Process]:
         """Every living process that was started for this home, Ray's among them."""

@@ -320,7 +320,7 @@ def test_an_empty_file_is_nothing(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_bytes(b"a,b,label\n")
     (tmp_path / "c.csv").write_bytes(b"\n\n")
     parquet.write_table(table(0, 0), tmp_path / "d.parquet")
-    (tmp_path / "e.csv.gz").write_bytes(gzip.compress(b""))
+    (tmp_path / "e.csv.gz").write_bytes(gzip.compress(b"", mtime=0))
     source = source_of(tmp_path, settle_seconds=0)
     assert read(source) == []
     (tmp_path / "a.ndjson").unlink()
@@ -364,7 +364,7 @@ def test_a_line_longer_than_a_block_is_one_payload(tmp_path: Path) -> None:
         ("a.csv", b"1,2,up\n3,4,up\n", "missing: a, b, label"),
         ("a.csv", "größe,b\n".encode("latin-1"), "no header of a CSV file in UTF-8"),
         ("a.csv", b'"a,b\n1,2\n', "no header of a CSV file"),
-        ("a.csv.gz", gzip.compress(b"a,c,label\n1,2,up\n"), "missing: b; unknown: c"),
+        ("a.csv.gz", gzip.compress(b"a,c,label\n1,2,up\n", mtime=0), "missing: b; unknown: c"),
     ],
 )
 def test_a_wrong_header_stops_the_source_and_is_spelled_out(

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import psutil
 import pytest
 
@@ -59,7 +58,7 @@ def assert_happened_once(service: Service, client: Client, update: dict[str, Any
     entries = client.get(f"/v1/pipelines/{PIPELINE}/ledger")
     assert entries["intact"]
     assert [entry["update"] for entry in entries["entries"]].count(update["id"]) == 1
-    store = mlflow.MlflowClient(tracking_uri=f"sqlite:///{service.home}/mlflow.db")
+    store = service.store()
     versions = store.search_model_versions(f"name = '{PIPELINE}'")
     assert [version.tags["holdfast.update"] for version in versions].count(update["id"]) == 1
     experiment = store.get_experiment_by_name(PIPELINE)

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import httpx
-import mlflow
 import pytest
 import sqlalchemy as sa
 
@@ -118,7 +117,7 @@ def assert_nothing_was_lost_or_repeated(service: Service, sent: list[str]) -> No
     assert len({entry.update_id for entry in chain}) == len(chain), "one decision an update"
     assert version is not None
     assert len(set(version.learnt)) == len(version.learnt)
-    registered = mlflow.MlflowClient(tracking_uri=f"sqlite:///{service.home}/mlflow.db")
+    registered = service.store()
     numbers = registered.search_model_versions(f"name = '{PIPELINE}'")
     tags = [number.tags["holdfast.update"] for number in numbers]
     assert len(set(tags)) == len(tags), "one version an update"
