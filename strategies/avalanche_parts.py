@@ -9,17 +9,13 @@ import warnings
 with warnings.catch_warnings():
     # Avalanche imports its GEM plugin, and that warns when no quadratic solver is installed.
     warnings.filterwarnings("ignore", message="no QP solver found", category=UserWarning)
-    from avalanche.training.plugins import EWCPlugin, LwFPlugin, SupervisedPlugin
+    from avalanche.training.plugins import SupervisedPlugin
     from avalanche.training.plugins.clock import Clock
     from avalanche.training.templates import SupervisedTemplate
     from avalanche.training.templates.base_sgd import PeriodicEval
-    from avalanche.training.utils import ParamData
 
 __all__ = [
     "Clock",
-    "EWCPlugin",
-    "LwFPlugin",
-    "ParamData",
     "PeriodicEval",
     "SupervisedPlugin",
     "SupervisedTemplate",

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from strategies.network_choice import MlpChoice, NetworkChoice
 from streams.base import Experience
 
 if TYPE_CHECKING:
@@ -61,7 +62,10 @@ class StrategyConfig(BaseModel):
 
     name: str
     hidden: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(
-        (128, 128), max_length=64, description="Widths of the hidden layers of the built-in perceptron."
+        (128, 128), max_length=64, description="Widths of the hidden layers of the network mlp."
+    )
+    network: NetworkChoice = Field(
+        MlpChoice(), description="What is trained: mlp, cnn, resnet18, backbone or own, with its settings."
     )
     optimizer: Literal["adamw", "sgd"] = Field(
         "adamw", description="What turns gradients into steps: adamw or sgd."

@@ -4,34 +4,83 @@ Avalanche fetches record by record; for small records that costs 16 to 38 times 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class TensorBatches:
-    """One epoch a pass: each record once, in a fresh order.
-
-    Yields [inputs (b, *shape), rows (b,), task labels (b,)]; the task label is constant.
-    """
+class Batch(NamedTuple):
+    """The records of one step: new ones first, then kept ones."""
 
     inputs: Tensor
+    """(b, *shape) float32, prepared: what `Network.answer` takes."""
     rows: Tensor
+    """(b,) dense labels."""
+    new: Tensor
+    """(f,) places of the new ones in their experience."""
+    kept: Tensor
+    """(b - f,) places of the kept ones among all that are kept."""
+
+    @property
+    def places(self) -> tuple[Tensor, Tensor]:
+        return self.new, self.kept
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """The inputs of the new ones, and those of the kept ones."""
+        return self.inputs[: len(self.new)], self.inputs[len(self.new) :]
+
+
+@dataclass(frozen=True)
+class Records:
+    """Records that can be asked for by place, prepared for the network."""
+
+    inputs: Tensor
+    """(n, *shape); prepared already where `prepare` is None."""
+    rows: Tensor
+    """(n,) dense labels, on the device that learns."""
+    prepare: Callable[[Tensor], Tensor] | None = None
+    """What makes a batch of `inputs` ready, on the device that learns."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, places: Tensor) -> Tensor:
+        """(b, *shape) prepared inputs."""
+        if self.prepare is None:
+            return self.inputs.index_select(0, places)
+        return self.prepare(self.inputs.index_select(0, places.to(self.inputs.device)))
+
+
+@dataclass(frozen=True)
+class TensorBatches:
+    """One epoch a pass: each record once, in a fresh order."""
+
+    records: Records
     batch_size: int
     generator: torch.Generator
     """On the CPU: the order is the same on every device."""
 
-    def __len__(self) -> int:
-        return math.ceil(len(self.rows) / self.batch_size)
+    @property
+    def sources(self) -> tuple[Records]:
+        return (self.records,)
 
-    def __iter__(self) -> Iterator[list[Tensor]]:
-        order = torch.randperm(len(self.rows), generator=self.generator).to(self.rows.device)
-        for chosen in torch.split(order, self.batch_size):
-            rows = self.rows[chosen]
-            yield [self.inputs[chosen], rows, torch.zeros_like(rows)]
+    def __len__(self) -> int:
+        return math.ceil(len(self.records) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        rows = self.records.rows
+        none = torch.empty(0, dtype=torch.int64, device=rows.device)
+        for chosen in self.places():
+            yield Batch(self.records.take(chosen), rows.index_select(0, chosen), chosen, none)
+
+    def places(self) -> Iterator[Tensor]:
+        """The places of each batch of one epoch."""
+        order = torch.randperm(len(self.records), generator=self.generator)
+        return iter(torch.split(order.to(self.records.rows.device), self.batch_size))
 
 
 @dataclass(frozen=True)
@@ -43,28 +92,27 @@ class ReplayBatches:
     """
 
     new: TensorBatches
-    kept_inputs: Tensor
-    kept_rows: Tensor
+    kept: Records
     replayed: int
+
+    @property
+    def sources(self) -> tuple[Records, Records]:
+        """What new ones are taken from, and what kept ones are."""
+        return self.new.records, self.kept
 
     def __len__(self) -> int:
         return len(self.new)
 
-    def __iter__(self) -> Iterator[list[Tensor]]:
-        return (batch for batch, _ in self.with_places())
-
-    def with_places(self) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """Every batch, and the places of its kept records, which come last in it."""
-        kept, device = len(self.kept_rows), self.kept_rows.device
-        share = min(self.replayed, kept)
-        passes = math.ceil(len(self) * share / kept)
-        order = torch.cat([torch.randperm(kept, generator=self.new.generator) for _ in range(passes)])
-        for (inputs, rows, tasks), chosen in zip(
-            self.new, torch.split(order.to(device), share), strict=False
-        ):
-            batch = [
-                torch.cat((inputs, self.kept_inputs[chosen])),
-                torch.cat((rows, self.kept_rows[chosen])),
-                torch.cat((tasks, torch.zeros_like(chosen))),
-            ]
-            yield batch, chosen
+    def __iter__(self) -> Iterator[Batch]:
+        kept, new = self.kept, self.new.records
+        share = min(self.replayed, len(kept))
+        passes = math.ceil(len(self) * share / len(kept))
+        order = torch.cat([torch.randperm(len(kept), generator=self.new.generator) for _ in range(passes)])
+        again = torch.split(order.to(kept.rows.device), share)
+        for chosen, repeated in zip(self.new.places(), again, strict=False):
+            yield Batch(
+                torch.cat((new.take(chosen), kept.take(repeated))),
+                torch.cat((new.rows.index_select(0, chosen), kept.rows.index_select(0, repeated))),
+                chosen,
+                repeated,
+            )

@@ -5,8 +5,9 @@ tensors, a head that grows by rows, and plugins whose state can be saved.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,8 +17,13 @@ from torch import Tensor, nn
 
 from strategies.avalanche_parts import SupervisedPlugin, SupervisedTemplate
 from strategies.base import LearningDivergedError, Progress, silent
-from strategies.batches import TensorBatches
-from strategies.networks import Perceptron
+from strategies.batches import Records, TensorBatches
+from strategies.networks import Network
+
+RESIDENT_BYTES = 2**31
+"""On a CPU, records are prepared ahead of the steps up to this size; on a GPU, up to half of what is free."""
+PREPARED_VALUES = 2**22
+"""Feature values that are prepared at a time, at most."""
 
 
 @runtime_checkable
@@ -36,6 +42,13 @@ class StatefulPlugin(Protocol):
     def restore(
         self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], network: nn.Module
     ) -> None: ...
+
+
+@runtime_checkable
+class LossPlugin(Protocol):
+    """A plugin that decides what the loss of a step is, in place of the loss on all its labels."""
+
+    def criterion(self, strategy: Any) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -132,7 +145,7 @@ class Recorder(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no ty
 
     def after_training_iteration(self, strategy: Any, **_: Any) -> None:
         records = len(strategy.mb_y)
-        self._sum += strategy.loss.detach().squeeze() * records
+        self._sum += strategy.loss.detach() * records
         self._records += records
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + self.INTERVAL_SECONDS
@@ -166,21 +179,122 @@ def _diverged(what: str) -> str:
 
 
 class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no types
-    """Avalanche's training loop over whole tensors and over a head that grows by rows."""
+    """Avalanche's training loop over whole tensors and over a head that grows by rows.
 
-    generator: torch.Generator
-    """On the CPU; replaced before every experience."""
+    One step calls what the plugins say, as Avalanche's own loop does, and only that: of the hooks of each
+    step, those that no plugin has are not looked for. A plugin that has a `criterion` decides what the loss
+    of a step is.
+    """
+
+    def __init__(self, *, evaluator: Recorder, **settings: Any) -> None:
+        super().__init__(evaluator=evaluator, **settings)
+        self.recorder = evaluator
+        self.generator = torch.Generator()
+        """On the CPU; replaced before every experience."""
+
+    @property
+    def mb_task_id(self) -> Tensor:
+        return torch.zeros_like(self.mb_y)
+
+    def records(self, inputs: Tensor, rows: Tensor) -> Records:
+        """Raw inputs (n, *shape) with their dense labels, to be cut into batches.
+
+        They are prepared here and now where that fits, and batch by batch where it does not.
+        """
+        rows = rows.to(self.device)
+        if self._prepared_bytes(inputs) <= self._spare_bytes():
+            return Records(self._prepare_all(inputs), rows)
+        return Records(inputs, rows, self._prepare_batch)
+
+    @torch.no_grad()
+    def _prepare_all(self, inputs: Tensor) -> Tensor:
+        prepare: Callable[[Tensor], Tensor] = self.model.prepare
+        step = max(1, PREPARED_VALUES // max(1, inputs[0].numel()))
+        return torch.cat([prepare(chunk.to(self.device)) for chunk in torch.split(inputs, step)])
+
+    @torch.no_grad()
+    def _prepare_batch(self, inputs: Tensor) -> Tensor:
+        prepared: Tensor = self.model.prepare(inputs.to(self.device, non_blocking=True))
+        return prepared
+
+    def _prepared_bytes(self, inputs: Tensor) -> int:
+        values = self.model.head.width if self.model.frozen else inputs[0].numel()
+        return 4 * values * len(inputs)
+
+    def _spare_bytes(self) -> int:
+        if self.device.type != "cuda":
+            return RESIDENT_BYTES
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return free // 2
 
     def make_train_dataloader(self, **_: Any) -> None:
         data = self.adapted_dataset
-        self.dataloader = TensorBatches(
-            data.inputs.to(self.device),
-            data.rows.to(self.device),
-            batch_size=self.train_mb_size,
-            generator=self.generator,
-        )
+        self.dataloader = self.batches(self.records(data.inputs, data.rows))
 
-    def model_adaptation(self, model: Perceptron | None = None) -> nn.Module:
-        network: Perceptron = self.model if model is None else model
+    def batches(self, records: Records) -> TensorBatches:
+        return TensorBatches(records, batch_size=self.train_mb_size, generator=self.generator)
+
+    def model_adaptation(self, model: Network | None = None) -> nn.Module:
+        network: Network = self.model if model is None else model
         network.head.grow(self.experience.head_rows, self.generator)
         return network.to(self.device)
+
+    def forward(self) -> Tensor:
+        logits: Tensor = self.model.answer(self.mb_x)
+        return logits
+
+    def training_epoch(self, **_: Any) -> None:
+        acts = self._acts_of_a_step()
+        for batch in self.dataloader:
+            if self._stop_training:
+                break
+            self.mbatch = batch
+            for act in acts:
+                act(self)
+
+    def _acts_of_a_step(self) -> list[Callable[["Template"], None]]:
+        """What Avalanche's loop does in a step, in its order: its own acts, and what the plugins add."""
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        criterion = self._criterion_of_plugins()
+
+        def clear(_: Template) -> None:
+            for weight in weights:
+                weight.grad = None
+
+        def answer(step: Template) -> None:
+            step.mb_output = step.forward()
+
+        def judge(step: Template) -> None:
+            step.loss = criterion()
+
+        return [
+            *self._calls("before_training_iteration"),
+            clear,
+            *self._calls("before_forward"),
+            answer,
+            *self._calls("after_forward"),
+            judge,
+            *self._calls("before_backward"),
+            Template.backward,
+            *self._calls("after_backward"),
+            *self._calls("before_update"),
+            Template.optimizer_step,
+            *self._calls("after_update"),
+            *self._calls("after_training_iteration"),
+        ]
+
+    def _calls(self, hook: str) -> list[Callable[["Template"], None]]:
+        """What the plugins have to say at this hook, in their order."""
+        nothing = getattr(SupervisedPlugin, hook)
+        return [
+            getattr(plugin, hook)
+            for plugin in self.plugins
+            if getattr(type(plugin), hook, nothing) is not nothing
+        ]
+
+    def _criterion_of_plugins(self) -> Callable[[], Tensor]:
+        for plugin in self.plugins:
+            if isinstance(plugin, LossPlugin):
+                return partial(plugin.criterion, self)
+        own: Callable[[], Tensor] = self.criterion
+        return own

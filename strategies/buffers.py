@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from strategies.avalanche_parts import SupervisedPlugin
 from strategies.base import ExperienceUnfitError
-from strategies.batches import ReplayBatches, TensorBatches
+from strategies.batches import ReplayBatches
 
 Balance = Literal["records", "classes"]
 
@@ -104,8 +104,7 @@ class ReplayPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships n
             return
         strategy.dataloader = ReplayBatches(
             strategy.dataloader,
-            kept_inputs=self.buffer.inputs.to(strategy.device),
-            kept_rows=self.buffer.rows.to(strategy.device),
+            kept=strategy.records(self.buffer.inputs, self.buffer.rows),
             replayed=self.replayed,
         )
 
@@ -150,12 +149,7 @@ class CumulativePlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche shi
             )
         self.inputs = data.inputs if self.inputs is None else torch.cat((self.inputs, data.inputs))
         self.rows = torch.cat((self.rows, data.rows))
-        strategy.dataloader = TensorBatches(
-            self.inputs.to(strategy.device),
-            self.rows.to(strategy.device),
-            batch_size=strategy.train_mb_size,
-            generator=strategy.generator,
-        )
+        strategy.dataloader = strategy.batches(strategy.records(self.inputs, self.rows))
 
     def tensors(self) -> dict[str, Tensor]:
         return {} if self.inputs is None else {"inputs": self.inputs, "rows": self.rows}

@@ -1,17 +1,16 @@
 """Plugins that hold weights near where they were, the firmer the more they matter."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import JsonValue
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.nn.functional import cross_entropy
 
 from strategies.avalanche_parts import SupervisedPlugin
-
-PASS_VALUES = 2**24
-"""Gradient values of single records that are in memory at a time, about."""
+from strategies.networks import Network
+from strategies.record_gradients import at_rest, mean_over_records, trained
 
 
 class HeldWeights(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
@@ -22,39 +21,67 @@ class HeldWeights(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no
     """
 
     name = "held"
-    known = frozenset({"strength", "importances", "anchors"})
+    known = frozenset({"strength", "importances", "anchors", "_held"})
 
     def __init__(self, *, strength: float) -> None:
         super().__init__()
         self.strength = strength
         self.importances: dict[str, Tensor] = {}
         self.anchors: dict[str, Tensor] = {}
+        self._held: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
 
     def before_training_exp(self, strategy: Any, **_: Any) -> None:
         """Fit what is held to a head that has grown: new rows matter nothing yet."""
-        for name, parameter in strategy.model.named_parameters():
+        weights = trained(strategy.model)
+        for name, parameter in weights.items():
             for held in (self.importances, self.anchors):
                 old = held.get(name)
                 if old is not None and len(old) < len(parameter):
                     held[name] = torch.cat((old, old.new_zeros(len(parameter) - len(old), *old.shape[1:])))
+        if self.importances and self.strength:
+            names = list(weights)
+            self._held = (
+                list(weights.values()),
+                [self.anchors[name] for name in names],
+                [self.importances[name] for name in names],
+            )
 
     @torch.no_grad()
     def after_backward(self, strategy: Any, **_: Any) -> None:
         """Pull every weight towards its anchor."""
-        if not self.importances or not self.strength:
-            return
-        named = [(name, p) for name, p in strategy.model.named_parameters() if p.grad is not None]
-        ways = torch._foreach_sub([p for _, p in named], [self.anchors[name] for name, _ in named])
-        torch._foreach_mul_(ways, [self.importances[name] for name, _ in named])
-        torch._foreach_add_([p.grad for _, p in named], ways, alpha=2 * self.strength)
+        weights, anchors, importances = self._held
+        if weights:
+            ways = torch._foreach_sub(weights, anchors)
+            torch._foreach_addcmul_(gradients(weights), ways, importances, 2 * self.strength)
 
-    def hold(self, network: nn.Module, importances: Mapping[str, Tensor], *, decay: float = 1.0) -> None:
-        """Add importances of one experience, and hold the weights where they are now."""
-        for name, parameter in network.named_parameters():
-            before = self.importances.get(name)
-            found = importances[name]
-            self.importances[name] = found if before is None else before * decay + found
-            self.anchors[name] = parameter.detach().clone()
+    def after_training_exp(self, strategy: Any, **_: Any) -> None:
+        self._held = ([], [], [])
+
+    def hold(
+        self,
+        network: nn.Module,
+        importances: Mapping[str, Tensor],
+        *,
+        decay: float = 1.0,
+        each: bool = False,
+    ) -> None:
+        """Add importances of one experience, and hold the weights where they are now.
+
+        With `each`, the weights are held by a penalty an experience, each with its own anchor. These add up
+        to one, whose importance is the sum and whose anchor the mean of all, weighted by importance.
+        """
+        for name, parameter in trained(network).items():
+            before, found, here = self.importances.get(name), importances[name], parameter.detach()
+            if before is None:
+                self.importances[name], self.anchors[name] = found, here.clone()
+                continue
+            total = before * decay + found
+            self.importances[name] = total
+            if each:
+                share = torch.where(total > 0, found / total, 1.0)
+                self.anchors[name] = torch.lerp(self.anchors[name], here, share)
+            else:
+                self.anchors[name] = here.clone()
 
     def tensors(self) -> dict[str, Tensor]:
         found = {f"importance.{name}": tensor for name, tensor in self.importances.items()}
@@ -67,15 +94,77 @@ class HeldWeights(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no
         if not tensors:
             return
         for kind, held in (("importance", self.importances), ("anchor", self.anchors)):
-            for name, parameter in network.named_parameters():
+            for name, parameter in trained(network).items():
                 held[name] = tensors[f"{kind}.{name}"].to(parameter.device)
+
+
+def gradients(weights: list[Tensor]) -> list[Tensor]:
+    """Of each weight; zeros stand for one that the loss did not depend on."""
+    for weight in weights:
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+    return [weight.grad for weight in weights if weight.grad is not None]
+
+
+class FisherInformation(HeldWeights):
+    """EWC: how much the likelihood of the labels moves with each weight."""
+
+    name = "ewc"
+    known = HeldWeights.known | {"mode", "decay", "fisher", "records"}
+
+    def __init__(
+        self,
+        *,
+        strength: float,
+        mode: Literal["online", "separate"],
+        decay: float,
+        fisher: Literal["records", "batches"],
+        records: int,
+    ) -> None:
+        super().__init__(strength=strength)
+        self.mode = mode
+        self.decay = decay
+        self.fisher = fisher
+        self.records = records
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        super().after_training_exp(strategy, **kwargs)
+        network, part = strategy.model, strategy.experience.dataset.spread(self.records)
+        if self.fisher == "records":
+            found = mean_over_records(
+                network, part.inputs, part.rows, objective=_loss_of_each, size=torch.square
+            )
+        else:
+            found = fisher_of_batches(network, part.inputs, part.rows, batch_size=strategy.train_mb_size)
+        self.hold(network, found, decay=self.decay, each=self.mode == "separate")
+
+
+def _loss_of_each(logits: Tensor, rows: Tensor) -> Tensor:
+    return cross_entropy(logits, rows, reduction="none")
+
+
+def fisher_of_batches(
+    network: Network, inputs: Tensor, rows: Tensor, *, batch_size: int
+) -> dict[str, Tensor]:
+    """Avalanche's estimate: the mean over batches of the squared gradient of a batch's mean loss."""
+    weights = trained(network)
+    device = next(iter(weights.values())).device
+    batches = list(zip(torch.split(inputs, batch_size), torch.split(rows, batch_size), strict=True))
+    total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    with at_rest(network):
+        for given, wanted in batches:
+            loss = cross_entropy(network(given.to(device)), wanted.to(device))
+            pulls = torch.autograd.grad(loss, list(weights.values()))
+            for name, gradient in zip(weights, pulls, strict=True):
+                total[name] += gradient.square()
+    return {name: value / len(batches) for name, value in total.items()}
 
 
 class PathIntegral(HeldWeights):
     """Synaptic intelligence: what each weight did for the loss on its way, over the square of that way."""
 
     name = "si"
-    known = HeldWeights.known | {"damping", "_done", "_start", "_before", "_pull"}
+    known = HeldWeights.known | {"damping", "_weights", "_done", "_start", "_before", "_pulls"}
 
     def __init__(self, *, strength: float, damping: float) -> None:
         super().__init__(strength=strength)
@@ -83,39 +172,46 @@ class PathIntegral(HeldWeights):
         self._forget_way()
 
     def _forget_way(self) -> None:
+        self._weights: list[Tensor] = []
         self._done: list[Tensor] = []
         self._start: list[Tensor] = []
         self._before: list[Tensor] = []
-        self._pull: list[Tensor] = []
+        self._pulls: list[Tensor] = []
 
+    @torch.no_grad()
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         super().before_training_exp(strategy, **kwargs)
-        weights = [parameter.detach() for parameter in strategy.model.parameters()]
-        self._start = [weight.clone() for weight in weights]
-        self._before = [weight.clone() for weight in weights]
-        self._done = [torch.zeros_like(weight) for weight in weights]
+        self._weights = list(trained(strategy.model).values())
+        self._start = [weight.clone() for weight in self._weights]
+        self._before = [weight.clone() for weight in self._weights]
+        self._done = [torch.zeros_like(weight) for weight in self._weights]
 
     @torch.no_grad()
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Note the gradient of the loss on the labels, before the penalty joins it."""
-        parameters = list(strategy.model.parameters())
-        self._pull = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
-        super().after_backward(strategy, **kwargs)
+        self._pulls = gradients(self._weights)
+        _, anchors, importances = self._held
+        if anchors:
+            ways = torch._foreach_sub(self._before, anchors)
+            held = torch._foreach_addcmul(self._pulls, ways, importances, 2 * self.strength)
+            for weight, gradient in zip(self._weights, held, strict=True):
+                weight.grad = gradient
 
     @torch.no_grad()
     def after_update(self, strategy: Any, **_: Any) -> None:
-        weights = [parameter.detach() for parameter in strategy.model.parameters()]
-        steps = torch._foreach_sub(self._before, weights)
-        torch._foreach_mul_(steps, self._pull)
-        torch._foreach_add_(self._done, steps)
-        torch._foreach_copy_(self._before, weights)
+        torch._foreach_sub_(self._before, self._weights)
+        torch._foreach_addcmul_(self._done, self._before, self._pulls)
+        torch._foreach_copy_(self._before, self._weights)
+        self._pulls = []
 
     @torch.no_grad()
-    def after_training_exp(self, strategy: Any, **_: Any) -> None:
-        named = list(strategy.model.named_parameters())
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        super().after_training_exp(strategy, **kwargs)
         found = {
             name: done.clamp(min=0) / ((parameter - start).square() + self.damping)
-            for (name, parameter), done, start in zip(named, self._done, self._start, strict=True)
+            for (name, parameter), done, start in zip(
+                trained(strategy.model).items(), self._done, self._start, strict=True
+            )
         }
         self._forget_way()
         self.hold(strategy.model, found)
@@ -132,32 +228,12 @@ class AnswerSensitivity(HeldWeights):
         self.decay = decay
         self.records = records
 
-    def after_training_exp(self, strategy: Any, **_: Any) -> None:
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        super().after_training_exp(strategy, **kwargs)
         network, part = strategy.model, strategy.experience.dataset.spread(self.records)
-        modes = {module: module.training for module in network.modules()}
-        network.eval()
-        try:
-            found = sensitivity(network, part.inputs.to(strategy.device))
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        found = mean_over_records(network, part.inputs, part.rows, objective=_squared_length, size=torch.abs)
         self.hold(network, found, decay=self.decay)
 
 
-def sensitivity(network: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
-    """For each weight, the mean over records (n, *shape) of the size of the gradient of |logits|^2."""
-    weights = {name: parameter.detach() for name, parameter in network.named_parameters()}
-    buffers = dict(network.named_buffers())
-
-    def squared_length(given: dict[str, Tensor], record: Tensor) -> Tensor:
-        logits = functional_call(network, (given, buffers), (record.unsqueeze(0),))
-        length: Tensor = logits.square().sum()
-        return length
-
-    of_each = vmap(grad(squared_length), in_dims=(None, 0))
-    total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    step = max(1, PASS_VALUES // max(1, sum(weight.numel() for weight in weights.values())))
-    for chunk in torch.split(inputs, step):
-        for name, gradients in of_each(weights, chunk).items():
-            total[name] += gradients.abs().sum(0)
-    return {name: value / len(inputs) for name, value in total.items()}
+def _squared_length(logits: Tensor, _rows: Tensor) -> Tensor:
+    return logits.square().sum(1)

@@ -29,7 +29,7 @@ from strategies.base import (
 )
 from strategies.bridge import BridgedExperience, Recorder, StatefulPlugin, Template, TensorDataset
 from strategies.checks import check_fits, check_shape
-from strategies.networks import Perceptron, ServedNetwork
+from strategies.networks import Network, ServedNetwork
 from strategies.optimizers import make_optimizer, optimizer_facts, optimizer_tensors, restore_optimizer
 from strategies.randomness import seeded
 from strategies.state import LearnerState, write_state
@@ -73,7 +73,7 @@ class AvalancheLearner:
         self._failed = False
         self._recorder = Recorder()
         with seeded(config.seed, 0, device=self.device):
-            network = Perceptron(stream_info.shape, config.hidden).to(self.device)
+            network = Network(config, stream_info.shape).to(self.device)
         self._template = Template(
             model=network,
             optimizer=make_optimizer(config, network),
@@ -83,12 +83,12 @@ class AvalancheLearner:
             plugins=plugins,
             evaluator=self._recorder,
         )
-        self._attributes = frozenset(vars(self._template)) | {"generator"}
+        self._attributes = frozenset(vars(self._template))
 
     @property
-    def network(self) -> torch.nn.Module:
+    def network(self) -> Network:
         """The live network: raw features (n, *shape) -> logits (n, rows). Not a copy."""
-        network: torch.nn.Module = self._template.model
+        network: Network = self._template.model
         return network
 
     @property

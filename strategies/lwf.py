@@ -31,7 +31,7 @@ class LwfConfig(StrategyConfig):
 
 def plugins(config: LwfConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
     """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
-    from strategies.regularizers import Distillation
+    from strategies.distillation import Distillation
 
     return [Distillation(alpha=config.alpha, temperature=config.temperature)]
 

@@ -1,17 +1,20 @@
-"""The built-in network, the scaling of raw features, and the network that is served.
+"""The network that learns: scaling of raw features, body, growing head; and the network that is served.
 
-Pure torch. A network maps raw features (n, *shape), float32 or uint8, to logits (n, rows); a row is the
+A network maps raw features (n, *shape), float32 or uint8, to logits (n, rows); a row is the
 place of a class in order of first appearance. `ServedNetwork` turns rows into the declared classes.
 """
 
 import copy
 import math
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+
+from strategies.base import StrategyConfig, StrategyError
+from strategies.bodies import make_body
+from strategies.network_choice import BackboneChoice
 
 CHUNK_VALUES = 2**22
 """Feature values that are converted to float64 at a time while the scaling is learnt."""
@@ -117,31 +120,90 @@ def _draw(weight: Tensor, bias: Tensor, width: int, generator: torch.Generator) 
         values.copy_(torch.empty(values.shape).uniform_(-bound, bound, generator=generator))
 
 
-class Perceptron(nn.Module):
-    """Scaling, hidden layers with ReLU, growing head; any input shape is flattened."""
+class ImageScaling(nn.Module):
+    """Images in 0 to 255 (uint8) or 0 to 1 (float32) -> 0 to 1. Nothing is learnt from the stream."""
 
-    def __init__(self, shape: Sequence[int], hidden: Sequence[int]) -> None:
+    def fit(self, inputs: Tensor) -> None:
+        """A pretrained backbone wants the scaling that it was trained with."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.to(torch.float32) / 255 if images.dtype == torch.uint8 else images
+
+
+class Network(nn.Module):
+    """Scaling, body, growing head: raw features (n, *shape) -> logits (n, rows).
+
+    The two halves of it are of use by themselves: `prepare` has no weights that training moves, so it can
+    be done once for all records of an experience; `answer` is what is trained.
+    """
+
+    def __init__(self, config: StrategyConfig, shape: Sequence[int]) -> None:
+        """A freshly drawn network, by torch's global random state.
+
+        Raises:
+            StrategyError: the network that `config` names does not take such records.
+        """
         super().__init__()
-        widths = (math.prod(shape), *hidden)
-        layers: list[nn.Module] = []
-        for inside, outside in pairwise(widths):
-            layers += [nn.Linear(inside, outside), nn.ReLU()]
-        self.scaling = FeatureScaling(shape)
-        self.body = nn.Sequential(*layers)
-        self.head = GrowingHead(widths[-1])
+        self._config = config
+        self._shape = tuple(shape)
+        pretrained = isinstance(config.network, BackboneChoice)
+        self.frozen = isinstance(config.network, BackboneChoice) and config.network.frozen
+        self.scaling = ImageScaling() if pretrained else FeatureScaling(shape)
+        self.body = make_body(config, shape)
+        if self.frozen:
+            self.body.requires_grad_(False)
+        self.head = GrowingHead(_width(self.body, shape))
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.frozen:
+            self.body.eval()
+        return self
 
     @torch.no_grad()
     def forget(self, generator: torch.Generator) -> None:
-        """Draw all weights anew, in place; the scaling of features stays. `generator` lives on the CPU."""
-        for layer in self.body:
-            if isinstance(layer, nn.Linear):
-                _draw(layer.weight, layer.bias, layer.in_features, generator)
+        """Draw all weights anew, in place; the scaling of features, and a frozen body, stay.
+
+        The body is drawn by torch's global random state, the head by `generator` on the CPU.
+        """
+        if not self.frozen:
+            self.body.load_state_dict(make_body(self._config, self._shape).state_dict())
         self.head.forget(generator)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Raw features (n, *shape) -> logits (n, rows)."""
-        logits: Tensor = self.head(self.body(self.scaling(inputs).flatten(1)))
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """Raw features (n, *shape) -> what `answer` takes, float32; the same for a record in any batch."""
+        scaled: Tensor = self.scaling(inputs)
+        return self.body(scaled) if self.frozen else scaled
+
+    def features(self, prepared: Tensor) -> Tensor:
+        """(n, width): what the head decides by."""
+        features: Tensor = prepared if self.frozen else self.body(prepared)
+        return features
+
+    def answer(self, prepared: Tensor) -> Tensor:
+        """(n, rows) logits."""
+        logits: Tensor = self.head(self.features(prepared))
         return logits
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.answer(self.prepare(inputs))
+
+
+@torch.no_grad()
+def _width(body: nn.Module, shape: Sequence[int]) -> int:
+    """How many features a body makes of a record.
+
+    Raises:
+        StrategyError: they are no vector a record.
+    """
+    body.eval()
+    features = body(torch.zeros(2, *shape))
+    if features.dim() != 2 or len(features) != 2:
+        raise StrategyError(
+            f"the network makes {tuple(features.shape)} of 2 records; its body must give (n, width)"
+        )
+    return int(features.shape[1])
 
 
 class ServedNetwork(nn.Module):

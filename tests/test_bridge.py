@@ -195,7 +195,7 @@ def test_the_lwf_teacher_rests_in_evaluation_mode() -> None:
     built = build_lwf(LwfConfig(**SMALL), INFO)
     built.learn(experience())
     assert isinstance(built, AvalancheLearner)
-    teacher = built._template.plugins[0].lwf.prev_model
+    teacher = built._template.plugins[0].teacher
     assert not any(module.training for module in teacher.modules())
     built.learn(experience(index=1))
     assert not any(parameter.requires_grad for parameter in teacher.parameters())

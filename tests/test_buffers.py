@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from strategies.batches import ReplayBatches, TensorBatches
+from strategies.batches import Records, ReplayBatches, TensorBatches
 from strategies.buffers import Balance, ReplayBuffer
 
 
@@ -92,26 +92,30 @@ def test_a_restored_buffer_goes_on_alike() -> None:
 
 def batches(records: int, batch_size: int, draw: torch.Generator) -> TensorBatches:
     values = torch.arange(records)
-    return TensorBatches(values.float(), values, batch_size, draw)
+    return TensorBatches(Records(values.float(), values), batch_size, draw)
 
 
 def test_an_epoch_visits_every_record_once_in_a_fresh_order() -> None:
     loader = batches(50, 16, generator())
-    epochs = [[rows for _, rows, _ in loader] for _ in range(2)]
+    epochs = [[batch.rows for batch in loader] for _ in range(2)]
     assert [len(rows) for rows in epochs[0]] == [16, 16, 16, 2]
     assert len(loader) == 4
     orders = [torch.cat(epoch) for epoch in epochs]
     assert all(order.sort().values.tolist() == list(range(50)) for order in orders)
     assert not torch.equal(orders[0], orders[1])
-    assert all(torch.equal(x, rows.float()) and not tasks.any() for x, rows, tasks in loader)
+    assert all(torch.equal(batch.inputs, batch.rows.float()) for batch in loader)
+    assert all(torch.equal(batch.new, batch.rows) and not len(batch.kept) for batch in loader)
 
 
 @pytest.mark.parametrize(("held", "share"), [(5, 5), (16, 16), (100, 16)])
 def test_a_replay_step_takes_new_and_kept_records(held: int, share: int) -> None:
     new = batches(50, 16, generator())
-    loader = ReplayBatches(new, 1000 + torch.arange(held).float(), 1000 + torch.arange(held), replayed=16)
-    steps = [rows for _, rows, _ in loader]
-    assert len(steps) == len(loader) == 4
+    kept = Records(1000 + torch.arange(held).float(), 1000 + torch.arange(held))
+    taken = list(ReplayBatches(new, kept, replayed=16))
+    assert all(torch.equal(batch.inputs, batch.rows.float()) for batch in taken)
+    assert all(torch.equal(batch.rows, torch.cat((batch.new, 1000 + batch.kept))) for batch in taken)
+    steps = [batch.rows for batch in taken]
+    assert len(steps) == len(new) == 4
     assert [len(rows) for rows in steps] == [16 + share] * 3 + [2 + share]
     every = torch.cat(steps)
     assert every[every < 1000].sort().values.tolist() == list(range(50))

@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 
 from strategies import networks
-from strategies.networks import FeatureScaling, GrowingHead, Perceptron, ServedNetwork
+from strategies.naive import NaiveConfig
+from strategies.networks import FeatureScaling, GrowingHead, Network, ServedNetwork
+
+
+def perceptron(shape: tuple[int, ...], hidden: tuple[int, ...]) -> Network:
+    return Network(NaiveConfig(hidden=hidden), shape)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -82,7 +87,7 @@ def test_a_head_keeps_its_rows_when_it_grows() -> None:
 
 
 def test_a_saved_head_loads_into_one_with_fewer_rows() -> None:
-    grown, fresh = Perceptron((2, 3), (8,)), Perceptron((2, 3), (8,))
+    grown, fresh = perceptron((2, 3), (8,)), perceptron((2, 3), (8,))
     grown.head.grow(4, generator())
     fresh.load_state_dict(grown.state_dict())
     inputs = torch.randn(5, 2, 3, generator=generator())
@@ -91,13 +96,13 @@ def test_a_saved_head_loads_into_one_with_fewer_rows() -> None:
 
 @pytest.mark.parametrize(("shape", "hidden"), [((7,), ()), ((4, 4), (16,)), ((3, 5, 2), (8, 8, 8))])
 def test_any_shape_and_depth(shape: tuple[int, ...], hidden: tuple[int, ...]) -> None:
-    network = Perceptron(shape, hidden)
+    network = perceptron(shape, hidden)
     network.head.grow(3, generator())
     assert network(torch.zeros(2, *shape)).shape == (2, 3)
 
 
 def test_the_served_network_puts_each_row_at_its_class() -> None:
-    network = Perceptron((4,), (8,))
+    network = perceptron((4,), (8,))
     network.head.grow(2, generator())
     served = ServedNetwork(network, classes_by_row=[3, 1], n_classes=5).detached()
     inputs = torch.randn(6, 4, generator=generator())
@@ -110,7 +115,7 @@ def test_the_served_network_puts_each_row_at_its_class() -> None:
 
 
 def test_the_served_network_takes_uint8() -> None:
-    network = Perceptron((4,), (8,))
+    network = perceptron((4,), (8,))
     network.head.grow(2, generator())
     served = ServedNetwork(network, classes_by_row=[0, 1], n_classes=2).detached()
     inputs = torch.randint(256, (3, 4), generator=generator(), dtype=torch.uint8)

@@ -96,11 +96,12 @@ def ours(name: str, seed: int) -> tuple[float, Callable[[Tensor], Tensor]]:
 
 def by_hand(name: str, seed: int) -> tuple[float, Callable[[Tensor], Tensor]]:
     """A loop that a person would write: whole tensors, one permutation an epoch, a reservoir beside it."""
-    from strategies.networks import Perceptron
+    from strategies.naive import NaiveConfig
+    from strategies.networks import Network
 
     torch.manual_seed(seed)
     draw = torch.Generator().manual_seed(seed)
-    network = Perceptron((784,), (HIDDEN,))
+    network = Network(NaiveConfig(hidden=(HIDDEN,)), (784,))
     network.head.grow(10, draw)
     network.scaling.fit(torch.from_numpy(stream()[0][0]))
     optimizer = torch.optim.SGD(network.parameters(), lr=RATE)
