@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from strategies.augment_choice import AugmentChoice
 from strategies.network_choice import MlpChoice, NetworkChoice
 from streams.base import Experience
 
@@ -67,16 +68,52 @@ class StrategyConfig(BaseModel):
     network: NetworkChoice = Field(
         MlpChoice(), description="What is trained: mlp, cnn, resnet18, backbone or own, with its settings."
     )
-    optimizer: Literal["adamw", "sgd"] = Field(
-        "adamw", description="What turns gradients into steps: adamw or sgd."
+    optimizer: Literal["adamw", "adam", "sgd"] = Field(
+        "adamw", description="What turns gradients into steps: adamw, adam or sgd."
     )
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="Size of a step.")
     momentum: float = Field(0.0, ge=0, lt=1, description="Momentum of sgd; adamw has its own.")
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="Pull of weights towards zero.")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="How the learning rate goes within an experience; cosine and linear end at 0."
+    )
+    warmup: float = Field(
+        0.0, ge=0, lt=1, description="Share of an experience's steps over which the rate rises from 0."
+    )
+    clip_gradient: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="Norm that a step's gradient is shortened to; unset leaves it."
+    )
     epochs: int = Field(10, ge=1, le=10_000, description="Passes over an experience.")
     batch_size: int = Field(64, ge=1, le=65536, description="Records of the new experience a step.")
+    early_stop: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Ends an experience after so many epochs without a better answer to records of it that "
+        "are put aside, with the best weights; unset learns all epochs.",
+    )
+    validation_share: float = Field(
+        0.1, gt=0, lt=1, description="Share of an experience put aside for early_stop."
+    )
+    augment: tuple[AugmentChoice, ...] = Field(
+        (),
+        max_length=8,
+        description="How records are varied in each step: flip, crop, rotate, erase, color, noise.",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16: the forward pass by autocast; faster on GPUs that have it."
+    )
+    channels_last: bool = Field(
+        False, description="Images and convolutions with channels last in memory; faster on most GPUs."
+    )
+    compile: bool = Field(
+        False, description="torch.compile of the network: a minute at first, and at each growth of the head."
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="Same seed, same data, same learner: bit-equal on CPU.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one.")
+
+    def misfit(self, shape: Sequence[int], dtype: str) -> str | None:
+        """Why records of that shape and dtype cannot be learnt so; None where they can."""
+        problems = (choice.misfit(shape, dtype) for choice in (self.network, *self.augment))
+        return next((problem for problem in problems if problem), None)
 
 
 class Progress(Protocol):

@@ -5,7 +5,7 @@ Avalanche fetches record by record; for small records that costs 16 to 38 times 
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -44,6 +44,8 @@ class Records:
     """(n,) dense labels, on the device that learns."""
     prepare: Callable[[Tensor], Tensor] | None = None
     """What makes a batch of `inputs` ready, on the device that learns."""
+    channels_last: bool = False
+    """Whether prepared `inputs` are (n, height, width, channels); `take` gives a view of the usual order."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,7 +53,8 @@ class Records:
     def take(self, places: Tensor) -> Tensor:
         """(b, *shape) prepared inputs."""
         if self.prepare is None:
-            return self.inputs.index_select(0, places)
+            taken = self.inputs.index_select(0, places)
+            return taken.permute(0, 3, 1, 2) if self.channels_last else taken
         return self.prepare(self.inputs.index_select(0, places.to(self.inputs.device)))
 
 
@@ -63,13 +66,24 @@ class TensorBatches:
     batch_size: int
     generator: torch.Generator
     """On the CPU: the order is the same on every device."""
+    chosen: Tensor | None = None
+    """Places that an epoch visits, on the CPU; None for all."""
+
+    def among(self, places: Tensor) -> "TensorBatches":
+        """The same over some of the records."""
+        return replace(self, chosen=places)
 
     @property
     def sources(self) -> tuple[Records]:
         return (self.records,)
 
+    @property
+    def visited(self) -> int:
+        """Records of one epoch."""
+        return len(self.records) if self.chosen is None else len(self.chosen)
+
     def __len__(self) -> int:
-        return math.ceil(len(self.records) / self.batch_size)
+        return math.ceil(self.visited / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         rows = self.records.rows
@@ -79,7 +93,9 @@ class TensorBatches:
 
     def places(self) -> Iterator[Tensor]:
         """The places of each batch of one epoch."""
-        order = torch.randperm(len(self.records), generator=self.generator)
+        order = torch.randperm(self.visited, generator=self.generator)
+        if self.chosen is not None:
+            order = self.chosen[order]
         return iter(torch.split(order.to(self.records.rows.device), self.batch_size))
 
 

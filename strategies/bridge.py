@@ -15,6 +15,7 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor, nn
 
+from strategies.augmentation import Augmentation
 from strategies.avalanche_parts import SupervisedPlugin, SupervisedTemplate
 from strategies.base import LearningDivergedError, Progress, silent
 from strategies.batches import Records, TensorBatches
@@ -162,6 +163,9 @@ class Recorder(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no ty
         self._report(strategy, self._total_steps)
 
     def _mean_loss(self) -> float:
+        if not self._records:
+            # An early stop is noticed when the next epoch has begun.
+            return self.losses[-1]
         mean = float(self._sum) / self._records
         if not np.isfinite(mean):
             raise LearningDivergedError(_diverged("the loss"))
@@ -178,6 +182,17 @@ def _diverged(what: str) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Options:
+    """How steps are computed, whatever they learn."""
+
+    augmentation: Augmentation | None = None
+    bfloat16: bool = False
+    """The forward pass in bfloat16; weights and their steps stay float32."""
+    channels_last: bool = False
+    compiled: bool = False
+
+
 class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no types
     """Avalanche's training loop over whole tensors and over a head that grows by rows.
 
@@ -186,11 +201,16 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
     of a step is.
     """
 
-    def __init__(self, *, evaluator: Recorder, **settings: Any) -> None:
+    def __init__(self, *, evaluator: Recorder, options: Options, **settings: Any) -> None:
         super().__init__(evaluator=evaluator, **settings)
-        self.recorder = evaluator
+        self.options = options
         self.generator = torch.Generator()
         """On the CPU; replaced before every experience."""
+        self.answer: Callable[[Tensor], Tensor] = self.model.answer
+        if options.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        if options.compiled:
+            self.answer = torch.compile(self.model.answer)
 
     @property
     def mb_task_id(self) -> Tensor:
@@ -199,11 +219,19 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
     def records(self, inputs: Tensor, rows: Tensor) -> Records:
         """Raw inputs (n, *shape) with their dense labels, to be cut into batches.
 
-        They are prepared here and now where that fits, and batch by batch where it does not.
+        They are prepared here and now where that fits and nothing varies them, else batch by batch. They are
+        on the device where they fit, else each batch goes there.
         """
         rows = rows.to(self.device)
-        if self._prepared_bytes(inputs) <= self._spare_bytes():
-            return Records(self._prepare_all(inputs), rows)
+        spare = self._spare_bytes()
+        if self.options.augmentation is None and self._prepared_bytes(inputs) <= spare:
+            prepared = self._prepare_all(inputs)
+            last = self.options.channels_last and prepared.dim() == 4
+            if last:
+                prepared = prepared.permute(0, 2, 3, 1).contiguous()
+            return Records(prepared, rows, channels_last=last)
+        if inputs.nbytes <= spare:
+            inputs = inputs.to(self.device)
         return Records(inputs, rows, self._prepare_batch)
 
     @torch.no_grad()
@@ -214,7 +242,16 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
 
     @torch.no_grad()
     def _prepare_batch(self, inputs: Tensor) -> Tensor:
-        prepared: Tensor = self.model.prepare(inputs.to(self.device, non_blocking=True))
+        if inputs.device != self.device:
+            # From pinned memory, the copy waits for no step.
+            inputs = inputs.pin_memory().to(self.device, non_blocking=True)
+        vary = self.options.augmentation
+        if vary is None:
+            prepared: Tensor = self.model.prepare(inputs)
+        else:
+            prepared = vary.of_scaled(self.model.prepare(vary.of_raw(inputs)))
+        if self.options.channels_last and prepared.dim() == 4:
+            return prepared.contiguous(memory_format=torch.channels_last)
         return prepared
 
     def _prepared_bytes(self, inputs: Tensor) -> int:
@@ -239,9 +276,28 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
         network.head.grow(self.experience.head_rows, self.generator)
         return network.to(self.device)
 
+    def make_optimizer(self, **settings: Any) -> None:
+        """Bind the optimizer to weights that were replaced; a grown head's old rows keep their moments.
+
+        Avalanche drops all the state of a weight that has grown.
+        """
+        before = {
+            name: dict(self.optimizer.state.get(old, {}))
+            for name, old in (self.optimized_param_id or {}).items()
+        }
+        super().make_optimizer(**settings)
+        for name, weight in self.model.named_parameters():
+            if before.get(name) and not self.optimizer.state.get(weight):
+                self.optimizer.state[weight] = {
+                    key: _with_rows(value, weight) for key, value in before[name].items()
+                }
+
     def forward(self) -> Tensor:
-        logits: Tensor = self.model.answer(self.mb_x)
-        return logits
+        if not self.options.bfloat16:
+            return self.answer(self.mb_x)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            logits = self.answer(self.mb_x)
+        return logits.float()
 
     def training_epoch(self, **_: Any) -> None:
         acts = self._acts_of_a_step()
@@ -298,3 +354,11 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
                 return partial(plugin.criterion, self)
         own: Callable[[], Tensor] = self.criterion
         return own
+
+
+def _with_rows(moment: Tensor, weight: Tensor) -> Tensor:
+    """The moment with zeros for the rows that its weight has gained; a counter stays as it is."""
+    gained = len(weight) - len(moment) if moment.dim() else 0
+    if not gained:
+        return moment
+    return torch.cat((moment, moment.new_zeros(gained, *moment.shape[1:])))

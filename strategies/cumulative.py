@@ -15,6 +15,9 @@ class CumulativeConfig(StrategyConfig):
     """Where the growth must end."""
 
     name: Literal["cumulative"] = "cumulative"
+    early_stop: None = Field(
+        None, description="Has no meaning here: records put aside would be among those that are learnt."
+    )
     max_records: int = Field(
         100_000, ge=1, description="Records kept, at most; an experience that would pass it is refused."
     )

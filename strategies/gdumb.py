@@ -24,6 +24,9 @@ class GdumbConfig(RehearsalConfig):
         description="records: a uniform sample of all records ever seen. "
         "classes: equal shares of the classes seen, uniform within each.",
     )
+    early_stop: None = Field(
+        None, description="Has no meaning here: records put aside would be among those that are learnt."
+    )
     replay_batch_size: None = Field(None, description="Has no meaning here: every record is a kept one.")
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, JsonValue
 from torch import Tensor
 
+from strategies.augmentation import Augmentation
 from strategies.avalanche_parts import Clock, PeriodicEval, SupervisedPlugin
 from strategies.base import (
     ExperienceUnfitError,
@@ -27,12 +28,13 @@ from strategies.base import (
     StreamInfo,
     silent,
 )
-from strategies.bridge import BridgedExperience, Recorder, StatefulPlugin, Template, TensorDataset
+from strategies.bridge import BridgedExperience, Options, Recorder, StatefulPlugin, Template, TensorDataset
 from strategies.checks import check_fits, check_shape
 from strategies.networks import Network, ServedNetwork
 from strategies.optimizers import make_optimizer, optimizer_facts, optimizer_tensors, restore_optimizer
 from strategies.randomness import seeded
 from strategies.state import LearnerState, write_state
+from strategies.training_parts import ClippedGradient, EarlyStop, PassingPlugin, Schedule
 from streams.base import Experience
 
 PREDICTION_VALUES = 2**22
@@ -64,8 +66,11 @@ class AvalancheLearner:
         """A learner that learnt nothing yet.
 
         Raises:
-            StrategyError: the config asks for a GPU and there is none.
+            StrategyError: the config asks for a GPU and there is none, or it does not fit such records.
         """
+        problem = config.misfit(stream_info.shape, stream_info.dtype)
+        if problem:
+            raise StrategyError(problem)
         self.config = config
         self.stream_info = stream_info
         self.device = choose_device(config.device)
@@ -80,8 +85,14 @@ class AvalancheLearner:
             train_mb_size=config.batch_size,
             train_epochs=config.epochs,
             device=self.device,
-            plugins=plugins,
+            plugins=_with_training_parts(config, plugins),
             evaluator=self._recorder,
+            options=Options(
+                augmentation=Augmentation(config.augment, stream_info.shape) if config.augment else None,
+                bfloat16=config.precision == "bfloat16",
+                channels_last=config.channels_last,
+                compiled=config.compile,
+            ),
         )
         self._attributes = frozenset(vars(self._template))
 
@@ -240,7 +251,7 @@ class AvalancheLearner:
         """The strategy's plugins, once it is sure that all they hold is accounted for."""
         stateful: list[StatefulPlugin] = []
         for plugin in self._template.plugins:
-            if isinstance(plugin, (Recorder, PeriodicEval, Clock)):
+            if isinstance(plugin, (Recorder, PeriodicEval, Clock, PassingPlugin)):
                 continue
             if not isinstance(plugin, StatefulPlugin):
                 raise StateError(
@@ -275,6 +286,19 @@ class AvalancheLearner:
             head_rows=len(self._classes_by_row),
             classes_in_this_experience=rows_by_class[found].tolist(),
         )
+
+
+def _with_training_parts(
+    config: StrategyConfig, plugins: Sequence[SupervisedPlugin]
+) -> list[SupervisedPlugin]:
+    parts = list(plugins)
+    if config.early_stop is not None:
+        parts.insert(0, EarlyStop(config.early_stop, share=config.validation_share))
+    if config.schedule != "constant" or config.warmup:
+        parts.append(Schedule(config.schedule, warmup=config.warmup))
+    if config.clip_gradient is not None:
+        parts.append(ClippedGradient(config.clip_gradient))
+    return parts
 
 
 def choose_device(wish: str) -> torch.device:

@@ -12,10 +12,12 @@ from strategies.base import StateError, StrategyConfig
 
 def make_optimizer(config: StrategyConfig, network: nn.Module) -> torch.optim.Optimizer:
     """A fresh optimizer over all parameters of `network`."""
-    rate, decay = config.learning_rate, config.weight_decay
+    rate, decay, weights = config.learning_rate, config.weight_decay, network.parameters()
+    # Fused: one pass over each weight, on the CPU as on a GPU.
     if config.optimizer == "sgd":
-        return torch.optim.SGD(network.parameters(), lr=rate, momentum=config.momentum, weight_decay=decay)
-    return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay)
+        return torch.optim.SGD(weights, lr=rate, momentum=config.momentum, weight_decay=decay, fused=True)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(weights, lr=rate, weight_decay=decay, fused=True)
 
 
 def parameter_names(optimizer: torch.optim.Optimizer, network: nn.Module) -> list[list[str]]:
