@@ -36,7 +36,9 @@ class Crop(_OfImages):
     """Images are moved by up to `padding` pixels each way; what comes in is zero."""
 
     name: Literal["crop"] = "crop"
-    padding: int = Field(4, ge=1, le=64, description="Pixels that an image moves, at most.")
+    padding: Annotated[int, Field(ge=1, le=64)] | None = Field(
+        None, description="Pixels that an image moves, at most; unset is an eighth of its shorter side."
+    )
 
 
 class Rotate(_OfImages):

@@ -47,7 +47,7 @@ def _transform(choice: AugmentChoice, shape: Sequence[int]) -> Callable[[Tensor]
         case Flip():
             made = v2.RandomHorizontalFlip(choice.probability)
         case Crop():
-            made = v2.RandomCrop(height_width, padding=choice.padding)
+            made = v2.RandomCrop(height_width, padding=choice.padding or max(1, min(height_width) // 8))
         case Rotate():
             made = v2.RandomRotation(choice.degrees, interpolation=v2.InterpolationMode.BILINEAR)
         case Erase():

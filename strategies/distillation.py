@@ -43,7 +43,8 @@ class Distillation(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships n
         """(n, rows) softened answers to all records, where these are prepared."""
         if records.prepare is not None:
             return None
-        return torch.cat([self._softened(chunk) for chunk in torch.split(records.inputs, ANSWERED_RECORDS)])
+        places = torch.arange(len(records), device=records.rows.device)
+        return torch.cat([self._softened(records.take(p)) for p in torch.split(places, ANSWERED_RECORDS)])
 
     @torch.no_grad()
     def _softened(self, prepared: Tensor) -> Tensor:
