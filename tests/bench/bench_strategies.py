@@ -95,7 +95,7 @@ def ours(name: str, seed: int) -> tuple[float, Callable[[Tensor], Tensor]]:
 
 
 def by_hand(name: str, seed: int) -> tuple[float, Callable[[Tensor], Tensor]]:
-    """A loop that a person would write: whole tensors, one permutation an epoch, a reservoir beside it."""
+    """A loop that a person would write: whole tensors, scaled once, one permutation an epoch, a reservoir."""
     from strategies.naive import NaiveConfig
     from strategies.networks import Network
 
@@ -108,8 +108,9 @@ def by_hand(name: str, seed: int) -> tuple[float, Callable[[Tensor], Tensor]]:
     kept_inputs, kept_rows, kept_keys = torch.empty(0, 784), torch.empty(0).long(), torch.empty(0)
     seconds = 0.0
     for images, labels in stream():
-        inputs, rows = torch.from_numpy(images), torch.from_numpy(labels)
+        rows = torch.from_numpy(labels)
         began = time.perf_counter()
+        inputs = network.prepare(torch.from_numpy(images))
         for chosen in torch.split(torch.randperm(len(rows), generator=draw), BATCH):
             batch, wanted = inputs[chosen], rows[chosen]
             if name == "replay" and len(kept_rows):
@@ -117,7 +118,7 @@ def by_hand(name: str, seed: int) -> tuple[float, Callable[[Tensor], Tensor]]:
                 batch = torch.cat((batch, kept_inputs[again]))
                 wanted = torch.cat((wanted, kept_rows[again]))
             optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(network(batch), wanted)
+            loss = nn.functional.cross_entropy(network.answer(batch), wanted)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         if name == "replay":
