@@ -5,34 +5,28 @@ epoch. Each method is run in turn with its rivals, over three seeds; ratios are 
 accuracies are means over the seeds, on all ten classes. The images are those that HOLDFAST_TEST_DATA holds.
 """
 
-import gzip
 import json
-import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from pathlib import Path
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from strategies.base import StreamInfo
-from strategies.catalog import STRATEGIES
-from streams.base import Experience
 from tests.bench.measure import Measured
+from tests.bench.mnist_streams import build, experience, mnist, split
+from tests.bench.strategies_endurance import STRATEGIES as endured
 
 SEEDS = (0, 1, 2)
 BATCH = 64
 RATE = 0.05
 HIDDEN = 400
 CAPACITY = 2000
-INFO = StreamInfo(shape=(784,), classes=tuple("0123456789"))
 REHEARSAL = {"capacity": CAPACITY, "balance": "classes"}
 OURS: Mapping[str, dict[str, Any]] = {
     "naive": {},
@@ -61,36 +55,11 @@ OF_HAND = {"naive": 1.15, "replay": 1.15}
 Run = Callable[[str, int], tuple[float, Callable[[Tensor], Tensor]]]
 
 
-@cache
-def mnist(part: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Images as (n, 784) in 0 to 1, and labels; `part` is train or t10k."""
-    folder = Path(os.environ["HOLDFAST_TEST_DATA"]) / "mnist"
-    with gzip.open(folder / f"{part}-images-idx3-ubyte.gz") as file:
-        images = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 784)
-    with gzip.open(folder / f"{part}-labels-idx1-ubyte.gz") as file:
-        labels = np.frombuffer(file.read(), np.uint8, offset=8)
-    return images.astype(np.float32) / np.float32(255), labels.astype(np.int64)
-
-
-@cache
-def stream() -> Sequence[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-    """Five experiences of two classes each."""
-    images, labels = mnist("train")
-    chosen = [np.flatnonzero(labels // 2 == place) for place in range(5)]
-    return [(images[places], labels[places]) for places in chosen]
-
-
 def ours(name: str, seed: int) -> tuple[float, Callable[[Tensor], Tensor]]:
     """Seconds of learning the stream, and what answers then."""
-    spec = STRATEGIES[name]
-    common = {"hidden": (HIDDEN,), "optimizer": "sgd", "learning_rate": RATE, "epochs": 1, "device": "cpu"}
-    learner = spec.build(
-        spec.config.model_validate(common | {"batch_size": BATCH, "seed": seed} | OURS[name]), INFO
-    )
-    seconds = 0.0
-    for index, (images, labels) in enumerate(stream()):
-        ids = np.zeros(len(labels), np.str_)
-        seconds += learner.learn(Experience(index, images, labels, ids, {}, "")).seconds
+    common = {"hidden": (HIDDEN,), "optimizer": "sgd", "learning_rate": RATE, "epochs": 1}
+    learner = build(name, **common, batch_size=BATCH, seed=seed, **OURS[name])
+    seconds = sum(learner.learn(experience(index, data)).seconds for index, data in enumerate(split()))
     return seconds, lambda inputs: torch.from_numpy(learner.predict(inputs.numpy())).argmax(1)
 
 
@@ -103,11 +72,11 @@ def by_hand(name: str, seed: int) -> tuple[float, Callable[[Tensor], Tensor]]:
     draw = torch.Generator().manual_seed(seed)
     network = Network(NaiveConfig(hidden=(HIDDEN,)), (784,))
     network.head.grow(10, draw)
-    network.scaling.fit(torch.from_numpy(stream()[0][0]))
+    network.scaling.fit(torch.from_numpy(split()[0][0]))
     optimizer = torch.optim.SGD(network.parameters(), lr=RATE)
     kept_inputs, kept_rows, kept_keys = torch.empty(0, 784), torch.empty(0).long(), torch.empty(0)
     seconds = 0.0
-    for images, labels in stream():
+    for images, labels in split():
         rows = torch.from_numpy(labels)
         began = time.perf_counter()
         inputs = network.prepare(torch.from_numpy(images))
@@ -179,14 +148,14 @@ def plain(name: str, seed: int) -> tuple[float, Callable[[Tensor], Tensor]]:
         "mas": lambda: supervised.MAS(**common, lambda_reg=1.0),
     }[name]()
     seconds = 0.0
-    for index, (images, labels) in enumerate(stream()):
+    for index, (images, labels) in enumerate(split()):
         data = _make_taskaware_tensor_classification_dataset(
             torch.from_numpy(images), torch.from_numpy(labels), task_labels=0
         )
-        experience = DatasetExperience(dataset=data, current_experience=index)
-        experience.classes_in_this_experience = sorted(set(labels.tolist()))
+        shown = DatasetExperience(dataset=data, current_experience=index)
+        shown.classes_in_this_experience = sorted(set(labels.tolist()))
         began = time.perf_counter()
-        strategy.train(experience, eval_streams=[])
+        strategy.train(shown, eval_streams=[])
         seconds += time.perf_counter() - began
     network.eval()
     return seconds, lambda given: network(given).detach().argmax(1)
@@ -198,7 +167,9 @@ RIVALS: Mapping[str, Run] = {"ours": ours, "plain": plain, "hand": by_hand}
 def figures(name: str) -> dict[str, float]:
     """Seconds and accuracy of ours and its rivals at one method, in turn over the seeds."""
     torch.set_num_threads(1)
-    images, labels = mnist("t10k")
+    # Avalanche warns of its own deprecated calls, and that it logs nothing.
+    warnings.filterwarnings("ignore", module="avalanche")
+    images, labels = mnist("test")
     given, wanted = torch.from_numpy(images), torch.from_numpy(labels)
     runs = [rival for rival in RIVALS if rival != "hand" or name in OF_HAND]
     seconds: dict[str, list[float]] = {rival: [] for rival in runs}
@@ -213,11 +184,39 @@ def figures(name: str) -> dict[str, float]:
 
 
 def run() -> list[Measured]:
+    return [*_against_rivals(), *_over_300_experiences(), *_over_20_permutations()]
+
+
+def _json_of(module: str, *arguments: str) -> dict[str, float]:
+    """What a module prints last, run in a process of its own."""
+    command = [sys.executable, "-m", f"tests.bench.{module}", *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _over_300_experiences() -> list[Measured]:
+    return [
+        Measured(f"{name}: {what}, 300th of 10th experience", ratio, "ratio", 1.1, "<=")
+        for name in endured
+        for what, ratio in _json_of("strategies_endurance", name).items()
+    ]
+
+
+def _over_20_permutations() -> list[Measured]:
+    found = _json_of("strategies_permuted")
+    return [
+        Measured(
+            "replay on 20 permutations: accuracy, of cumulative", found["accuracy"], "ratio", 0.97, ">="
+        ),
+        Measured("replay on 20 permutations: seconds, of cumulative", found["seconds"], "ratio", 0.2, "<="),
+    ]
+
+
+def _against_rivals() -> list[Measured]:
     results = []
     for name, most in OF_PLAIN.items():
-        command = [sys.executable, "-m", "tests.bench.bench_strategies", name]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        found = json.loads(done.stdout.splitlines()[-1])
+        found = _json_of("bench_strategies", name)
         ratio = found["ours seconds"] / found["plain seconds"]
         results.append(Measured(f"{name}: seconds, of plain Avalanche", ratio, "ratio", most, "<="))
         if name in OF_HAND:
