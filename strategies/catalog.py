@@ -9,10 +9,13 @@ from strategies.combined import CombinedConfig
 from strategies.cumulative import CumulativeConfig
 from strategies.der import DerConfig
 from strategies.er_ace import ErAceConfig
+from strategies.er_aml import ErAmlConfig
 from strategies.ewc import EwcConfig
 from strategies.gdumb import GdumbConfig
+from strategies.gem import GemConfig
 from strategies.lwf import LwfConfig
 from strategies.mas import MasConfig
+from strategies.mir import MirConfig
 from strategies.naive import NaiveConfig
 from strategies.replay import ReplayConfig
 from strategies.si import SiConfig
@@ -40,6 +43,20 @@ _SPECS = (
         paper="arXiv:2104.05025",
     ),
     StrategySpec(
+        name="er-aml",
+        config=ErAmlConfig,
+        builder="strategies.er_aml:build",
+        summary="Replay that learns new records by the nearness of their features, for classes that come.",
+        paper="arXiv:2104.05025",
+    ),
+    StrategySpec(
+        name="mir",
+        config=MirConfig,
+        builder="strategies.mir:build",
+        summary="Replays those of a sample of past records that a step on the new ones would hurt most.",
+        paper="arXiv:1908.04742",
+    ),
+    StrategySpec(
         name="der",
         config=DerConfig,
         builder="strategies.der:build",
@@ -52,6 +69,13 @@ _SPECS = (
         builder="strategies.agem:build",
         summary="Takes no step along which the loss on kept records would rise.",
         paper="arXiv:1812.00420",
+    ),
+    StrategySpec(
+        name="gem",
+        config=GemConfig,
+        builder="strategies.gem:build",
+        summary="Takes no step along which the loss on any group of kept records would rise.",
+        paper="arXiv:1706.08840",
     ),
     StrategySpec(
         name="gdumb",

@@ -15,29 +15,45 @@ from strategies.agem import AgemConfig
 from strategies.base import Learner, StrategyConfig, StreamInfo
 from strategies.der import DerConfig
 from strategies.er_ace import ErAceConfig
+from strategies.er_aml import ErAmlConfig
 from strategies.ewc import EwcConfig
+from strategies.gem import GemConfig
 from strategies.lwf import LwfConfig
 from strategies.mas import MasConfig
+from strategies.mir import MirConfig
 from strategies.replay import ReplayConfig
 from strategies.si import SiConfig
 
 Part = Annotated[
-    ReplayConfig | ErAceConfig | DerConfig | AgemConfig | EwcConfig | SiConfig | MasConfig | LwfConfig,
+    ReplayConfig
+    | ErAceConfig
+    | ErAmlConfig
+    | MirConfig
+    | DerConfig
+    | AgemConfig
+    | GemConfig
+    | EwcConfig
+    | SiConfig
+    | MasConfig
+    | LwfConfig,
     Field(discriminator="name"),
 ]
 _MODULES = {
     "replay": "replay",
     "er-ace": "er_ace",
+    "er-aml": "er_aml",
+    "mir": "mir",
     "der": "der",
     "a-gem": "agem",
+    "gem": "gem",
     "ewc": "ewc",
     "si": "si",
     "mas": "mas",
     "lwf": "lwf",
 }
-_MAKES_STEPS = frozenset({"replay", "er-ace", "der"})
+_MAKES_STEPS = frozenset({"replay", "er-ace", "er-aml", "mir", "der"})
 """These decide which records a step is made of, and what its loss is."""
-_USES_RECORDS = _MAKES_STEPS | {"a-gem"}
+_USES_RECORDS = _MAKES_STEPS | {"a-gem", "gem"}
 _NOTHING_TO_ADD = {
     "naive": "it adds nothing",
     "gdumb": "it learns a fresh network each time, which nothing may hold",

@@ -29,7 +29,7 @@ INFO = StreamInfo(shape=(8, 8), classes=tuple("0123456789"))
 DEGREES = (0, 25, 50, 75, 100)
 TRAIN = 1197
 """The other 600 images are the holdout: by image, so no rotation of a holdout image is ever trained on."""
-REHEARSING = ("replay", "er-ace", "der", "a-gem", "gdumb")
+REHEARSING = ("replay", "er-ace", "er-aml", "mir", "der", "a-gem", "gem", "gdumb")
 
 READ_THE_CATALOG = """
 import sys

@@ -1,0 +1,53 @@
+"""ER-AML: replay that learns new records by the nearness of their features, and the head from kept ones.
+
+Caccia et al., "New Insights on Reducing Abrupt Representation Change in Online Continual Learning", ICLR 2022
+(arXiv:2104.05025), the sibling of ER-ACE: features of old classes are not pushed about by records that
+cannot be theirs. For each new record the paper draws one record of its class and one of another; here all
+that the step holds take part, which needs no second pass through the network.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from strategies.base import Learner, StreamInfo
+from strategies.replay import RehearsalConfig
+
+if TYPE_CHECKING:
+    from strategies.avalanche_parts import SupervisedPlugin
+
+
+class ErAmlConfig(RehearsalConfig):
+    """How much of the past is kept, how much of it a step sees, and how sharply features are told apart."""
+
+    name: Literal["er-aml"] = "er-aml"
+    balance: Literal["records", "classes"] = Field(
+        "classes",
+        description="records: a uniform sample of all records ever seen. "
+        "classes: equal shares of the classes seen, uniform within each.",
+    )
+    temperature: float = Field(
+        0.1,
+        gt=0,
+        allow_inf_nan=False,
+        description="Divides the cosines of features before they are compared; the lower, the more the "
+        "nearest count.",
+    )
+
+
+def plugins(config: ErAmlConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
+    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
+    from strategies.buffers import ReplayBuffer
+    from strategies.rehearsal_by_metric import AsymmetricMetric
+
+    buffer = ReplayBuffer(config.capacity, config.balance)
+    replayed = config.replay_batch_size or batch_size
+    return [AsymmetricMetric(buffer, replayed, temperature=config.temperature)]
+
+
+def build(config: ErAmlConfig, stream_info: StreamInfo) -> Learner:
+    """A fresh learner with an empty replay buffer."""
+    from strategies.learner import AvalancheLearner
+
+    return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

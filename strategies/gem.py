@@ -1,0 +1,62 @@
+"""GEM: a step may go where the loss of no group of kept records would rise.
+
+Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017 (arXiv:1706.08840).
+The paper keeps a memory and a constraint for each experience, so memory and the time of a step grow with the
+stream. Here one sample of bounded size is kept, and its records make up a bounded number of constraints: one
+for each experience while these are few, then one for each run of neighbouring experiences. A constraint is
+made of some records of its group, drawn anew each step, where the paper takes all of them.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from strategies.base import Learner, StreamInfo
+from strategies.replay import RehearsalConfig
+
+if TYPE_CHECKING:
+    from strategies.avalanche_parts import SupervisedPlugin
+
+
+class GemConfig(RehearsalConfig):
+    """How much of the past is kept, and in how many parts a step is held to it."""
+
+    name: Literal["gem"] = "gem"
+    replay_batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=65536,
+        description="Kept records of each group a step is held to; unset means as many as new ones.",
+    )
+    groups: int = Field(
+        10,
+        ge=1,
+        le=100,
+        description="Groups of kept records, each a constraint and a gradient a step. One an experience "
+        "while there are no more, then neighbours share one.",
+    )
+    margin: float = Field(
+        0.5,
+        ge=0,
+        allow_inf_nan=False,
+        description="Share of each group's gradient that a step takes at least where it must be turned "
+        "(memory strength in the paper); 0 turns it no further than it must.",
+    )
+
+
+def plugins(config: GemConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
+    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
+    from strategies.buffers import ReplayBuffer
+    from strategies.rehearsal_by_gradient import EpisodicConstraints
+
+    buffer = ReplayBuffer(config.capacity, config.balance)
+    replayed = config.replay_batch_size or batch_size
+    return [EpisodicConstraints(buffer, replayed, groups=config.groups, margin=config.margin)]
+
+
+def build(config: GemConfig, stream_info: StreamInfo) -> Learner:
+    """A fresh learner with an empty buffer."""
+    from strategies.learner import AvalancheLearner
+
+    return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

@@ -1,0 +1,47 @@
+"""MIR: of a sample of kept records, those are replayed that a step on the new ones would hurt most.
+
+Aljundi et al., "Online Continual Learning with Maximally Interfered Retrieval", NeurIPS 2019
+(arXiv:1908.04742). The step that is tried is a plain one along the gradient, of the size of the learning
+rate, whatever the optimizer would make of it. New and chosen records are learnt as in replay, by the mean
+loss of all of them.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from strategies.base import Learner, StreamInfo
+from strategies.replay import RehearsalConfig
+
+if TYPE_CHECKING:
+    from strategies.avalanche_parts import SupervisedPlugin
+
+
+class MirConfig(RehearsalConfig):
+    """How much of the past is kept, how much of it a step looks at, and how much of that it learns."""
+
+    name: Literal["mir"] = "mir"
+    candidates: int | None = Field(
+        None,
+        ge=1,
+        le=65536,
+        description="Kept records a step that are looked at; unset means four times those that are replayed.",
+    )
+
+
+def plugins(config: MirConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
+    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
+    from strategies.buffers import ReplayBuffer
+    from strategies.rehearsal_by_gradient import InterferedReplay
+
+    buffer = ReplayBuffer(config.capacity, config.balance)
+    replayed = config.replay_batch_size or batch_size
+    return [InterferedReplay(buffer, replayed, candidates=config.candidates or 4 * replayed)]
+
+
+def build(config: MirConfig, stream_info: StreamInfo) -> Learner:
+    """A fresh learner with an empty replay buffer."""
+    from strategies.learner import AvalancheLearner
+
+    return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))
