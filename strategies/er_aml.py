@@ -34,6 +34,13 @@ class ErAmlConfig(RehearsalConfig):
         description="Divides the cosines of features before they are compared; the lower, the more the "
         "nearest count.",
     )
+    contrast: float = Field(
+        0.3,
+        ge=0,
+        allow_inf_nan=False,
+        description="Weight of the loss on features of new records next to that on labels of kept ones; the "
+        "paper has 1, and 0 learns kept records only.",
+    )
 
 
 def plugins(config: ErAmlConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
@@ -43,7 +50,7 @@ def plugins(config: ErAmlConfig, *, batch_size: int) -> "Sequence[SupervisedPlug
 
     buffer = ReplayBuffer(config.capacity, config.balance)
     replayed = config.replay_batch_size or batch_size
-    return [AsymmetricMetric(buffer, replayed, temperature=config.temperature)]
+    return [AsymmetricMetric(buffer, replayed, temperature=config.temperature, strength=config.contrast)]
 
 
 def build(config: ErAmlConfig, stream_info: StreamInfo) -> Learner:

@@ -3,8 +3,9 @@
 Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017 (arXiv:1706.08840).
 The paper keeps a memory and a constraint for each experience, so memory and the time of a step grow with the
 stream. Here one sample of bounded size is kept, and its records make up a bounded number of constraints: one
-for each experience while these are few, then one for each run of neighbouring experiences. A constraint is
-made of some records of its group, drawn anew each step, where the paper takes all of them.
+for each experience while these are few, then one for each run of neighbouring experiences. The paper
+makes a constraint of all records of its experience; here the kept records of a step are drawn anew each time,
+as many of each group.
 """
 
 from collections.abc import Sequence
@@ -23,12 +24,6 @@ class GemConfig(RehearsalConfig):
     """How much of the past is kept, and in how many parts a step is held to it."""
 
     name: Literal["gem"] = "gem"
-    replay_batch_size: int | None = Field(
-        None,
-        ge=1,
-        le=65536,
-        description="Kept records of each group a step is held to; unset means as many as new ones.",
-    )
     groups: int = Field(
         10,
         ge=1,
@@ -51,8 +46,14 @@ def plugins(config: GemConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin
     from strategies.rehearsal_by_gradient import EpisodicConstraints
 
     buffer = ReplayBuffer(config.capacity, config.balance)
-    replayed = config.replay_batch_size or batch_size
-    return [EpisodicConstraints(buffer, replayed, groups=config.groups, margin=config.margin)]
+    return [
+        EpisodicConstraints(
+            buffer,
+            replayed=config.replay_batch_size or batch_size,
+            groups=config.groups,
+            margin=config.margin,
+        )
+    ]
 
 
 def build(config: GemConfig, stream_info: StreamInfo) -> Learner:

@@ -26,7 +26,7 @@ class MirConfig(RehearsalConfig):
         None,
         ge=1,
         le=65536,
-        description="Kept records a step that are looked at; unset means four times those that are replayed.",
+        description="Kept records a step that are looked at; unset means twice those that are replayed.",
     )
 
 
@@ -37,7 +37,7 @@ def plugins(config: MirConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin
 
     buffer = ReplayBuffer(config.capacity, config.balance)
     replayed = config.replay_batch_size or batch_size
-    return [InterferedReplay(buffer, replayed, candidates=config.candidates or 4 * replayed)]
+    return [InterferedReplay(buffer, replayed, candidates=config.candidates or 2 * replayed)]
 
 
 def build(config: MirConfig, stream_info: StreamInfo) -> Learner:

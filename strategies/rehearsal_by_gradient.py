@@ -30,7 +30,7 @@ class EpisodicConstraints(ReplayPlugin):
     known = ReplayPlugin.known | {"groups", "margin", "came", "_kept", "_members"}
 
     def __init__(self, buffer: ReplayBuffer, replayed: int, *, groups: int, margin: float) -> None:
-        """`replayed`: kept records of each group a step, at most; `groups`: how many there may be."""
+        """`replayed`: kept records a step, shared evenly between at most `groups`, at least one to each."""
         super().__init__(buffer, replayed)
         self.groups = groups
         self.margin = margin
@@ -65,8 +65,9 @@ class EpisodicConstraints(ReplayPlugin):
     def _pull(self, strategy: Any, members: Tensor, weights: list[Tensor]) -> Tensor:
         """The gradient of a group's loss, flat."""
         assert self._kept is not None
-        order = torch.randperm(len(members), generator=strategy.generator)[: self.replayed]
-        chosen = members[order].to(strategy.device)
+        share = max(1, self.replayed // len(self._members))
+        order = torch.randperm(len(members), generator=strategy.generator)
+        chosen = members[order[:share]].to(strategy.device)
         loss = cross_entropy(strategy.model.answer(self._kept.take(chosen)), self._kept.rows[chosen])
         return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, weights)])
 

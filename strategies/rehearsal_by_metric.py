@@ -18,11 +18,13 @@ class AsymmetricMetric(AsymmetricReplay):
     """
 
     name = "er-aml"
-    known = AsymmetricReplay.known | {"temperature", "_features", "_listening"}
+    known = AsymmetricReplay.known | {"temperature", "strength", "_features", "_listening"}
 
-    def __init__(self, buffer: ReplayBuffer, replayed: int, *, temperature: float) -> None:
+    def __init__(self, buffer: ReplayBuffer, replayed: int, *, temperature: float, strength: float) -> None:
+        """`strength`: weight of the loss on features next to that on labels."""
         super().__init__(buffer, replayed)
         self.temperature = temperature
+        self.strength = strength
         self._features: Tensor | None = None
         self._listening: RemovableHandle | None = None
 
@@ -38,7 +40,7 @@ class AsymmetricMetric(AsymmetricReplay):
         fresh, logits, rows = len(strategy.mbatch.new), strategy.mb_output, strategy.mb_y
         assert self._features is not None
         apart = contrast(self._features, rows, fresh=fresh, temperature=self.temperature)
-        return apart + cross_entropy(logits[fresh:], rows[fresh:])
+        return self.strength * apart + cross_entropy(logits[fresh:], rows[fresh:])
 
     def after_training_exp(self, strategy: Any, **_: Any) -> None:
         assert self._listening is not None

@@ -130,7 +130,7 @@ def test_naive_training_forgets_rotated_digits() -> None:
     assert at_first - at_last[0] > 0.39
 
 
-@pytest.mark.parametrize("name", ["replay", "er-ace", "der"])
+@pytest.mark.parametrize("name", ["replay", "er-ace", "er-aml", "der"])
 def test_replay_keeps_rotated_digits(name: str) -> None:
     _, at_last = accuracy_on_rotations(name)
     assert at_last[0] >= 0.90
@@ -138,7 +138,8 @@ def test_replay_keeps_rotated_digits(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "margin"), [("ewc", 0.15), ("lwf", 0.05), ("si", 0.2), ("mas", 0.2), ("a-gem", 0.25)]
+    ("name", "margin"),
+    [("ewc", 0.15), ("lwf", 0.05), ("si", 0.2), ("mas", 0.2), ("a-gem", 0.25), ("gem", 0.6)],
 )
 def test_regularising_keeps_more_of_the_first_experience_than_naive(name: str, margin: float) -> None:
     _, naive = accuracy_on_rotations("naive")
@@ -172,6 +173,8 @@ def _mean_on_rotations(name: str, **settings: Any) -> float:
         (["replay", "replay"], "twice"),
         (["replay", "der"], "replay and der cannot be combined"),
         (["a-gem", "er-ace"], "a-gem and er-ace cannot be combined"),
+        (["mir", "er-aml"], "mir and er-aml cannot be combined"),
+        (["replay", "gem"], "replay and gem cannot be combined"),
         (["gdumb", "ewc"], "learns a fresh network"),
         (["cumulative", "lwf"], "learns from everything"),
         (["naive", "lwf"], "adds nothing"),
@@ -220,6 +223,9 @@ def accuracy_on_split_digits(name: str, **settings: Any) -> float:
         ("replay", {"capacity": 200}),
         ("replay", {"capacity": 200, "balance": "classes"}),
         ("er-ace", {"capacity": 200}),
+        ("er-aml", {"capacity": 200}),
+        ("er-aml", {"capacity": 200, "epochs": 3}),
+        ("mir", {"capacity": 200}),
         ("der", {"capacity": 200}),
         ("gdumb", {"capacity": 200}),
         ("cumulative", {}),

@@ -36,6 +36,9 @@ COMBINATIONS: tuple[tuple[dict[str, Any], ...], ...] = (
     ({"name": "der", "capacity": 20}, {"name": "lwf"}, {"name": "mas"}),
     ({"name": "a-gem", "capacity": 20}, {"name": "si"}),
     ({"name": "er-ace", "capacity": 20}, {"name": "lwf"}, {"name": "si"}, {"name": "ewc"}),
+    ({"name": "lwf"}, {"name": "er-aml", "capacity": 20}, {"name": "mas"}),
+    ({"name": "mir", "capacity": 20}, {"name": "ewc"}, {"name": "lwf"}),
+    ({"name": "si"}, {"name": "gem", "capacity": 20}, {"name": "lwf"}),
 )
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw": {"optimizer": "adamw", "weight_decay": 0.01},
