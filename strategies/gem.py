@@ -3,9 +3,9 @@
 Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017 (arXiv:1706.08840).
 The paper keeps a memory and a constraint for each experience, so memory and the time of a step grow with the
 stream. Here one sample of bounded size is kept, and its records make up a bounded number of constraints: one
-for each experience while these are few, then one for each run of neighbouring experiences. The paper
-makes a constraint of all records of its experience; here the kept records of a step are drawn anew each time,
-as many of each group.
+for each experience while these are few, then one for each run of neighbouring experiences. The paper makes a
+constraint of all records of its experience; here the kept records of a step are drawn anew each time, as many
+of each group. A margin adds gradients of kept records to a step: these are then learnt, not only looked at.
 """
 
 from collections.abc import Sequence

@@ -69,7 +69,8 @@ class EpisodicConstraints(ReplayPlugin):
         order = torch.randperm(len(members), generator=strategy.generator)
         chosen = members[order[:share]].to(strategy.device)
         loss = cross_entropy(strategy.model.answer(self._kept.take(chosen)), self._kept.rows[chosen])
-        return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, weights)])
+        found = torch.autograd.grad(loss, weights, materialize_grads=True)
+        return torch.cat([gradient.flatten() for gradient in found])
 
     def after_training_exp(self, strategy: Any, **_: Any) -> None:
         self._kept, self._members = None, []
@@ -157,7 +158,8 @@ class InterferedReplay(ReplayPlugin):
         network, fresh = strategy.model, len(batch.new)
         weights: list[Tensor] = list(trained(network).values())
         (new, kept), rows = batch.parts, batch.rows
-        pulls = torch.autograd.grad(cross_entropy(network.answer(new), rows[:fresh]), weights)
+        loss = cross_entropy(network.answer(new), rows[:fresh])
+        pulls = torch.autograd.grad(loss, weights, materialize_grads=True)
         with torch.no_grad():
             before = cross_entropy(network.answer(kept), rows[fresh:], reduction="none")
             here = [weight.clone() for weight in weights]
