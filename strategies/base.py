@@ -134,7 +134,7 @@ class LearnReport:
     records: int
     """Records of the new experience."""
     steps: int
-    """Optimizer steps taken."""
+    """Batches learnt, each by one optimizer step where the strategy takes steps."""
     seconds: float
     losses: tuple[float, ...]
     """Mean training loss of each epoch."""

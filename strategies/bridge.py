@@ -52,6 +52,13 @@ class LossPlugin(Protocol):
     def criterion(self, strategy: Any) -> Tensor: ...
 
 
+@runtime_checkable
+class ForwardPlugin(Protocol):
+    """A plugin that decides what is made of a batch, in place of the head's logits."""
+
+    def forward(self, strategy: Any) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Column:
     """What Avalanche's plugins read of a data attribute."""
@@ -198,7 +205,8 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
 
     One step calls what the plugins say, as Avalanche's own loop does, and only that: of the hooks of each
     step, those that no plugin has are not looked for. A plugin that has a `criterion` decides what the loss
-    of a step is.
+    of a step is, one that has a `forward` what the loss is taken of. Where no weight is trained, a step is
+    only the loss of its batch.
     """
 
     def __init__(self, *, evaluator: Recorder, options: Options, **settings: Any) -> None:
@@ -311,18 +319,26 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
     def _acts_of_a_step(self) -> list[Callable[["Template"], None]]:
         """What Avalanche's loop does in a step, in its order: its own acts, and what the plugins add."""
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-        criterion = self._criterion_of_plugins()
+        forward, criterion = self._forward_of_plugins(), self._criterion_of_plugins()
 
         def clear(_: Template) -> None:
             for weight in weights:
                 weight.grad = None
 
         def answer(step: Template) -> None:
-            step.mb_output = step.forward()
+            step.mb_output = forward()
 
         def judge(step: Template) -> None:
             step.loss = criterion()
 
+        step = [
+            *self._calls("before_backward"),
+            Template.backward,
+            *self._calls("after_backward"),
+            *self._calls("before_update"),
+            Template.optimizer_step,
+            *self._calls("after_update"),
+        ]
         return [
             *self._calls("before_training_iteration"),
             clear,
@@ -330,12 +346,7 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
             answer,
             *self._calls("after_forward"),
             judge,
-            *self._calls("before_backward"),
-            Template.backward,
-            *self._calls("after_backward"),
-            *self._calls("before_update"),
-            Template.optimizer_step,
-            *self._calls("after_update"),
+            *(step if any(weight.requires_grad for weight in weights) else ()),
             *self._calls("after_training_iteration"),
         ]
 
@@ -347,6 +358,12 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
             for plugin in self.plugins
             if getattr(type(plugin), hook, nothing) is not nothing
         ]
+
+    def _forward_of_plugins(self) -> Callable[[], Tensor]:
+        for plugin in self.plugins:
+            if isinstance(plugin, ForwardPlugin):
+                return partial(plugin.forward, self)
+        return self.forward
 
     def _criterion_of_plugins(self) -> Callable[[], Tensor]:
         for plugin in self.plugins:

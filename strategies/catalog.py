@@ -13,12 +13,15 @@ from strategies.er_aml import ErAmlConfig
 from strategies.ewc import EwcConfig
 from strategies.gdumb import GdumbConfig
 from strategies.gem import GemConfig
+from strategies.icarl import IcarlConfig
 from strategies.lwf import LwfConfig
 from strategies.mas import MasConfig
 from strategies.mir import MirConfig
 from strategies.naive import NaiveConfig
 from strategies.replay import ReplayConfig
+from strategies.scr import ScrConfig
 from strategies.si import SiConfig
+from strategies.slda import SldaConfig
 
 _SPECS = (
     StrategySpec(
@@ -83,6 +86,27 @@ _SPECS = (
         builder="strategies.gdumb:build",
         summary="Learns a fresh network on a balanced sample at every experience; a baseline for replay.",
         paper="ECCV 2020",
+    ),
+    StrategySpec(
+        name="icarl",
+        config=IcarlConfig,
+        builder="strategies.icarl:build",
+        summary="Answers by the mean of the exemplars of each class; the network before teaches the new one.",
+        paper="arXiv:1611.07725",
+    ),
+    StrategySpec(
+        name="scr",
+        config=ScrConfig,
+        builder="strategies.scr:build",
+        summary="Draws records of a class together, and answers by the mean of those kept.",
+        paper="arXiv:2103.13885",
+    ),
+    StrategySpec(
+        name="slda",
+        config=SldaConfig,
+        builder="strategies.slda:build",
+        summary="Counts means and one covariance of features that stay as they are; keeps no record.",
+        paper="arXiv:1909.01520",
     ),
     StrategySpec(
         name="ewc",

@@ -57,6 +57,9 @@ _USES_RECORDS = _MAKES_STEPS | {"a-gem", "gem"}
 _NOTHING_TO_ADD = {
     "naive": "it adds nothing",
     "gdumb": "it learns a fresh network each time, which nothing may hold",
+    "icarl": "it answers by its exemplars, and has a teacher and a loss of its own",
+    "scr": "it trains no head, which the others hold or teach",
+    "slda": "it takes no step, to which something could be added",
     "cumulative": "it learns from everything anyway",
     "combined": "name its parts instead",
 }

@@ -5,7 +5,7 @@ of CPU, the same experiences give the same learner, bit for bit, whether or not 
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,10 @@ PREDICTION_VALUES = 2**22
 """Feature values of one prediction batch, at most."""
 
 
+def _as_it_is(network: Network) -> None:
+    """Adds nothing."""
+
+
 class LearnerFacts(BaseModel):
     """What a learner's state holds besides tensors."""
 
@@ -61,9 +65,18 @@ class AvalancheLearner:
     """
 
     def __init__(
-        self, config: StrategyConfig, stream_info: StreamInfo, *, plugins: Sequence[SupervisedPlugin] = ()
+        self,
+        config: StrategyConfig,
+        stream_info: StreamInfo,
+        *,
+        plugins: Sequence[SupervisedPlugin] = (),
+        equip: Callable[[Network], None] = _as_it_is,
     ) -> None:
         """A learner that learnt nothing yet.
+
+        Args:
+            equip: adds to a network just drawn what the strategy needs of it, before there is an optimizer;
+                it draws by torch's global random state.
 
         Raises:
             StrategyError: the config asks for a GPU and there is none, or it does not fit such records.
@@ -78,7 +91,9 @@ class AvalancheLearner:
         self._failed = False
         self._recorder = Recorder()
         with seeded(config.seed, 0, device=self.device):
-            network = Network(config, stream_info.shape).to(self.device)
+            network = Network(config, stream_info.shape)
+            equip(network)
+            network = network.to(self.device)
         self._template = Template(
             model=network,
             optimizer=make_optimizer(config, network),

@@ -93,8 +93,9 @@ class GrowingHead(nn.Module):
         weight = torch.empty(new, self.width).uniform_(-bound, bound, generator=generator)
         bias = torch.empty(new).uniform_(-bound, bound, generator=generator)
         device = self.weight.device
-        self.weight = nn.Parameter(torch.cat((self.weight.detach(), weight.to(device))))
-        self.bias = nn.Parameter(torch.cat((self.bias.detach(), bias.to(device))))
+        trained = self.weight.requires_grad
+        self.weight = nn.Parameter(torch.cat((self.weight.detach(), weight.to(device))), trained)
+        self.bias = nn.Parameter(torch.cat((self.bias.detach(), bias.to(device))), trained)
 
     @torch.no_grad()
     def forget(self, generator: torch.Generator) -> None:
@@ -108,8 +109,9 @@ class GrowingHead(nn.Module):
         # A saved head may have more rows than this one; torch would refuse the shape.
         saved = state_dict.get(prefix + "weight")
         if saved is not None and saved.shape[0] != self.rows:
-            self.weight = nn.Parameter(self.weight.new_empty(saved.shape[0], self.width))
-            self.bias = nn.Parameter(self.bias.new_empty(saved.shape[0]))
+            trained = self.weight.requires_grad
+            self.weight = nn.Parameter(self.weight.new_empty(saved.shape[0], self.width), trained)
+            self.bias = nn.Parameter(self.bias.new_empty(saved.shape[0]), trained)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -118,6 +120,41 @@ def _draw(weight: Tensor, bias: Tensor, width: int, generator: torch.Generator) 
     bound = 1.0 / math.sqrt(width)
     for values in (weight, bias):
         values.copy_(torch.empty(values.shape).uniform_(-bound, bound, generator=generator))
+
+
+class Readout(nn.Module):
+    """Answers that are worked out and not trained: linear in features, a row a class; it starts with none.
+
+    Stands for the head where a network is asked, and leaves training to the head.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, width: int, *, normalize: bool) -> None:
+        """`normalize`: features are brought to length 1 first."""
+        super().__init__()
+        self.width = width
+        self.normalize = normalize
+        self.register_buffer("weight", torch.empty(0, width))
+        self.register_buffer("bias", torch.empty(0))
+
+    def become(self, weight: Tensor, bias: Tensor) -> None:
+        """Answer by these from now on: (rows, width) and (rows,), of any float type and on any device."""
+        self.weight, self.bias = weight.to(self.weight), bias.to(self.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.normalize:
+            features = nn.functional.normalize(features, dim=1)
+        return nn.functional.linear(features, self.weight, self.bias)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # As with the head, a saved one may have more rows than this one.
+        saved = state_dict.get(prefix + "weight")
+        if saved is not None and saved.shape[0] != self.weight.shape[0]:
+            self.weight = self.weight.new_empty(saved.shape[0], self.width)
+            self.bias = self.bias.new_empty(saved.shape[0])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class ImageScaling(nn.Module):
@@ -134,8 +171,12 @@ class Network(nn.Module):
     """Scaling, body, growing head: raw features (n, *shape) -> logits (n, rows).
 
     The two halves of it are of use by themselves: `prepare` has no weights that training moves, so it can
-    be done once for all records of an experience; `answer` is what is trained.
+    be done once for all records of an experience; `answer` is what is trained. A strategy may give it a
+    `readout`, which then answers in the head's place, and a `projection` of features that is trained with it.
     """
+
+    readout: Readout | None
+    projection: nn.Module | None
 
     def __init__(self, config: StrategyConfig, shape: Sequence[int]) -> None:
         """A freshly drawn network, by torch's global random state.
@@ -153,6 +194,8 @@ class Network(nn.Module):
         if self.frozen:
             self.body.requires_grad_(False)
         self.head = GrowingHead(_width(self.body, shape))
+        self.register_module("readout", None)
+        self.register_module("projection", None)
         self.train()
 
     def train(self, mode: bool = True) -> Self:
@@ -187,7 +230,11 @@ class Network(nn.Module):
         return logits
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.answer(self.prepare(inputs))
+        prepared = self.prepare(inputs)
+        if self.readout is None:
+            return self.answer(prepared)
+        answers: Tensor = self.readout(self.features(prepared))
+        return answers
 
 
 @torch.no_grad()

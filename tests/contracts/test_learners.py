@@ -28,7 +28,8 @@ from streams.base import Experience
 INFO = StreamInfo(shape=(3, 4), classes=("a", "b", "c", "d", "e"))
 # Sizes that a tiny stream reaches.
 SETTINGS: dict[str, dict[str, Any]] = {
-    name: {"capacity": 20} for name in ("replay", "er-ace", "er-aml", "mir", "der", "a-gem", "gem", "gdumb")
+    name: {"capacity": 20}
+    for name in ("replay", "er-ace", "er-aml", "mir", "der", "a-gem", "gem", "gdumb", "icarl", "scr")
 }
 SETTINGS["combined"] = {"parts": ({"name": "replay", "capacity": 20}, {"name": "lwf"})}
 COMBINATIONS: tuple[tuple[dict[str, Any], ...], ...] = (

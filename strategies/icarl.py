@@ -1,0 +1,48 @@
+"""iCaRL: exemplars of each class, chosen by herding, are learnt again and answered by.
+
+Rebuffi et al., "iCaRL: Incremental Classifier and Representation Learning", CVPR 2017 (arXiv:1611.07725). The
+head is trained with a sigmoid a class, old classes by what the network before the experience answered; it
+shapes the features and answers nothing. Nothing is known of classes to come, and classes may come back:
+these count as new ones, and their exemplars are chosen out of the old ones and the new records. The paper
+trains on exemplars and new records in one heap; here a step takes a share of each, as with the other
+strategies.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from strategies.base import Learner, StreamInfo
+from strategies.replay import RehearsalConfig
+
+
+class IcarlConfig(RehearsalConfig):
+    """How many exemplars are kept, and how sure the answers are."""
+
+    name: Literal["icarl"] = "icarl"
+    balance: Literal["classes"] = Field(
+        "classes", description="classes: the classes seen share the capacity evenly; there is no other way."
+    )
+    temperature: float = Field(
+        0.05,
+        gt=0,
+        allow_inf_nan=False,
+        description="Answers are the softmax of cosines over it: the smaller, the surer; "
+        "which class comes first stays.",
+    )
+
+
+def build(config: IcarlConfig, stream_info: StreamInfo) -> Learner:
+    """A fresh learner without exemplars or a teacher."""
+    from strategies.distillation import SigmoidDistillation
+    from strategies.learner import AvalancheLearner
+    from strategies.prototypes import HerdedReplay, answers_by_means
+
+    exemplars = HerdedReplay(
+        config.capacity,
+        replayed=config.replay_batch_size or config.batch_size,
+        temperature=config.temperature,
+    )
+    # The teacher looks at what a step is made of, so it comes after what decides that.
+    plugins = [exemplars, SigmoidDistillation()]
+    return AvalancheLearner(config, stream_info, plugins=plugins, equip=answers_by_means)
