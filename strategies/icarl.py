@@ -20,6 +20,7 @@ class IcarlConfig(RehearsalConfig):
     """How many exemplars are kept, and how sure the answers are."""
 
     name: Literal["icarl"] = "icarl"
+    epochs: int = Field(30, ge=1, le=10_000, description="Passes over an experience; the paper makes 70.")
     balance: Literal["classes"] = Field(
         "classes", description="classes: the classes seen share the capacity evenly; there is no other way."
     )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from strategies import networks
 from strategies.naive import NaiveConfig
-from strategies.networks import FeatureScaling, GrowingHead, Network, ServedNetwork
+from strategies.networks import FeatureScaling, GrowingHead, Network, Readout, ServedNetwork
 
 
 def perceptron(shape: tuple[int, ...], hidden: tuple[int, ...]) -> Network:
@@ -92,6 +92,42 @@ def test_a_saved_head_loads_into_one_with_fewer_rows() -> None:
     fresh.load_state_dict(grown.state_dict())
     inputs = torch.randn(5, 2, 3, generator=generator())
     assert torch.equal(fresh(inputs), grown(inputs))
+
+
+def test_a_head_that_is_not_trained_stays_so_when_it_grows() -> None:
+    network = perceptron((4,), (8,)).requires_grad_(False)
+    network.head.grow(3, generator())
+    grown = network.state_dict()
+    fresh = perceptron((4,), (8,)).requires_grad_(False)
+    fresh.load_state_dict(grown)
+    for some in (network, fresh):
+        assert not any(parameter.requires_grad for parameter in some.parameters())
+
+
+def test_a_readout_answers_where_the_head_is_trained() -> None:
+    network = perceptron((4,), (8,))
+    network.head.grow(3, generator())
+    network.readout = Readout(8, normalize=True)
+    inputs = torch.randn(5, 4, generator=generator())
+    assert network(inputs).shape == (5, 0)
+    weight = torch.randn(3, 8, generator=generator(), dtype=torch.float64)
+    network.readout.become(weight, torch.arange(3))
+    features = network.features(network.prepare(inputs))
+    expected = features / features.norm(dim=1, keepdim=True) @ weight.float().T + torch.arange(3)
+    assert torch.allclose(network(inputs), expected, atol=1e-5)
+    assert torch.equal(network.answer(network.prepare(inputs)), network.head(features))
+    assert "readout.weight" not in dict(network.named_parameters())
+
+
+def test_a_saved_readout_loads_into_one_with_other_rows() -> None:
+    saved = perceptron((4,), (8,))
+    saved.readout = Readout(8, normalize=False)
+    saved.readout.become(torch.randn(3, 8, generator=generator()), torch.ones(3))
+    fresh = perceptron((4,), (8,))
+    fresh.readout = Readout(8, normalize=False)
+    fresh.load_state_dict(saved.state_dict())
+    inputs = torch.randn(5, 4, generator=generator())
+    assert torch.equal(fresh(inputs), saved(inputs))
 
 
 @pytest.mark.parametrize(("shape", "hidden"), [((7,), ()), ((4, 4), (16,)), ((3, 5, 2), (8, 8, 8))])
