@@ -49,7 +49,7 @@ STREAM = ((1, 3), (3, 0), (0, 1), (4, 1))
 """Classes of each experience: ids out of order, classes that come back, and one never seen."""
 
 TAKES_NO_STEP = ("slda",)
-"""No step can be too large there; of features that are no numbers it tells, see tests/test_discriminant.py."""
+"""No step can be too large there. Of features that are no numbers it tells: tests/test_discriminant.py."""
 
 every_strategy = pytest.mark.parametrize("name", list(STRATEGIES))
 
