@@ -58,37 +58,37 @@ class HerdedReplay(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships n
 
     def after_training_exp(self, strategy: Any, **_: Any) -> None:
         data, classes = strategy.experience.dataset, strategy.experience.head_rows
-        old = len(self.rows)
         sources: tuple[Records, ...] = strategy.dataloader.sources
         # Old before new: a class that does not come keeps its order.
         features = torch.cat([features_of(strategy.model, records) for records in reversed(sources)])
         rows, fresh = torch.cat((self.rows, data.rows)), torch.bincount(data.rows, minlength=classes)
         seen = torch.cat((self.seen, self.seen.new_zeros(classes - len(self.seen))))
-        each = seen / torch.bincount(self.rows, minlength=classes)
-        counts = torch.cat((each[self.rows], torch.ones(len(data.rows))))
-        chosen = torch.cat(
-            [
-                self._exemplars(features, torch.nonzero(rows == row).squeeze(1), counts, row, fresh)
-                for row in range(classes)
-            ]
-        )
-        kept, admitted = chosen[chosen < old], chosen[chosen >= old] - old
-        inputs = data.inputs.new_empty(len(chosen), *data.inputs.shape[1:])
-        if self.inputs is not None:
-            inputs[chosen < old] = self.inputs[kept]
-        inputs[chosen >= old] = data.inputs[admitted]
-        self.inputs, self.rows, self.seen = inputs, rows[chosen], seen + fresh
-        answer_by_means(strategy.model, features[chosen], self.rows, temperature=self.temperature)
+        counts = torch.cat((self._stands_for(), torch.ones(len(data.rows))))
+        share, left = divmod(self.capacity, classes)
+        chosen = []
+        for row in range(classes):
+            members = torch.nonzero(rows == row).squeeze(1)
+            if fresh[row]:
+                members = members[herd(features[members], counts[members], share + (row < left))]
+            chosen.append(members[: share + (row < left)])
+        stay = torch.cat(chosen)
+        self.inputs = self._copied(data.inputs, stay)
+        self.rows, self.seen = rows[stay], seen + fresh
+        answer_by_means(strategy.model, features[stay], self.rows, temperature=self.temperature)
 
-    def _exemplars(
-        self, features: Tensor, members: Tensor, counts: Tensor, row: int, fresh: Tensor
-    ) -> Tensor:
-        """Those among the places `members` of a class that stay, in herding order."""
-        share, left = divmod(self.capacity, len(fresh))
-        share += row < left
-        if not fresh[row]:
-            return members[:share]
-        return members[herd(features[members], counts[members], share)]
+    def _stands_for(self) -> Tensor:
+        """(n,) how many records of its class each exemplar counts for."""
+        each = self.seen / torch.bincount(self.rows, minlength=len(self.seen))
+        return each[self.rows]
+
+    def _copied(self, new: Tensor, places: Tensor) -> Tensor:
+        """The inputs at `places` among the exemplars and, after them, the records of `new`."""
+        old = len(self.rows)
+        inputs = new.new_empty(len(places), *new.shape[1:])
+        if self.inputs is not None:
+            inputs[places < old] = self.inputs[places[places < old]]
+        inputs[places >= old] = new[places[places >= old] - old]
+        return inputs
 
     def tensors(self) -> dict[str, Tensor]:
         if self.inputs is None:
