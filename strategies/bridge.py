@@ -214,6 +214,8 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
         self.options = options
         self.generator = torch.Generator()
         """On the CPU; replaced before every experience."""
+        self.rows_before = 0
+        """Rows of the head before this experience."""
         self.answer: Callable[[Tensor], Tensor] = self.model.answer
         if options.channels_last:
             self.model.to(memory_format=torch.channels_last)
@@ -281,8 +283,14 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
 
     def model_adaptation(self, model: Network | None = None) -> nn.Module:
         network: Network = self.model if model is None else model
+        self.rows_before = network.head.rows
         network.head.grow(self.experience.head_rows, self.generator)
         return network.to(self.device)
+
+    def begin_anew(self) -> None:
+        """Draw the network anew and forget what the optimizer knows of it."""
+        self.model.forget(self.generator)
+        self.optimizer.state.clear()
 
     def make_optimizer(self, **settings: Any) -> None:
         """Bind the optimizer to weights that were replaced; a grown head's old rows keep their moments.

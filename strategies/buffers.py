@@ -15,7 +15,7 @@ from strategies.avalanche_parts import SupervisedPlugin
 from strategies.base import ExperienceUnfitError
 from strategies.batches import ReplayBatches
 
-Balance = Literal["records", "classes"]
+Balance = Literal["records", "classes", "experiences"]
 
 
 class ReplayBuffer:
@@ -24,7 +24,8 @@ class ReplayBuffer:
     Balance "records": a uniform sample without replacement of all records ever offered, whatever the
     experience they came in (reservoir sampling by random keys: Efraimidis and Spirakis, 2006, with equal
     weights). Balance "classes": places are shared evenly between the classes seen, and what a class cannot
-    fill goes to the others; within a class the sample is uniform.
+    fill goes to the others; within a class the sample is uniform. Balance "experiences": the same between the
+    experiences; once these outnumber the places, a uniform sample of them has one place each.
 
     Memory is bounded by the capacity, however many records are offered.
     """
@@ -34,11 +35,15 @@ class ReplayBuffer:
         self.balance: Balance = balance
         self.offered = 0
         """Records ever offered."""
+        self.experiences = 0
+        """Times that records were offered."""
         self.inputs: Tensor | None = None
         """(n, *shape) as stored in the stream; None until the first record."""
         self.rows = torch.empty(0, dtype=torch.int64)
         """(n,) head rows, that is dense labels."""
         self.keys = torch.empty(0, dtype=torch.int64)
+        self.came = torch.empty(0, dtype=torch.int64)
+        """(n,) the experience that each record came in, counted from 0."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -53,38 +58,46 @@ class ReplayBuffer:
         # 62 random bits: with float32 keys, ties would favour old records after some millions of them.
         fresh = torch.randint(2**62, (len(rows),), generator=generator)
         keys, all_rows = torch.cat((self.keys, fresh)), torch.cat((self.rows, rows))
-        stays = self._staying(keys, all_rows)
+        came = torch.cat((self.came, torch.full((len(rows),), self.experiences)))
+        groups = {"records": None, "classes": all_rows, "experiences": came}[self.balance]
+        stays = self._staying(keys, groups)
         old = len(self)
         kept, admitted = stays[stays < old], stays[stays >= old] - old
         parts = [inputs[admitted]] if self.inputs is None else [self.inputs[kept], inputs[admitted]]
         self.inputs = torch.cat(parts)
-        self.keys, self.rows = keys[stays], all_rows[stays]
+        self.keys, self.rows, self.came = keys[stays], all_rows[stays], came[stays]
         self.offered += len(rows)
+        self.experiences += 1
         return kept, admitted
 
-    def _staying(self, keys: Tensor, rows: Tensor) -> Tensor:
-        """Ascending places of the records that stay."""
+    def _staying(self, keys: Tensor, groups: Tensor | None) -> Tensor:
+        """Ascending places of the records that stay; groups (n,) share the places evenly."""
         by_key = torch.argsort(keys, descending=True, stable=True)
-        if self.balance == "classes":
-            # Deal the places out in rounds, one a class: the order is (rank within the class, key).
-            rank = torch.empty_like(rows)
-            for row in torch.unique(rows):
-                members = by_key[rows[by_key] == row]
-                rank[members] = torch.arange(len(members))
-            by_key = by_key[torch.argsort(rank[by_key], stable=True)]
+        if groups is not None:
+            # Deal the places out in rounds, one a group: the order is (rank within the group, key).
+            by_group = torch.argsort(groups[by_key], stable=True)
+            _, sizes = torch.unique(groups, return_counts=True)
+            starts = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+            rank = torch.empty_like(groups)
+            rank[by_group] = torch.arange(len(groups)) - starts
+            by_key = by_key[torch.argsort(rank, stable=True)]
         return by_key[: self.capacity].sort().values
 
     def tensors(self) -> dict[str, Tensor]:
         """What is kept; empty before the first record."""
         if self.inputs is None:
             return {}
-        return {"inputs": self.inputs, "rows": self.rows, "keys": self.keys}
+        return {"inputs": self.inputs, "rows": self.rows, "keys": self.keys, "came": self.came}
 
-    def restore(self, tensors: Mapping[str, Tensor], *, offered: int) -> None:
-        """Become the buffer whose `tensors()` and `offered` these are."""
-        self.offered = offered
+    def facts(self) -> dict[str, JsonValue]:
+        return {"offered": self.offered, "experiences": self.experiences}
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Become the buffer whose `tensors()` and `facts()` these are."""
+        self.offered, self.experiences = facts["offered"], facts["experiences"]
         if tensors:
-            self.inputs, self.rows, self.keys = (tensors[name] for name in ("inputs", "rows", "keys"))
+            self.inputs, self.rows = tensors["inputs"], tensors["rows"]
+            self.keys, self.came = tensors["keys"], tensors["came"]
 
 
 class ReplayPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
@@ -116,21 +129,23 @@ class ReplayPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships n
         return self.buffer.tensors()
 
     def facts(self) -> dict[str, JsonValue]:
-        return {"offered": self.buffer.offered}
+        return self.buffer.facts()
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], network: nn.Module) -> None:
-        self.buffer.restore(tensors, offered=facts["offered"])
+        self.buffer.restore(tensors, facts)
 
 
 class CumulativePlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
     """Trains every experience on all records so far, of which it owns copies. Memory and time grow."""
 
     name = "cumulative"
-    known = frozenset({"max_records", "inputs", "rows"})
+    known = frozenset({"max_records", "anew", "inputs", "rows"})
 
-    def __init__(self, max_records: int) -> None:
+    def __init__(self, max_records: int, *, anew: bool = False) -> None:
+        """`anew`: a fresh network learns them."""
         super().__init__()
         self.max_records = max_records
+        self.anew = anew
         self.inputs: Tensor | None = None
         self.rows = torch.empty(0, dtype=torch.int64)
 
@@ -144,11 +159,13 @@ class CumulativePlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche shi
         total = len(self.rows) + len(data.rows)
         if total > self.max_records:
             raise ExperienceUnfitError(
-                f"the cumulative strategy would keep {total} records, above max_records={self.max_records}; "
+                f"this strategy would keep {total} records, above max_records={self.max_records}; "
                 "raise max_records, or choose a strategy of bounded memory such as replay"
             )
         self.inputs = data.inputs if self.inputs is None else torch.cat((self.inputs, data.inputs))
         self.rows = torch.cat((self.rows, data.rows))
+        if self.anew:
+            strategy.begin_anew()
         strategy.dataloader = strategy.batches(strategy.records(self.inputs, self.rows))
 
     def tensors(self) -> dict[str, Tensor]:

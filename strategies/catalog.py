@@ -4,16 +4,19 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from strategies.agem import AgemConfig
+from strategies.averaging import AveragingConfig
 from strategies.base import StrategySpec, StrategyUnknownError
 from strategies.combined import CombinedConfig
 from strategies.cumulative import CumulativeConfig
 from strategies.der import DerConfig
+from strategies.ema import EmaConfig
 from strategies.er_ace import ErAceConfig
 from strategies.er_aml import ErAmlConfig
 from strategies.ewc import EwcConfig
 from strategies.gdumb import GdumbConfig
 from strategies.gem import GemConfig
 from strategies.icarl import IcarlConfig
+from strategies.joint import JointConfig
 from strategies.lwf import LwfConfig
 from strategies.mas import MasConfig
 from strategies.mir import MirConfig
@@ -137,6 +140,20 @@ _SPECS = (
         paper="arXiv:1606.09282",
     ),
     StrategySpec(
+        name="averaging",
+        config=AveragingConfig,
+        builder="strategies.averaging:build",
+        summary="Mixes the weights before an experience with those after it; keeps no record.",
+        paper="arXiv:2109.01903",
+    ),
+    StrategySpec(
+        name="ema",
+        config=EmaConfig,
+        builder="strategies.ema:build",
+        summary="Leaves the moving average of the weights over the steps; keeps no record.",
+        paper="arXiv:2306.16817",
+    ),
+    StrategySpec(
         name="combined",
         config=CombinedConfig,
         builder="strategies.combined:build",
@@ -148,6 +165,13 @@ _SPECS = (
         config=CumulativeConfig,
         builder="strategies.cumulative:build",
         summary="Trains on all records so far; the upper bound, and it grows without end.",
+        paper="",
+    ),
+    StrategySpec(
+        name="joint",
+        config=JointConfig,
+        builder="strategies.joint:build",
+        summary="A fresh network on all records so far; what is reached without any order of arrival.",
         paper="",
     ),
 )

@@ -1,8 +1,9 @@
 """Several strategies at once: one that trains on kept records, and others that hold the network.
 
 A combination adds up what its parts do to a step, in the order in which they are named, after the part that
-decides what a step is made of. What cannot work is refused when it is declared: two parts that both decide
-that, and strategies that are nothing to be added to.
+decides what a step is made of; averages of weights are taken before any part looks at what was learnt. What
+cannot work is refused when it is declared: two parts that both decide what a step is made of, and strategies
+that are nothing to be added to.
 """
 
 from collections.abc import Mapping
@@ -12,8 +13,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from strategies.agem import AgemConfig
+from strategies.averaging import AveragingConfig
 from strategies.base import Learner, StrategyConfig, StreamInfo
 from strategies.der import DerConfig
+from strategies.ema import EmaConfig
 from strategies.er_ace import ErAceConfig
 from strategies.er_aml import ErAmlConfig
 from strategies.ewc import EwcConfig
@@ -35,7 +38,9 @@ Part = Annotated[
     | EwcConfig
     | SiConfig
     | MasConfig
-    | LwfConfig,
+    | LwfConfig
+    | AveragingConfig
+    | EmaConfig,
     Field(discriminator="name"),
 ]
 _MODULES = {
@@ -50,9 +55,13 @@ _MODULES = {
     "si": "si",
     "mas": "mas",
     "lwf": "lwf",
+    "averaging": "averaging",
+    "ema": "ema",
 }
 _MAKES_STEPS = frozenset({"replay", "er-ace", "er-aml", "mir", "der"})
 """These decide which records a step is made of, and what its loss is."""
+_SETS_WEIGHTS = ("ema", "averaging")
+"""These end an experience with other weights than the last: before others look at them, and in this order."""
 _USES_RECORDS = _MAKES_STEPS | {"a-gem", "gem"}
 _NOTHING_TO_ADD = {
     "naive": "it adds nothing",
@@ -61,6 +70,7 @@ _NOTHING_TO_ADD = {
     "scr": "it trains no head, which the others hold or teach",
     "slda": "it takes no step, to which something could be added",
     "cumulative": "it learns from everything anyway",
+    "joint": "it learns from everything anyway, with a fresh network",
     "combined": "name its parts instead",
 }
 _COMMON = frozenset(StrategyConfig.model_fields) - {"name"}
@@ -119,7 +129,7 @@ def build(config: CombinedConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner with the plugins of all parts."""
     from strategies.learner import AvalancheLearner
 
-    ordered = sorted(config.parts, key=lambda part: part.name not in _MAKES_STEPS)
+    ordered = sorted(config.parts, key=lambda part: _turn(part.name))
     plugins = [
         plugin
         for part in ordered
@@ -128,3 +138,9 @@ def build(config: CombinedConfig, stream_info: StreamInfo) -> Learner:
         )
     ]
     return AvalancheLearner(config, stream_info, plugins=plugins)
+
+
+def _turn(name: str) -> int:
+    if name in _SETS_WEIGHTS:
+        return _SETS_WEIGHTS.index(name)
+    return len(_SETS_WEIGHTS) + (name not in _MAKES_STEPS)

@@ -9,10 +9,8 @@ batch, it is replay with the two losses added.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
-
 from strategies.base import Learner, StreamInfo
-from strategies.replay import RehearsalConfig
+from strategies.replay import Balance, RehearsalConfig
 
 if TYPE_CHECKING:
     from strategies.avalanche_parts import SupervisedPlugin
@@ -22,11 +20,7 @@ class ErAceConfig(RehearsalConfig):
     """How much of the past is kept, and how much of it a step sees."""
 
     name: Literal["er-ace"] = "er-ace"
-    balance: Literal["records", "classes"] = Field(
-        "classes",
-        description="records: a uniform sample of all records ever seen. "
-        "classes: equal shares of the classes seen, uniform within each.",
-    )
+    balance: Balance = "classes"
 
 
 def plugins(config: ErAceConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":

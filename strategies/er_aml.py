@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from strategies.base import Learner, StreamInfo
-from strategies.replay import RehearsalConfig
+from strategies.replay import Balance, RehearsalConfig
 
 if TYPE_CHECKING:
     from strategies.avalanche_parts import SupervisedPlugin
@@ -22,11 +22,7 @@ class ErAmlConfig(RehearsalConfig):
     """How much of the past is kept, how much of it a step sees, and how sharply features are told apart."""
 
     name: Literal["er-aml"] = "er-aml"
-    balance: Literal["records", "classes"] = Field(
-        "classes",
-        description="records: a uniform sample of all records ever seen. "
-        "classes: equal shares of the classes seen, uniform within each.",
-    )
+    balance: Balance = "classes"
     temperature: float = Field(
         0.1,
         gt=0,

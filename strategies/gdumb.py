@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from strategies.base import Learner, StreamInfo
-from strategies.replay import RehearsalConfig
+from strategies.replay import Balance, RehearsalConfig
 
 
 class GdumbConfig(RehearsalConfig):
@@ -19,11 +19,7 @@ class GdumbConfig(RehearsalConfig):
 
     name: Literal["gdumb"] = "gdumb"
     epochs: int = Field(50, ge=1, le=10_000, description="Passes over the sample.")
-    balance: Literal["records", "classes"] = Field(
-        "classes",
-        description="records: a uniform sample of all records ever seen. "
-        "classes: equal shares of the classes seen, uniform within each.",
-    )
+    balance: Balance = "classes"
     early_stop: None = Field(
         None, description="Has no meaning here: records put aside would be among those that are learnt."
     )

@@ -141,8 +141,7 @@ class FromScratch(ReplayPlugin):
         data = strategy.experience.dataset
         self.buffer.offer(data.inputs, data.rows, generator=strategy.generator)
         assert self.buffer.inputs is not None, "an experience is never empty"
-        strategy.model.forget(strategy.generator)
-        strategy.optimizer.state.clear()
+        strategy.begin_anew()
         strategy.dataloader = strategy.batches(strategy.records(self.buffer.inputs, self.buffer.rows))
 
     def after_training_exp(self, strategy: Any, **_: Any) -> None:

@@ -1,13 +1,12 @@
 """Plugins that ask gradients where a step may go, and which kept records it needs."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import nnls
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from strategies.batches import Batch, Records
@@ -27,22 +26,20 @@ class EpisodicConstraints(ReplayPlugin):
     """
 
     name = "gem"
-    known = ReplayPlugin.known | {"groups", "margin", "came", "_kept", "_members"}
+    known = ReplayPlugin.known | {"groups", "margin", "_kept", "_members"}
 
     def __init__(self, buffer: ReplayBuffer, replayed: int, *, groups: int, margin: float) -> None:
         """`replayed`: kept records a step, shared evenly between at most `groups`, at least one to each."""
         super().__init__(buffer, replayed)
         self.groups = groups
         self.margin = margin
-        self.came = torch.empty(0, dtype=torch.int64)
-        """(n,) the experience that each kept record came in."""
         self._kept: Records | None = None
         self._members: list[Tensor] = []
 
     def before_training_exp(self, strategy: Any, **_: Any) -> None:
         if self.buffer.inputs is not None:
             self._kept = strategy.records(self.buffer.inputs, self.buffer.rows)
-            self._members = shared_out(self.came, self.groups)
+            self._members = shared_out(self.buffer.came, self.groups)
 
     def after_backward(self, strategy: Any, **_: Any) -> None:
         """Turn the gradient into the nearest one that agrees with all groups."""
@@ -72,21 +69,9 @@ class EpisodicConstraints(ReplayPlugin):
         found = torch.autograd.grad(loss, weights, materialize_grads=True)
         return torch.cat([gradient.flatten() for gradient in found])
 
-    def after_training_exp(self, strategy: Any, **_: Any) -> None:
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._kept, self._members = None, []
-        data = strategy.experience.dataset
-        kept, admitted = self.buffer.offer(data.inputs, data.rows, generator=strategy.generator)
-        fresh = torch.full((len(admitted),), strategy.clock.train_exp_counter)
-        self.came = torch.cat((self.came[kept], fresh))
-
-    def tensors(self) -> dict[str, Tensor]:
-        found = super().tensors()
-        return found | {"came": self.came} if found else found
-
-    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], network: nn.Module) -> None:
-        super().restore(tensors, facts, network)
-        if tensors:
-            self.came = tensors["came"]
+        super().after_training_exp(strategy, **kwargs)
 
 
 def shared_out(came: Tensor, groups: int) -> list[Tensor]:

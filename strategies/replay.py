@@ -5,7 +5,7 @@ al., "On Tiny Episodic Memories in Continual Learning", 2019 (arXiv:1902.10486).
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,16 @@ from strategies.base import Learner, StrategyConfig, StreamInfo
 
 if TYPE_CHECKING:
     from strategies.avalanche_parts import SupervisedPlugin
+
+
+Balance = Annotated[
+    Literal["records", "classes", "experiences"],
+    Field(
+        description="records: a uniform sample of all records ever seen. "
+        "classes: equal shares of the classes seen, uniform within each. "
+        "experiences: equal shares of the experiences learnt, uniform within each."
+    ),
+]
 
 
 class RehearsalConfig(StrategyConfig):
@@ -24,11 +34,7 @@ class RehearsalConfig(StrategyConfig):
     replay_batch_size: int | None = Field(
         None, ge=1, le=65536, description="Kept records a step; unset means as many as new ones."
     )
-    balance: Literal["records", "classes"] = Field(
-        "records",
-        description="records: a uniform sample of all records ever seen. "
-        "classes: equal shares of the classes seen, uniform within each.",
-    )
+    balance: Balance = "records"
 
 
 class ReplayConfig(RehearsalConfig):

@@ -70,6 +70,28 @@ def test_classes_share_the_places_and_each_is_sampled_evenly() -> None:
     assert abs(first_half - 1300) < 5 * (2600 / 4) ** 0.5
 
 
+def test_experiences_share_the_places_evenly() -> None:
+    buffer, draw = ReplayBuffer(30, "experiences"), generator()
+    for index, size in enumerate((500, 10, 4, 100)):
+        offer(buffer, 1000 * index + torch.arange(size), draw=draw)
+    # The small one gives what it cannot fill to the others.
+    assert torch.bincount(buffer.came)[2] == 4
+    assert torch.bincount(buffer.came).sort().values.tolist() == [4, 8, 9, 9]
+    assert (kept(buffer) // 1000 == buffer.came).all()
+
+
+def test_more_experiences_than_places_have_one_each_by_chance() -> None:
+    uses = torch.zeros(30)
+    for seed in range(150):
+        buffer, draw = ReplayBuffer(10, "experiences"), generator(seed)
+        for _ in range(30):
+            offer(buffer, torch.arange(5), draw=draw)
+        assert len(torch.unique(buffer.came)) == 10
+        uses[buffer.came] += 1
+    # 150 draws of a third each: five deviations.
+    assert (uses - 50).abs().max() < 5 * (150 * 2 / 9) ** 0.5
+
+
 def test_the_same_generator_keeps_the_same_records() -> None:
     def run(seed: int) -> list[int]:
         buffer, draw = ReplayBuffer(10), generator(seed)
@@ -83,7 +105,7 @@ def test_the_same_generator_keeps_the_same_records() -> None:
 def test_a_restored_buffer_goes_on_alike() -> None:
     first, second = ReplayBuffer(10), ReplayBuffer(10)
     offer(first, torch.arange(30), draw=generator())
-    second.restore({k: v.clone() for k, v in first.tensors().items()}, offered=first.offered)
+    second.restore({k: v.clone() for k, v in first.tensors().items()}, first.facts())
     for buffer in (first, second):
         offer(buffer, 30 + torch.arange(30), draw=generator(1))
     assert torch.equal(kept(first), kept(second))

@@ -1,0 +1,42 @@
+"""Champion and challenger averaged: the weights before an experience and after it are mixed.
+
+Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022 (arXiv:2109.01903), there for a
+pretrained and a fine-tuned network. Keeps no record and costs nothing a step; it goes with everything that
+trains one network on and on.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from strategies.base import Learner, StrategyConfig, StreamInfo
+
+if TYPE_CHECKING:
+    from strategies.avalanche_parts import SupervisedPlugin
+
+
+class AveragingConfig(StrategyConfig):
+    """How the two are mixed."""
+
+    name: Literal["averaging"] = "averaging"
+    share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Weight of the challenger in the mean, the champion has the rest; 1 is naive training.",
+    )
+
+
+def plugins(config: AveragingConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
+    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
+    from strategies.weight_averages import ChampionAverage
+
+    return [ChampionAverage(share=config.share)]
+
+
+def build(config: AveragingConfig, stream_info: StreamInfo) -> Learner:
+    """A fresh learner; its first experience is learnt plainly."""
+    from strategies.learner import AvalancheLearner
+
+    return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

@@ -1,0 +1,44 @@
+"""A moving average of the weights: an experience leaves the mean over its steps, which is slower than they.
+
+Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992; for continual learning
+Soutif et al., "Improving Online Continual Learning Performance and Stability with Temporal Ensembles",
+CoLLAs 2023 (arXiv:2306.16817), who keep the last weights beside the mean. Here the next experience goes on
+from the mean.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from strategies.base import Learner, StrategyConfig, StreamInfo
+
+if TYPE_CHECKING:
+    from strategies.avalanche_parts import SupervisedPlugin
+
+
+class EmaConfig(StrategyConfig):
+    """How slow the mean is."""
+
+    name: Literal["ema"] = "ema"
+    decay: float = Field(
+        0.99,
+        gt=0,
+        lt=1,
+        description="Weight of the mean so far at each step: it looks back over about 1 / (1 - decay) steps, "
+        "so more steps than an experience has hold it near the champion.",
+    )
+
+
+def plugins(config: EmaConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
+    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
+    from strategies.weight_averages import MovingAverage
+
+    return [MovingAverage(decay=config.decay)]
+
+
+def build(config: EmaConfig, stream_info: StreamInfo) -> Learner:
+    """A fresh learner."""
+    from strategies.learner import AvalancheLearner
+
+    return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))
