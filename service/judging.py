@@ -20,6 +20,8 @@ ENOUGH_RECORDS = 200
 """Holdout records that an error rate is taken over at least, the newest experiences first."""
 PAST_UPDATES = 50
 _VALUES = 2**22
+_RECORDS = 256
+"""Answered to at a time, at most: a deep network holds many values of each."""
 
 
 class ChampionJudge:
@@ -37,7 +39,7 @@ class ChampionJudge:
 
         if self._network is None:
             self._network = torch.export.load(self._served).module()
-        step = max(1, _VALUES // max(1, int(np.prod(features.shape[1:]))))
+        step = max(1, min(_RECORDS, _VALUES // max(1, int(np.prod(features.shape[1:])))))
         answers = [np.zeros(0, dtype=np.int64)]
         with torch.no_grad():
             for start in range(0, len(features), step):

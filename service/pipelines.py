@@ -11,8 +11,11 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from service.errors import PipelineInvalidError
 from service.gate.base import GateConfig
@@ -41,6 +44,9 @@ else:
         Field(discriminator="name"),
         BeforeValidator(with_parts),
     ]
+
+
+NETWORK_MISFIT = "network_misfit"
 
 
 class Retention(BaseModel):
@@ -91,6 +97,15 @@ class PipelineSpec(BaseModel):
     max_carries: int = Field(
         2, ge=0, le=100, description="How often a rejected experience is tried again; then it is parked."
     )
+
+    @field_validator("strategy")
+    @classmethod
+    def _network_fits(cls, strategy: StrategyChoice, info: ValidationInfo) -> StrategyChoice:
+        schema: RecordSchema | None = info.data.get("record_schema")
+        problem = None if schema is None else strategy.network.misfit(schema.shape, schema.dtype)
+        if problem:
+            raise PydanticCustomError(NETWORK_MISFIT, "{problem}", {"problem": problem})
+        return strategy
 
     @model_validator(mode="after")
     def _source_fits(self) -> Self:
@@ -157,6 +172,8 @@ def describe(error: ValidationError) -> list[dict[str, str]]:
 
 def _where(location: tuple[int | str, ...], fault: str) -> str:
     """The place as it was written. The kind of a trigger may be left out, so it is no part of the place."""
+    if fault == NETWORK_MISFIT:
+        location = (*location, "network")
     if location[:1] == ("trigger",):
         location = ("trigger", "kind") if fault == "union_tag_invalid" else ("trigger", *location[2:])
     return ".".join(str(part) for part in location)

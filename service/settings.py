@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from strategies.network_choice import Installation, own_networks
 
 
 class Settings(BaseSettings):
@@ -40,6 +42,11 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(
         10 * 2**30, ge=2**20, description="With a store elsewhere: size of the local cache of experiences."
     )
+    networks: str | None = Field(
+        None,
+        description="Own networks that pipelines may name, as name=module:function with ; between them.",
+    )
+    weights: Path | None = Field(None, description="Folder of weight files that pipelines may name.")
     upkeep_seconds: float = Field(
         600.0, gt=0, description="Pause between removals of files that nothing needs any more."
     )
@@ -50,6 +57,18 @@ class Settings(BaseSettings):
     log_level: str = Field(
         "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least severity logged."
     )
+
+    @field_validator("networks")
+    @classmethod
+    def _written_right(cls, networks: str | None) -> str | None:
+        own_networks(networks or "")
+        return networks
+
+    @property
+    def installation(self) -> Installation:
+        """The networks and weights of this installation's own."""
+        weights = None if self.weights is None else self.weights.expanduser().resolve()
+        return Installation(networks=own_networks(self.networks or ""), weights=weights)
 
     @property
     def root(self) -> Path:

@@ -32,9 +32,16 @@ def require_allowed(spec: PipelineSpec, settings: Settings) -> None:
     """Hold a pipeline to the settings: whoever may declare one may not read every file of this machine.
 
     Raises:
-        PipelineInvalidError: a source reads outside the places that the settings name, or the trigger waits
-            for more pushed records than may wait.
+        PipelineInvalidError: a source reads outside the places that the settings name, the trigger waits
+            for more pushed records than may wait, or the network needs what this installation lacks.
     """
+    lacking = spec.strategy.network.lacking(settings.installation)
+    if lacking:
+        raise PipelineInvalidError(
+            f"The pipeline is not valid: strategy.network: {lacking}.",
+            fix="Name what this installation has, or ask whoever runs it to add this.",
+            members={"errors": [{"where": "strategy.network", "problem": lacking}]},
+        )
     if spec.source.kind == "pushed" and spec.trigger.least_records > settings.max_backlog_records:
         told = (
             f"it never cuts fewer than {spec.trigger.least_records} records, and only "

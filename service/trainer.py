@@ -21,8 +21,9 @@ from service.gate import guards
 from service.gate.base import Answer, Bits, DataEvidence, GateConfig, Screen
 from service.gate.screen import data_evidence, profile
 from service.storage import StorePlace
-from strategies.base import Learner, LearnReport, StreamInfo
+from strategies.base import Learner, LearnReport, StrategyError, StreamInfo
 from strategies.catalog import STRATEGIES
+from strategies.network_choice import Installation, install
 from streams.base import Experience
 from streams.experiences import ExperienceStore
 
@@ -70,6 +71,8 @@ class Task:
     """Past holdouts whose champion answers are not stored: they are computed here, once."""
     references: tuple[Screen, ...]
     """How the experiences that the champion learnt looked."""
+    installation: Installation = field(default_factory=Installation)
+    """The networks and weights that the installation has; the trainer's own environment has no say."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,7 @@ def _learn(
     scratch: Path,
     on_progress: OnProgress,
 ) -> Result:
+    install(task.installation)
     spec = STRATEGIES[task.strategy["name"]]
     champion = load_learner(task.champion) if task.champion else None
     if champion:
@@ -230,7 +234,13 @@ def _export(learner: Learner, stream: StreamInfo, path: Path) -> None:
     # Two rows: the exporter would freeze a batch size of one.
     example = torch.zeros(2, *stream.shape, dtype=torch.float32)
     batch = {0: torch.export.Dim("batch")}
-    program = torch.export.export(learner.served_network().cpu(), (example,), dynamic_shapes=(batch,))
+    try:
+        program = torch.export.export(learner.served_network().cpu(), (example,), dynamic_shapes=(batch,))
+    except Exception as error:  # an installation's own network may do what no graph can hold
+        first = str(error).partition("\n")[0]
+        raise StrategyError(
+            f"the network cannot be exported to serve any number of records: {first}"
+        ) from error
     torch.export.save(program, path)
     with path.open("rb+") as file:
         os.fsync(file.fileno())

@@ -106,6 +106,7 @@ class Updater:
             past_holdouts=tuple(Stored(index, plan.rows[index].gate.digest) for index in learnt),
             missing_baselines=tuple(index for index in learnt if index not in plan.past),
             references=plan.references,
+            installation=self._settings.installation,
         )
 
     def _evidence(self, plan: Plan, result: Result) -> Evidence:

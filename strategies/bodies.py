@@ -1,7 +1,6 @@
 """The bodies of the built-in networks: scaled features (n, *shape) -> features (n, width)."""
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from itertools import pairwise
 from math import prod
@@ -19,36 +18,39 @@ from strategies.network_choice import (
     MlpChoice,
     OwnChoice,
     Resnet18Choice,
-    own,
+    installed,
 )
 
-WEIGHTS_FOLDER = "HOLDFAST_WEIGHTS"
-"""Environment variable: the folder of weight files that pipelines may name."""
 GROUPS = 8
 """Of a group normalisation, at most."""
+GROUP_CHANNELS = 4
+"""Of a group, at least: one of a single value would normalise it to zero."""
+NAMES_TOLD = 3
+"""Of the tensors that a weight file has or lacks, in the message about it."""
 
 
-def make_body(config: StrategyConfig, shape: Sequence[int]) -> nn.Module:
+def make_body(config: StrategyConfig, shape: Sequence[int], dtype: str) -> nn.Module:
     """A freshly drawn body, by torch's global random state.
 
     Raises:
         StrategyError: the network does not take such records, or cannot be made here.
     """
     choice = config.network
-    problem = choice.misfit(shape, "")
+    problem = choice.misfit(shape, dtype) or choice.lacking(installed())
     if problem:
         raise StrategyError(problem)
+    channels = shape[0] if len(shape) == 3 else 1
     match choice:
         case MlpChoice():
             return perceptron(shape, config.hidden, dropout=choice.dropout, layer_norm=choice.norm == "layer")
         case CnnChoice():
-            return cnn(shape[0], choice.channels, norm=choice.norm)
+            return _of_images(cnn(channels, choice.channels, norm=choice.norm), shape)
         case Resnet18Choice():
-            return resnet18(shape[0])
+            return _of_images(resnet18(channels), shape)
         case BackboneChoice():
-            return backbone(choice)
+            return _of_images(backbone(choice), shape)
         case OwnChoice():
-            return _own_body(choice.of, shape)
+            return OwnBody(choice.of, shape)
         case _ as never:
             assert_never(never)
 
@@ -68,6 +70,11 @@ def perceptron(
     return nn.Sequential(*layers)
 
 
+def _of_images(body: nn.Module, shape: Sequence[int]) -> nn.Module:
+    """Records (height, width) are images of one channel."""
+    return nn.Sequential(nn.Unflatten(1, (1, shape[0])), body) if len(shape) == 2 else body
+
+
 def cnn(channels: int, widths: Sequence[int], *, norm: str) -> nn.Sequential:
     """Blocks of two 3x3 convolutions; each block but the first sees half the height and width."""
     layers: list[nn.Module] = []
@@ -85,7 +92,8 @@ def cnn(channels: int, widths: Sequence[int], *, norm: str) -> nn.Sequential:
 
 
 def _groups(channels: int) -> int:
-    return next(groups for groups in range(min(GROUPS, channels), 0, -1) if channels % groups == 0)
+    most = max(1, min(GROUPS, channels // GROUP_CHANNELS))
+    return next(groups for groups in range(most, 0, -1) if channels % groups == 0)
 
 
 def resnet18(channels: int) -> nn.Module:
@@ -118,8 +126,9 @@ class Backbone(nn.Module):
         if images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         if self.size is not None:
+            # Antialiased on every device: a network taught on a GPU is served on a CPU.
             images = nn.functional.interpolate(
-                images, (self.size, self.size), mode="bilinear", antialias=images.device.type == "cpu"
+                images, (self.size, self.size), mode="bilinear", antialias=True
             )
         features: Tensor = self.model((images - self.mean) / self.deviation)
         return features.flatten(1)
@@ -138,53 +147,103 @@ def backbone(choice: BackboneChoice) -> Backbone:
             f"torchvision has no classification model {choice.constructor!r}; its documentation lists them"
         )
     model: nn.Module = models.get_model(choice.constructor, weights=None)
+    if getattr(model, "aux_logits", False) and not choice.frozen:
+        raise StrategyError(
+            f"{choice.constructor} answers otherwise while it is trained; freeze it, or choose another one"
+        )
+    last = _last_layer(model)
     if choice.weights is not None:
-        _load_weights(model, choice.weights)
-    _drop_last_layer(model)
+        _load_weights(model, choice.weights, may_lack=f"{last}.")
+    parent, _, name = last.rpartition(".")
+    setattr(model.get_submodule(parent), name, nn.Identity())
     return Backbone(model, choice)
 
 
-def _load_weights(model: nn.Module, name: str) -> None:
-    folder = os.environ.get(WEIGHTS_FOLDER)
-    if not folder:
-        raise StrategyError(
-            f"the weights {name!r} are to come from a folder that nobody named; set {WEIGHTS_FOLDER}"
-        )
-    path = Path(folder) / name
+def _last_layer(model: nn.Module) -> str:
+    """Where the classifier's last linear layer is; what stands before it in the classifier stays."""
+    for name in ("fc", "classifier", "heads", "head"):
+        layer = getattr(model, name, None)
+        if isinstance(layer, nn.Linear):
+            return name
+        if isinstance(layer, nn.Sequential) and isinstance(layer[-1], nn.Linear):
+            return f"{name}.{list(dict(layer.named_children()))[-1]}"
+    raise StrategyError("this torchvision model has no last linear layer to leave out; choose another one")
+
+
+def _load_weights(model: nn.Module, name: str, *, may_lack: str) -> None:
+    """Load the file of that name; what begins with `may_lack` is left out of the network anyway.
+
+    Raises:
+        StrategyError: there is no such file, it is broken, or it is not this model's.
+    """
+    try:
+        path = installed().weights_file(name)
+    except ValueError as error:
+        raise StrategyError(str(error)) from None
+    found = _read_weights(path)
+    wanted = model.state_dict()
+    # Counters of batch normalisation: files of old torch versions lack them, and nothing here reads them.
+    needed = {key for key in wanted if not key.startswith(may_lack) and not key.endswith("batches_tracked")}
+    for what, keys in (
+        ("lack", needed - set(found)),
+        ("have and the model does not", set(found) - set(wanted)),
+        ("have in another size", {k for k in set(found) & set(wanted) if found[k].shape != wanted[k].shape}),
+    ):
+        if keys:
+            told = ", ".join(sorted(keys)[:NAMES_TOLD])
+            rest = f" and {len(keys) - NAMES_TOLD} more" if len(keys) > NAMES_TOLD else ""
+            raise StrategyError(
+                f"the weights {name!r} are not those of this model: what they {what}: {told}{rest}. Name the "
+                "model that they belong to; a classifier of other classes is to be left out of the file"
+            )
+    model.load_state_dict(found, strict=False)
+
+
+def _read_weights(path: Path) -> Mapping[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             found = load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(found)
-    except FileNotFoundError:
-        raise StrategyError(
-            f"there are no weights {name!r} in the folder that {WEIGHTS_FOLDER} names"
-        ) from None
     except Exception as error:  # a weight file may be broken in any way
-        raise StrategyError(f"the weights {name!r} are not those of this model: {error}") from error
+        first = str(error).partition("\n")[0]
+        raise StrategyError(f"the weights {path.name!r} cannot be read: {first}") from error
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise StrategyError(f"the weights {path.name!r} are no state_dict: save `model.state_dict()`")
+    return found
 
 
-def _drop_last_layer(model: nn.Module) -> None:
-    """The classifier's last linear layer becomes the identity; what stands before it stays."""
-    for name in ("fc", "classifier", "heads", "head"):
-        layer = getattr(model, name, None)
-        if isinstance(layer, nn.Linear):
-            setattr(model, name, nn.Identity())
-            return
-        if isinstance(layer, nn.Sequential) and isinstance(layer[-1], nn.Linear):
-            layer[-1] = nn.Identity()
-            return
-    raise StrategyError("this torchvision model has no last linear layer to leave out; choose another one")
+class OwnBody(nn.Module):
+    """A network of this installation's own; whatever it raises is told as one sentence."""
 
+    def __init__(self, name: str, shape: Sequence[int]) -> None:
+        """Raises StrategyError: it cannot be imported, or made, or is no network."""
+        super().__init__()
+        self._name = name
+        where = installed().function(name)
+        module, function = where.split(":")
+        try:
+            make: Callable[[tuple[int, ...]], nn.Module] = getattr(import_module(module), function)
+            made = make(tuple(shape))
+        except Exception as error:  # it is anybody's code
+            raise self._failed(f"cannot be made by {where}", error) from error
+        if not isinstance(made, nn.Module):
+            raise StrategyError(f"network {name!r}: {where} gave a {type(made).__name__}, no torch module")
+        self.made = made
 
-def _own_body(name: str, shape: Sequence[int]) -> nn.Module:
-    module, function = own(name).split(":")
-    try:
-        make: Callable[[tuple[int, ...]], nn.Module] = getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise StrategyError(f"network {name!r} cannot be made: {error}; see HOLDFAST_NETWORKS") from error
-    body = make(tuple(shape))
-    if not isinstance(body, nn.Module):
-        raise StrategyError(f"network {name!r}: {module}:{function} gave a {type(body).__name__}, no module")
-    return body
+    def forward(self, records: Tensor) -> Tensor:
+        """(n, *shape) scaled -> (n, width)."""
+        try:
+            features = self.made(records)
+        except Exception as error:  # as above
+            raise self._failed("failed", error) from error
+        # By shape and not by length, which an export would take for a constant.
+        if not isinstance(features, Tensor) or features.dim() != 2 or features.shape[0] != records.shape[0]:
+            found = list(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
+            raise StrategyError(
+                f"network {self._name!r} makes {found} of {len(records)} records; it must give (n, width)"
+            )
+        return features
+
+    def _failed(self, what: str, error: Exception) -> StrategyError:
+        return StrategyError(f"network {self._name!r} {what}: {type(error).__name__}: {error}")

@@ -248,6 +248,8 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
     def _prepare_all(self, inputs: Tensor) -> Tensor:
         prepare: Callable[[Tensor], Tensor] = self.model.prepare
         step = max(1, PREPARED_VALUES // max(1, inputs[0].numel()))
+        if self.model.frozen:
+            step = min(step, self.model.records_at_once)
         return torch.cat([prepare(chunk.to(self.device)) for chunk in torch.split(inputs, step)])
 
     @torch.no_grad()

@@ -44,8 +44,10 @@ class Teaching(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no ty
         """(n, rows) softened answers to all records, where these are prepared."""
         if records.prepare is not None:
             return None
+        assert self.teacher is not None
         places = torch.arange(len(records), device=records.rows.device)
-        return torch.cat([self._softened(records.take(p)) for p in torch.split(places, ANSWERED_RECORDS)])
+        step = min(ANSWERED_RECORDS, self.teacher.records_at_once)
+        return torch.cat([self._softened(records.take(some)) for some in torch.split(places, step)])
 
     @torch.no_grad()
     def _softened(self, prepared: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ def fisher_of_batches(
     with at_rest(network):
         for given, wanted in batches:
             loss = cross_entropy(network(given.to(device)), wanted.to(device))
-            pulls = torch.autograd.grad(loss, list(weights.values()))
+            pulls = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
             for name, gradient in zip(weights, pulls, strict=True):
                 total[name] += gradient.square()
     return {name: value / len(batches) for name, value in total.items()}

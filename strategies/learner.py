@@ -91,7 +91,7 @@ class AvalancheLearner:
         self._failed = False
         self._recorder = Recorder()
         with seeded(config.seed, 0, device=self.device):
-            network = Network(config, stream_info.shape)
+            network = Network(config, stream_info.shape, stream_info.dtype)
             equip(network)
             network = network.to(self.device)
         self._template = Template(
@@ -164,6 +164,7 @@ class AvalancheLearner:
         served = self._served()
         modes = {module: module.training for module in self.network.modules()}
         step = max(1, PREDICTION_VALUES // max(1, int(np.prod(self.stream_info.shape))))
+        step = min(step, self.network.records_at_once)
         answers = [np.zeros((0, len(self.stream_info.classes)), np.float32)]
         try:
             served.eval()

@@ -2,23 +2,115 @@
 
 Every network is a scaling of raw features, a body that makes features of them, and a head with a row a class
 that grows as classes appear. What is chosen here is the body.
+
+A pipeline names what it wants; what stands behind a name, `Installation` says, and no pipeline can.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-Width = Annotated[int, Field(ge=1, le=65536)]
+
+@dataclass(frozen=True)
+class Installation:
+    """What whoever runs this installation adds to the networks that pipelines may name."""
+
+    networks: Mapping[str, str] = field(default_factory=dict)
+    """Name -> `module:function`. The function takes the shape of a record, and gives a `torch.nn.Module`
+    from scaled records (n, *shape), float32, to features (n, width)."""
+    weights: Path | None = None
+    """The folder of weight files."""
+
+    def function(self, name: str) -> str:
+        """The `module:function` that makes the network of that name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if name not in self.networks:
+            known = ", ".join(sorted(self.networks)) or "none"
+            raise ValueError(
+                f"this installation has no network of its own that is called {name!r} (it has {known}); "
+                "whoever runs it can name one in HOLDFAST_NETWORKS"
+            )
+        return self.networks[name]
+
+    def weights_file(self, name: str) -> Path:
+        """The file of that name in the folder of weights.
+
+        Raises:
+            ValueError: there is no folder, no such file in it, or the name leads out of it.
+        """
+        if self.weights is None:
+            raise ValueError(
+                f"the weights {name!r} are to come from a folder of this installation, and it has none; "
+                "whoever runs it can name one in HOLDFAST_WEIGHTS"
+            )
+        folder = self.weights.resolve()
+        path = (folder / name).resolve()
+        # A link inside the folder may stand for a file inside it, and for nothing else.
+        if not path.is_file() or not path.is_relative_to(folder):
+            raise ValueError(f"there is no file {name!r} in the folder that HOLDFAST_WEIGHTS names")
+        return path
+
+
+_installed = Installation()
+
+
+def install(installation: Installation) -> None:
+    """Make known to this process what this installation has; what was known before is not any more."""
+    global _installed
+    _installed = installation
+
+
+def installed() -> Installation:
+    """What `install` made known; nothing, before."""
+    return _installed
+
+
+def own_networks(text: str) -> dict[str, str]:
+    """Names and functions out of `name=module:function;other=module:function`.
+
+    Raises:
+        ValueError: it is written in another way.
+    """
+    found: dict[str, str] = {}
+    for entry in filter(None, (part.strip() for part in text.split(";"))):
+        name, _, function = (part.strip() for part in entry.partition("="))
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", name):
+            raise ValueError(f"{entry!r} does not begin with a name of small letters, digits and -, then =")
+        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", function):
+            raise ValueError(f"network {name!r}: {function!r} is not of the form module:function")
+        if name in found:
+            raise ValueError(f"network {name!r} is named twice")
+        found[name] = function
+    return found
 
 
 class _Choice(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def misfit(self, shape: Sequence[int], dtype: str) -> str | None:
-        """Why records of that shape cannot be learnt by this network; None where they can."""
+        """Why such records cannot be learnt by this network, wherever it runs; None where they can."""
         return None
+
+    def lacking(self, installation: Installation) -> str | None:
+        """What this network needs and that installation lacks; None where nothing is known to be lacking."""
+        return None
+
+
+def _not_images(shape: Sequence[int], *, name: str, smallest: int) -> str | None:
+    if len(shape) in (2, 3) and min(shape[-2:]) >= smallest:
+        return None
+    size = f", of {smallest} pixels each way at least" if smallest > 1 else ""
+    return (
+        f"network {name} takes images of shape (channels, height, width) or (height, width){size}; "
+        f"the records have shape {list(shape)}"
+    )
 
 
 class MlpChoice(_Choice):
@@ -37,7 +129,7 @@ class CnnChoice(_Choice):
     """Blocks of two 3x3 convolutions with ReLU, each halving the image; then the mean over places."""
 
     name: Literal["cnn"] = "cnn"
-    channels: tuple[Width, ...] = Field(
+    channels: tuple[Annotated[int, Field(ge=2, le=65536)], ...] = Field(
         (32, 64, 128), min_length=1, max_length=8, description="Channels of each block."
     )
     norm: Literal["group", "batch", "none"] = Field(
@@ -47,13 +139,7 @@ class CnnChoice(_Choice):
     )
 
     def misfit(self, shape: Sequence[int], dtype: str) -> str | None:
-        smallest = 2 ** (len(self.channels) - 1)
-        if len(shape) != 3 or min(shape[1:]) < smallest:
-            return (
-                f"network cnn with {len(self.channels)} blocks takes images of shape (channels, height, "
-                f"width) of {smallest} pixels at least; the records have shape {list(shape)}"
-            )
-        return None
+        return _not_images(shape, name=self.name, smallest=2 ** (len(self.channels) - 1))
 
 
 class Resnet18Choice(_Choice):
@@ -62,12 +148,7 @@ class Resnet18Choice(_Choice):
     name: Literal["resnet18"] = "resnet18"
 
     def misfit(self, shape: Sequence[int], dtype: str) -> str | None:
-        if len(shape) != 3 or min(shape[1:]) < 8:
-            return (
-                "network resnet18 takes images of shape (channels, height, width) of 8 pixels at least; "
-                f"the records have shape {list(shape)}"
-            )
-        return None
+        return _not_images(shape, name=self.name, smallest=8)
 
 
 class BackboneChoice(_Choice):
@@ -93,10 +174,10 @@ class BackboneChoice(_Choice):
     size: Annotated[int, Field(ge=8, le=1024)] | None = Field(
         None, description="Height and width that images are resized to first; unset leaves them."
     )
-    mean: tuple[float, ...] = Field(
+    mean: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = Field(
         (0.485, 0.456, 0.406), description="Taken from each channel of an image in 0 to 1; 3 or 1 values."
     )
-    deviation: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+    deviation: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
         (0.229, 0.224, 0.225), description="Each channel is divided by it then; as many values as mean."
     )
 
@@ -109,11 +190,19 @@ class BackboneChoice(_Choice):
         return self
 
     def misfit(self, shape: Sequence[int], dtype: str) -> str | None:
-        if len(shape) != 3 or shape[0] not in (1, 3):
-            return (
-                "network backbone takes images of shape (3, height, width), or (1, height, width), which is "
-                f"repeated; the records have shape {list(shape)}"
-            )
+        if len(shape) == 3 and shape[0] not in (1, 3):
+            return f"network backbone takes images of 1 or 3 channels; the records have shape {list(shape)}"
+        return _not_images(shape, name=self.name, smallest=1)
+
+    def lacking(self, installation: Installation) -> str | None:
+        elsewhere = installation.weights is not None and not installation.weights.is_dir()
+        if self.weights is None or elsewhere:
+            # A folder that this machine does not see may well be seen by those that train.
+            return None
+        try:
+            installation.weights_file(self.weights)
+        except ValueError as error:
+            return str(error)
         return None
 
 
@@ -121,17 +210,13 @@ class OwnChoice(_Choice):
     """A network of this installation's own; HOLDFAST_NETWORKS says which function makes it."""
 
     name: Literal["own"] = "own"
-    of: str = Field(
-        pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Its name in HOLDFAST_NETWORKS of the service."
-    )
+    of: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Its name in HOLDFAST_NETWORKS.")
 
-    def misfit(self, shape: Sequence[int], dtype: str) -> str | None:
-        if self.of not in _own:
-            known = ", ".join(sorted(_own)) or "none"
-            return (
-                f"this installation has no network of its own that is called {self.of!r} (it has {known}); "
-                "whoever runs it can name one in HOLDFAST_NETWORKS"
-            )
+    def lacking(self, installation: Installation) -> str | None:
+        try:
+            installation.function(self.of)
+        except ValueError as error:
+            return str(error)
         return None
 
 
@@ -145,33 +230,3 @@ NetworkChoice = Annotated[
     Field(discriminator="name"),
     BeforeValidator(_with_name),
 ]
-
-_own: dict[str, str] = {}
-
-
-def allow_own(networks: Mapping[str, str]) -> None:
-    """Make known which functions make this installation's own networks; what was known before is not.
-
-    Args:
-        networks: name -> `module:function`. The function takes the shape of a record, and gives a
-            `torch.nn.Module` from scaled records (n, *shape), float32, to features (n, width).
-
-    Raises:
-        ValueError: a name or a function is written in another way.
-    """
-    for name, function in networks.items():
-        if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", name):
-            raise ValueError(f"network {name!r}: a name is of small letters, digits and -")
-        if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", function):
-            raise ValueError(f"network {name!r}: {function!r} is not of the form module:function")
-    _own.clear()
-    _own.update(networks)
-
-
-def own(name: str) -> str:
-    """The `module:function` that makes the network of that name.
-
-    Raises:
-        KeyError: there is none.
-    """
-    return _own[name]

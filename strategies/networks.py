@@ -11,13 +11,16 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from strategies.base import StrategyConfig, StrategyError
+from strategies.base import ExperienceUnfitError, StrategyConfig, StrategyError
 from strategies.bodies import make_body
 from strategies.network_choice import BackboneChoice
 
 CHUNK_VALUES = 2**22
 """Feature values that are converted to float64 at a time while the scaling is learnt."""
+PASS_VALUES = 2**24
+"""Values that one layer makes of all records that pass at a time without being trained on, at most."""
 
 
 class FeatureScaling(nn.Module):
@@ -158,13 +161,31 @@ class Readout(nn.Module):
 
 
 class ImageScaling(nn.Module):
-    """Images in 0 to 255 (uint8) or 0 to 1 (float32) -> 0 to 1. Nothing is learnt from the stream."""
+    """Images as a stream of that type stores them (uint8: 0 to 255; float32: 0 to 1) -> 0 to 1.
+
+    Nothing is learnt from the stream: a pretrained backbone wants the scaling that it was trained with. The
+    type is the stream's and not that of what is asked: a served network is given uint8 records as float32.
+    """
+
+    def __init__(self, dtype: str) -> None:
+        super().__init__()
+        self.largest = 255.0 if dtype == "uint8" else 1.0
 
     def fit(self, inputs: Tensor) -> None:
-        """A pretrained backbone wants the scaling that it was trained with."""
+        """Refuse images of another range.
+
+        Raises:
+            ExperienceUnfitError: a value is below 0 or above the largest.
+        """
+        low, high = float(inputs.min()), float(inputs.max())
+        if low < 0 or high > self.largest:
+            raise ExperienceUnfitError(
+                f"network backbone takes uint8 images, or float32 ones in 0 to 1; these records hold {low:g} "
+                f"to {high:g}. Send them so, and let the schema's minimum and maximum refuse what is not"
+            )
 
     def forward(self, images: Tensor) -> Tensor:
-        return images.to(torch.float32) / 255 if images.dtype == torch.uint8 else images
+        return images.to(torch.float32) / self.largest
 
 
 class Network(nn.Module):
@@ -178,8 +199,8 @@ class Network(nn.Module):
     readout: Readout | None
     projection: nn.Module | None
 
-    def __init__(self, config: StrategyConfig, shape: Sequence[int]) -> None:
-        """A freshly drawn network, by torch's global random state.
+    def __init__(self, config: StrategyConfig, shape: Sequence[int], dtype: str = "float32") -> None:
+        """A freshly drawn network for records of that shape and type, by torch's global random state.
 
         Raises:
             StrategyError: the network that `config` names does not take such records.
@@ -187,15 +208,20 @@ class Network(nn.Module):
         super().__init__()
         self._config = config
         self._shape = tuple(shape)
+        self._dtype = dtype
         pretrained = isinstance(config.network, BackboneChoice)
         self.frozen = isinstance(config.network, BackboneChoice) and config.network.frozen
-        self.scaling = ImageScaling() if pretrained else FeatureScaling(shape)
-        self.body = make_body(config, shape)
+        self.scaling = ImageScaling(dtype) if pretrained else FeatureScaling(shape)
+        self.body = make_body(config, shape, dtype)
         if self.frozen:
             self.body.requires_grad_(False)
-        self.head = GrowingHead(_width(self.body, shape))
+        width, widest = _measure(self.body, shape)
+        self.head = GrowingHead(width)
         self.register_module("readout", None)
         self.register_module("projection", None)
+        self.records_at_once = max(1, PASS_VALUES // widest)
+        """How many records may pass at a time where nothing is learnt from them: memory stays bounded."""
+        self._batch_norms = tuple(m for m in self.body.modules() if isinstance(m, _BatchNorm))
         self.train()
 
     def train(self, mode: bool = True) -> Self:
@@ -211,7 +237,7 @@ class Network(nn.Module):
         The body is drawn by torch's global random state, the head by `generator` on the CPU.
         """
         if not self.frozen:
-            self.body.load_state_dict(make_body(self._config, self._shape).state_dict())
+            self.body.load_state_dict(make_body(self._config, self._shape, self._dtype).state_dict())
         self.head.forget(generator)
 
     def prepare(self, inputs: Tensor) -> Tensor:
@@ -221,7 +247,23 @@ class Network(nn.Module):
 
     def features(self, prepared: Tensor) -> Tensor:
         """(n, width): what the head decides by."""
-        features: Tensor = prepared if self.frozen else self.body(prepared)
+        if self.frozen:
+            return prepared
+        if self.training and self._batch_norms and len(prepared) == 1:
+            return self._features_of_one(prepared)
+        features: Tensor = self.body(prepared)
+        return features
+
+    def _features_of_one(self, prepared: Tensor) -> Tensor:
+        """A single record has no statistics of a batch: it is normalised by those so far, and moves none."""
+        modes = [norm.training for norm in self._batch_norms]
+        for norm in self._batch_norms:
+            norm.eval()
+        try:
+            features: Tensor = self.body(prepared)
+        finally:
+            for norm, mode in zip(self._batch_norms, modes, strict=True):
+                norm.train(mode)
         return features
 
     def answer(self, prepared: Tensor) -> Tensor:
@@ -238,19 +280,38 @@ class Network(nn.Module):
 
 
 @torch.no_grad()
-def _width(body: nn.Module, shape: Sequence[int]) -> int:
-    """How many features a body makes of a record.
+def _measure(body: nn.Module, shape: Sequence[int]) -> tuple[int, int]:
+    """How many features a body makes of a record, and how many values the widest of its layers does.
 
     Raises:
-        StrategyError: they are no vector a record.
+        StrategyError: it does not take such records, or makes no vector of each.
     """
+    widest = math.prod(shape)
+
+    def note(_module: nn.Module, _given: Any, output: Any) -> None:
+        nonlocal widest
+        if isinstance(output, Tensor):
+            widest = max(widest, output.numel() // 2)
+
     body.eval()
-    features = body(torch.zeros(2, *shape))
-    if features.dim() != 2 or len(features) != 2:
+    hooks = [module.register_forward_hook(note) for module in body.modules()]
+    try:
+        features = body(torch.zeros(2, *shape))
+    except StrategyError:
+        raise
+    except Exception as error:  # torchvision's models refuse sizes in many ways
+        first = str(error).partition("\n")[0]
+        raise StrategyError(f"the network does not take records of shape {list(shape)}: {first}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if features.dim() != 2 or len(features) != 2 or not features.shape[1]:
         raise StrategyError(
-            f"the network makes {tuple(features.shape)} of 2 records; its body must give (n, width)"
+            f"the network makes {list(features.shape)} of 2 records; its body must give (n, width)"
         )
-    return int(features.shape[1])
+    if not features.is_floating_point():
+        raise StrategyError(f"the network makes {features.dtype} features; they must be floating-point")
+    return int(features.shape[1]), widest
 
 
 class ServedNetwork(nn.Module):

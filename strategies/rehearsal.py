@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from strategies.batches import Records
 from strategies.buffers import ReplayBuffer, ReplayPlugin
+from strategies.networks import Network
 from strategies.record_gradients import at_rest
 
 ANSWERED_VALUES = 2**22
@@ -115,7 +116,7 @@ class GradientProjection(ReplayPlugin):
         chosen = torch.randperm(len(kept), generator=strategy.generator)[:count].to(strategy.device)
         parameters = [parameter for parameter in strategy.model.parameters() if parameter.grad is not None]
         loss = cross_entropy(strategy.model.answer(kept.take(chosen)), kept.rows[chosen])
-        of_kept = torch.autograd.grad(loss, parameters)
+        of_kept = torch.autograd.grad(loss, parameters, materialize_grads=True)
         with torch.no_grad():
             along = sum((p.grad * g).sum() for p, g in zip(parameters, of_kept, strict=True))
             length = sum(g.square().sum() for g in of_kept)
@@ -149,9 +150,10 @@ class FromScratch(ReplayPlugin):
 
 
 @torch.no_grad()
-def answers(network: nn.Module, inputs: Tensor, device: torch.device) -> Tensor:
+def answers(network: Network, inputs: Tensor, device: torch.device) -> Tensor:
     """(n, rows) logits on the CPU, in evaluation mode; the network's own mode stays."""
     with at_rest(network):
         step = max(1, ANSWERED_VALUES // max(1, inputs[0].numel() if len(inputs) else 1))
+        step = min(step, network.records_at_once)
         chunks = torch.split(inputs, step) if len(inputs) else [inputs]
         return torch.cat([network(chunk.to(device)).cpu() for chunk in chunks])
