@@ -60,7 +60,9 @@ def experience(index: int, start: int, stop: int, *, below: int = 10, dtype: str
     return Experience(index, stored, labels, ids, {}, "")
 
 
-def build(network: str, strategy: str = "naive", info: StreamInfo = INFO, **settings: Any) -> AvalancheLearner:
+def build(
+    network: str, strategy: str = "naive", /, info: StreamInfo = INFO, **settings: Any
+) -> AvalancheLearner:
     small = {"hidden": (16,), "epochs": 1, "batch_size": 16, "device": "cpu", "network": NETWORKS[network]}
     spec = STRATEGIES[strategy]
     learner = spec.build(spec.config.model_validate({"name": strategy} | small | settings), info)

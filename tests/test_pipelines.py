@@ -1,5 +1,6 @@
 """Pipeline specs: what is refused, with where and why; and how they are stored."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import yaml
 from service import specs
 from service.errors import PipelineExistsError, PipelineInvalidError, PipelineUnknownError
 from service.pipelines import PipelineSpec, parse
+from service.settings import Settings
+from service.sources import require_allowed
 from strategies.catalog import STRATEGIES
 from streams.triggers import RecordsTrigger
 from tests.threads import outcome, together
@@ -93,6 +96,22 @@ BAD: list[tuple[str, object, str, str]] = [
     ("strategy.learning_rate", float("inf"), "strategy.replay.learning_rate", "finite number"),
     ("strategy.hidden", [0], "strategy.replay.hidden.0", "greater than or equal to 1"),
     ("strategy.colour", 1, "strategy.replay.colour", "Extra inputs are not permitted"),
+    ("strategy.network", "cnn", "strategy.network", "images of shape (channels, height, width)"),
+    ("strategy.network", "resnet18", "strategy.network", "the records have shape [6]"),
+    ("strategy.network", "backbone", "strategy.replay.network.backbone", "a frozen backbone needs weights"),
+    ("strategy.network", "tower", "strategy.replay.network", "'tower' found using 'name'"),
+    (
+        "strategy",
+        [{"name": "replay"}, {"name": "lwf", "network": "mlp"}],
+        "strategy.combined.parts",
+        "network of lwf belong",
+    ),
+    (
+        "strategy",
+        {"name": "combined", "network": "cnn"},
+        "strategy.network",
+        "network cnn takes images",
+    ),
     ("gate.margin", 0, "gate.margin", "greater than 0"),
     ("gate.margin", 1, "gate.margin", "less than 1"),
     ("gate.alpha", 0.5, "gate.alpha", "less than or equal to 0.1"),
@@ -190,3 +209,30 @@ def test_a_list_of_strategies_is_their_combination() -> None:
     assert parse(stored) == spec
     with pytest.raises(PipelineInvalidError, match="cannot be combined"):
         parse({**GOOD, "strategy": ["replay", "der"]})
+
+
+@pytest.mark.parametrize("strategy", ["replay", "combined"])
+def test_a_network_may_be_a_bare_name_and_is_read_again_as_it_was(strategy: str, database: sa.Engine) -> None:
+    images = {**GOOD, "schema": {"shape": [1, 8, 8], "classes": ["no", "yes"]}}
+    spec = parse({**images, "strategy": {"name": strategy, "network": "cnn"}})
+    assert spec == parse({**images, "strategy": {"name": strategy, "network": {"name": "cnn"}}})
+    create(database, spec)
+    with database.begin() as connection:
+        assert specs.load_spec(connection, "fraud") == spec
+
+
+def test_a_pipeline_is_held_to_the_networks_and_weights_of_the_installation(tmp_path: Path) -> None:
+    images = {**GOOD, "schema": {"shape": [1, 8, 8], "classes": ["no", "yes"]}}
+    own = parse({**images, "strategy": {"name": "replay", "network": {"name": "own", "of": "mine"}}})
+    backbone = {"name": "backbone", "weights": "w.pth"}
+    pretrained = parse({**images, "strategy": {"name": "combined", "network": backbone}})
+    for spec, told in ((own, "called 'mine'"), (pretrained, "HOLDFAST_WEIGHTS")):
+        with pytest.raises(PipelineInvalidError, match=told) as caught:
+            require_allowed(spec, Settings(home=tmp_path))
+        (error,) = caught.value.members["errors"]  # type: ignore[misc]
+        assert error["where"] == "strategy.network"
+        assert ".." not in caught.value.detail
+    (tmp_path / "w.pth").touch()
+    settings = Settings(home=tmp_path, networks="mine=anywhere:make", weights=tmp_path)
+    for spec in (own, pretrained):
+        require_allowed(spec, settings)

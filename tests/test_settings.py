@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from service.settings import Settings
+from strategies.network_choice import Installation
 
 NAMES = {
     "home",
@@ -25,6 +26,8 @@ NAMES = {
     "source_roots",
     "store",
     "cache_bytes",
+    "networks",
+    "weights",
     "upkeep_seconds",
     "orphan_grace_seconds",
     "log_format",
@@ -62,6 +65,8 @@ def test_every_setting_is_an_environment_variable(monkeypatch: pytest.MonkeyPatc
         "source_roots": "/srv/in;s3://bucket/in",
         "store": "s3://bucket/experiences",
         "cache_bytes": 2**21,
+        "networks": "mine=pkg.nets:make",
+        "weights": "/srv/weights",
         "upkeep_seconds": 8.5,
         "orphan_grace_seconds": 90.5,
         "log_format": "json",
@@ -73,9 +78,11 @@ def test_every_setting_is_an_environment_variable(monkeypatch: pytest.MonkeyPatc
     settings = Settings()
     assert settings.database == given.pop("database_url")
     assert settings.home == Path(given.pop("home"))
+    assert settings.weights == Path(given.pop("weights"))
     assert {name: getattr(settings, name) for name in given} == given
     assert settings.tracking_uri == "http://mlflow:5000"
     assert settings.roots == [Path("/srv/in"), "s3://bucket/in"]
+    assert settings.installation == Installation({"mine": "pkg.nets:make"}, Path("/srv/weights"))
 
 
 def test_the_defaults_keep_everything_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,6 +97,7 @@ def test_the_defaults_keep_everything_in_one_folder(tmp_path: Path, monkeypatch:
     assert len(folders) == 3
     assert {folder.parent for folder in folders} == {root}
     assert settings.host == "127.0.0.1"
+    assert settings.installation == Installation()
 
 
 def test_a_home_may_be_named_relative_to_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -115,6 +123,8 @@ def test_passwords_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         ("max_attempts", "0"),
         ("poll_seconds", "-1"),
         ("max_backlog_records", "0"),
+        ("networks", "mine=pkg.nets"),
+        ("networks", "Mine=pkg.nets:make"),
         ("log_format", "xml"),
         ("log_level", "LOUD"),
         ("mlflow_ui", "perhaps"),
