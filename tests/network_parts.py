@@ -53,11 +53,11 @@ def digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 def experience(index: int, start: int, stop: int, *, below: int = 10, dtype: str = "float32") -> Experience:
     """Digits below `below`, of those from `start` to `stop`."""
-    images, labels = (part[start:stop] for part in digits())
-    images, labels = images[labels < below], labels[labels < below]
-    stored = images if dtype == "float32" else (images * 255).round().astype(np.uint8)
-    ids = np.array([f"{index}-{place}" for place in range(len(labels))])
-    return Experience(index, stored, labels, ids, {}, "")
+    images, labels = digits()
+    chosen = np.flatnonzero(labels[start:stop] < below) + start
+    taken = images[chosen]
+    stored = taken if dtype == "float32" else (taken * 255).round().astype(np.uint8)
+    return Experience(index, stored, labels[chosen], chosen.astype(str), {}, "")
 
 
 def build(

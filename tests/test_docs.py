@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from itertools import dropwhile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import pytest
@@ -26,6 +26,7 @@ from service.pipelines import PipelineSpec, parse
 from service.settings import Settings
 from strategies.base import StrategyConfig
 from strategies.catalog import STRATEGIES
+from strategies.network_choice import NetworkChoice
 from streams.base import RecordSchema
 from streams.catalog import SOURCES
 from streams.manifest import DeadLetter, Manifest, Span
@@ -55,6 +56,7 @@ DOORS = {
     "internal",
 }
 """Problems that the API itself raises, besides the service's errors."""
+NETWORKS: tuple[type[BaseModel], ...] = get_args(get_args(NetworkChoice)[0])
 NEVER_ANSWERED = {"lease-lost", "trainer-died", "trainer-stopped", "settings", "internal"}
 """Errors that no route raises."""
 
@@ -152,6 +154,24 @@ def test_the_knobs_of_every_strategy_are_described() -> None:
     for spec in STRATEGIES.values():
         for row in rows(spec.config):
             assert row in text
+
+
+def test_every_network_has_its_row_and_its_knobs() -> None:
+    text = page("strategies.md").split("## Networks")[1]
+    table = text.split("`mlp`:")[0]
+    assert re.findall(r"^\| `([\w-]+)` \|", table, flags=re.M) == [name_of(choice) for choice in NETWORKS]
+    for choice in NETWORKS:
+        expected = rows(choice)
+        title = f"\n`{name_of(choice)}`:\n"
+        assert text.count(title) == bool(expected)
+        knobs = text.split(title)[1].split("\n\n")[1] if expected else ""
+        for row in expected:
+            assert row in knobs
+        assert len(re.findall(r"^\| `", knobs, flags=re.M)) == len(expected)
+
+
+def name_of(choice: type[BaseModel]) -> str:
+    return str(choice.model_fields["name"].default)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -390,6 +390,35 @@ def test_a_learner_that_diverges_fails_the_update_and_parks_its_experiences(
     assert (each.champion(), each.ledger(), versions(each)) == (None, [], [])
 
 
+def test_a_network_of_this_installation_is_learnt_and_served(make: Callable[..., Home]) -> None:
+    each = make(strategy={"network": {"name": "own", "of": "mine"}})
+    each.settings = each.settings.model_copy(update={"networks": "mine=tests.own_networks:normalised"})
+    each.arrive(digits(0))
+    done = dispatch(each)
+    assert (done.state, done.outcome, each.champion()) == ("done", "promote", 1)
+    assert (each.updater.folder(done.id) / SERVED_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("network", "told"),
+    [
+        ("no_such_package:make", "'mine' cannot be made by no_such_package:make: ModuleNotFoundError"),
+        ("tests.own_networks:tiring", "network 'mine' failed: LookupError: I am tired"),
+        ("tests.own_networks:branching", "cannot be exported to serve any number of records"),
+    ],
+)
+def test_a_network_of_this_installation_that_fails_ends_the_update_in_words(
+    network: str, told: str, make: Callable[..., Home]
+) -> None:
+    each = make(strategy={"network": {"name": "own", "of": "mine"}})
+    each.settings = each.settings.model_copy(update={"networks": f"mine={network}"})
+    each.arrive(digits(0))
+    failed = dispatch(each)
+    assert (failed.state, failed.attempt) == ("failed", 1)
+    assert told in (failed.error or "")
+    assert each.states() == {0: "parked"}
+
+
 def test_a_failure_that_may_pass_is_tried_again_and_at_last_parked(
     make: Callable[..., Home], monkeypatch: pytest.MonkeyPatch
 ) -> None:
