@@ -237,10 +237,11 @@ def _export(learner: Learner, stream: StreamInfo, path: Path) -> None:
     try:
         program = torch.export.export(learner.served_network().cpu(), (example,), dynamic_shapes=(batch,))
     except Exception as error:  # an installation's own network may do what no graph can hold
+        # The exporter's own traceback is thousands of lines that say no more than its first one.
         first = str(error).partition("\n")[0]
         raise StrategyError(
             f"the network cannot be exported to serve any number of records: {first}"
-        ) from error
+        ) from None
     torch.export.save(program, path)
     with path.open("rb+") as file:
         os.fsync(file.fileno())

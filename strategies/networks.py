@@ -221,7 +221,8 @@ class Network(nn.Module):
         self.register_module("projection", None)
         self.records_at_once = max(1, PASS_VALUES // widest)
         """How many records may pass at a time where nothing is learnt from them: memory stays bounded."""
-        self._batch_norms = tuple(m for m in self.body.modules() if isinstance(m, _BatchNorm))
+        trained = () if self.frozen else self.body.modules()
+        self._batch_norms = tuple(module for module in trained if isinstance(module, _BatchNorm))
         self.train()
 
     def train(self, mode: bool = True) -> Self:

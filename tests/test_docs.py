@@ -164,7 +164,7 @@ def test_every_network_has_its_row_and_its_knobs() -> None:
         expected = rows(choice)
         title = f"\n`{name_of(choice)}`:\n"
         assert text.count(title) == bool(expected)
-        knobs = text.split(title)[1].split("\n\n")[1] if expected else ""
+        knobs = text.split(title)[1].split("\n\n")[0] if expected else ""
         for row in expected:
             assert row in knobs
         assert len(re.findall(r"^\| `", knobs, flags=re.M)) == len(expected)

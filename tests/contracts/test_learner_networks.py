@@ -32,7 +32,7 @@ LEARNS: dict[str, tuple[int, int, float]] = {
     "cnn, batch": (1200, 5, 0.90),
     "cnn, none": (1200, 10, 0.85),
     "resnet18": (160, 5, 0.70),
-    "backbone, frozen": (600, 20, 0.80),
+    "backbone, frozen": (600, 20, 0.78),
     "backbone": (400, 4, 0.70),
     "own": (1200, 10, 0.90),
 }
