@@ -77,7 +77,7 @@ def test_every_network_is_held_to_an_accuracy() -> None:
 
 
 @pytest.mark.parametrize(
-    "network", [pytest.param(n, marks=[pytest.mark.slow] if n == "backbone" else []) for n in NETWORKS]
+    "network", [pytest.param(n, marks=[pytest.mark.slow] if n in HEAVY else []) for n in NETWORKS]
 )
 def test_every_network_learns_digits(network: str) -> None:
     records, epochs, wanted = LEARNS[network]
