@@ -46,7 +46,8 @@ else:
     ]
 
 
-NETWORK_MISFIT = "network_misfit"
+MISFIT = "strategy_misfit_"
+"""Begins the type of an error that belongs to the field of the strategy whose name follows."""
 
 
 class Retention(BaseModel):
@@ -100,11 +101,12 @@ class PipelineSpec(BaseModel):
 
     @field_validator("strategy")
     @classmethod
-    def _network_fits(cls, strategy: StrategyChoice, info: ValidationInfo) -> StrategyChoice:
+    def _strategy_fits(cls, strategy: StrategyChoice, info: ValidationInfo) -> StrategyChoice:
         schema: RecordSchema | None = info.data.get("record_schema")
-        problem = None if schema is None else strategy.network.misfit(schema.shape, schema.dtype)
-        if problem:
-            raise PydanticCustomError(NETWORK_MISFIT, "{problem}", {"problem": problem})
+        misfit = None if schema is None else strategy.misfit(schema.shape, schema.dtype)
+        if misfit:
+            field, problem = misfit
+            raise PydanticCustomError(MISFIT + field, "{problem}", {"problem": problem})
         return strategy
 
     @model_validator(mode="after")
@@ -172,8 +174,8 @@ def describe(error: ValidationError) -> list[dict[str, str]]:
 
 def _where(location: tuple[int | str, ...], fault: str) -> str:
     """The place as it was written. The kind of a trigger may be left out, so it is no part of the place."""
-    if fault == NETWORK_MISFIT:
-        location = (*location, "network")
+    if fault.startswith(MISFIT):
+        location = (*location, fault.removeprefix(MISFIT))
     if location[:1] == ("trigger",):
         location = ("trigger", "kind") if fault == "union_tag_invalid" else ("trigger", *location[2:])
     return ".".join(str(part) for part in location)

@@ -110,10 +110,11 @@ class StrategyConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**31, description="Same seed, same data, same learner: bit-equal on CPU.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one.")
 
-    def misfit(self, shape: Sequence[int], dtype: str) -> str | None:
-        """Why records of that shape and dtype cannot be learnt so; None where they can."""
-        problems = (choice.misfit(shape, dtype) for choice in (self.network, *self.augment))
-        return next((problem for problem in problems if problem), None)
+    def misfit(self, shape: Sequence[int], dtype: str) -> tuple[str, str] | None:
+        """The field by which such records cannot be learnt, and why; None where they can."""
+        choices = (("network", self.network), *(("augment", choice) for choice in self.augment))
+        problems = ((field, choice.misfit(shape, dtype)) for field, choice in choices)
+        return next(((field, problem) for field, problem in problems if problem), None)
 
 
 class Progress(Protocol):

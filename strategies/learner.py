@@ -81,9 +81,9 @@ class AvalancheLearner:
         Raises:
             StrategyError: the config asks for a GPU and there is none, or it does not fit such records.
         """
-        problem = config.misfit(stream_info.shape, stream_info.dtype)
-        if problem:
-            raise StrategyError(problem)
+        misfit = config.misfit(stream_info.shape, stream_info.dtype)
+        if misfit:
+            raise StrategyError(misfit[1])
         self.config = config
         self.stream_info = stream_info
         self.device = choose_device(config.device)

@@ -13,7 +13,7 @@ from strategies.base import LearningDivergedError, StrategyError, StreamInfo
 from strategies.catalog import STRATEGIES
 from strategies.discriminant import StreamingDiscriminant
 from strategies.learner import AvalancheLearner
-from strategies.network_choice import allow_own
+from strategies.network_choice import Installation, install
 from streams.base import Experience
 
 INFO = StreamInfo(shape=(4,), classes=("a", "b", "c"))
@@ -89,7 +89,7 @@ def overflowing(_shape: tuple[int, ...]) -> nn.Module:
 
 
 def test_features_that_are_no_numbers_are_told(tmp_path: Path) -> None:
-    allow_own({"overflowing": f"{__name__}:overflowing"})
+    install(Installation({"overflowing": f"{__name__}:overflowing"}))
     try:
         learner = build(network={"name": "own", "of": "overflowing"})
         with pytest.raises(LearningDivergedError, match="choose another network"):
@@ -97,7 +97,7 @@ def test_features_that_are_no_numbers_are_told(tmp_path: Path) -> None:
         with pytest.raises(StrategyError, match="last saved state"):
             learner.save(tmp_path / "saved")
     finally:
-        allow_own({})
+        install(Installation())
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])

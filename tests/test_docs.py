@@ -24,6 +24,7 @@ from service.gate.base import VERDICT_SCHEMA, Finding, GateConfig, Verdict
 from service.gate.decide import AFTER_LEARNING, BEFORE_LEARNING
 from service.pipelines import PipelineSpec, parse
 from service.settings import Settings
+from strategies.augment_choice import Color, Crop, Erase, Flip, Noise, Rotate
 from strategies.base import StrategyConfig
 from strategies.catalog import STRATEGIES
 from strategies.network_choice import NetworkChoice
@@ -149,11 +150,15 @@ def test_no_source_or_strategy_is_described_that_is_not_there() -> None:
 
 def test_the_knobs_of_every_strategy_are_described() -> None:
     text = page("strategies.md")
-    for row in rows(StrategyConfig):
+    common = rows(StrategyConfig)
+    for row in common:
         assert row in text
-    for spec in STRATEGIES.values():
-        for row in rows(spec.config):
-            assert row in text
+    for name, spec in STRATEGIES.items():
+        expected = [row for row in rows(spec.config, inherited=True) if row not in common]
+        title = f"\n`{name}`:\n\n"
+        assert text.count(title) == bool(expected)
+        knobs = text.split(title)[1].split("\n\n")[0] if expected else ""
+        assert re.findall(r"^\| `.*$", knobs, flags=re.M) == expected
 
 
 def test_every_network_has_its_row_and_its_knobs() -> None:
@@ -168,6 +173,16 @@ def test_every_network_has_its_row_and_its_knobs() -> None:
         for row in expected:
             assert row in knobs
         assert len(re.findall(r"^\| `", knobs, flags=re.M)) == len(expected)
+
+
+def test_every_way_to_vary_records_has_its_row() -> None:
+    text = page("strategies.md").split("## Training")[1].split("\n## ")[0]
+    for choice in (Flip, Crop, Rotate, Erase, Color, Noise):
+        assert f"| `{name_of(choice)}` |" in text
+        for name, field in choice.model_fields.items():
+            if name != "name":
+                assert f"`{name}`" in text
+                assert str(field.description).rstrip(".") in text
 
 
 def name_of(choice: type[BaseModel]) -> str:
