@@ -22,7 +22,7 @@ class EmaConfig(StrategyConfig):
 
     name: Literal["ema"] = "ema"
     decay: float = Field(
-        0.99,
+        0.995,
         gt=0,
         lt=1,
         description="Weight of the mean so far at each step: it looks back over about 1 / (1 - decay) steps, "
