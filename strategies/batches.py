@@ -4,7 +4,7 @@ Avalanche fetches record by record; for small records that costs 16 to 38 times 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -49,6 +49,11 @@ class Records:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def resident(self) -> bool:
+        """Whether they are on the device that learns."""
+        return self.inputs.device == self.rows.device
 
     def take(self, places: Tensor) -> Tensor:
         """(b, *shape) prepared inputs."""
@@ -132,3 +137,24 @@ class ReplayBatches:
                 chosen,
                 repeated,
             )
+
+
+def ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """The same batches, each fetched and brought to the GPU while the step on the one before is computed."""
+    fetching = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    waiting = iter(batches)
+
+    def fetch() -> Batch | None:
+        with torch.cuda.stream(fetching):
+            return next(waiting, None)
+
+    batch = fetch()
+    while batch is not None:
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(fetching)
+        for tensor in batch:
+            # Its memory must not be given to the next batch while the step still reads it.
+            tensor.record_stream(computing)
+        following = fetch()
+        yield batch
+        batch = following

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from strategies.augmentation import Augmentation
 from strategies.avalanche_parts import SupervisedPlugin, SupervisedTemplate
 from strategies.base import LearningDivergedError, Progress, silent
-from strategies.batches import Records, TensorBatches
+from strategies.batches import Records, TensorBatches, ahead
 from strategies.networks import Network
 
 RESIDENT_BYTES = 2**31
@@ -319,7 +319,8 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
 
     def training_epoch(self, **_: Any) -> None:
         acts = self._acts_of_a_step()
-        for batch in self.dataloader:
+        resident = all(records.resident for records in self.dataloader.sources)
+        for batch in self.dataloader if resident else ahead(self.dataloader, self.device):
             if self._stop_training:
                 break
             self.mbatch = batch

@@ -27,6 +27,15 @@ class FilesTogether(LoadFileScheduling):  # type: ignore[misc]  # xdist's schedu
         return LOOK_AT_THE_DEMO[0] if file in LOOK_AT_THE_DEMO else file
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests of the GPU say why they are left out; no package brings one, so CI leaves them out as well."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("there is no CUDA device here")
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> FilesTogether:
     return FilesTogether(config, log)
 
