@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
@@ -93,11 +92,17 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     assert set(json.loads(done.stdout.replace("'", '"'))) <= {"rich"}
     times = []
     for _ in range(3):
-        started = time.monotonic()
+        started = spent_by_children()
         assert "pipeline" in holdfast("--help").stdout
-        times.append(time.monotonic() - started)
-    # The best of three: a busy machine says nothing of the command.
+        times.append(spent_by_children() - started)
+    # Processor time, the best of three: a busy machine says nothing of the command.
     assert min(times) < 0.5
+
+
+def spent_by_children() -> float:
+    """Processor seconds of the processes that this one started and that have ended."""
+    used = os.times()
+    return used.children_user + used.children_system
 
 
 def test_a_yaml_file_becomes_a_pipeline(run: Run, pipeline: str) -> None:
