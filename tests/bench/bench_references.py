@@ -34,7 +34,18 @@ class Reference:
 
 
 REFERENCES: Mapping[str, Reference] = {
-    "split: gdumb(4400)": Reference("gdumb", 0.97, {"capacity": 4400, "hidden": (400, 400)}),
+    "split: gdumb(4400)": Reference(
+        "gdumb",
+        0.97,
+        {
+            "capacity": 4400,
+            "hidden": (400, 400),
+            "network": {"name": "mlp", "dropout": 0.3},
+            "augment": [{"name": "noise", "deviation": 0.7}],
+            "epochs": 60,
+            "schedule": "cosine",
+        },
+    ),
     "split: lwf": Reference(
         "lwf", 0.23, {**SGD, "hidden": (512,), "learning_rate": 0.01, "alpha": 1.0, "batch_size": 200}
     ),

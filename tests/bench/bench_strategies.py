@@ -34,7 +34,7 @@ OURS: Mapping[str, dict[str, Any]] = {
     "er-ace": REHEARSAL,
     "der": REHEARSAL | {"alpha": 0.1, "beta": 0.5},
     "lwf": {"alpha": 1.0, "temperature": 2.0},
-    "ewc": {"strength": 1.0, "fisher_records": 60_000},
+    "ewc": {"strength": 1.0},
     "si": {"strength": 1.0},
     "mas": {"strength": 0.01},
 }
