@@ -1,6 +1,6 @@
 """What has become of each experience: waiting, learnt, carried to the next update, or parked for a person."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Literal
 
@@ -22,14 +22,25 @@ def add(connection: sa.Connection, pipeline: str, experience: int) -> None:
 
 
 def to_learn(
-    connection: sa.Connection, pipeline: str, *, limit: int, among: Sequence[int] | None = None
+    connection: sa.Connection,
+    pipeline: str,
+    *,
+    limit: int,
+    among: Sequence[int] | None = None,
+    beside: Collection[int] = (),
 ) -> list[int]:
     """What the next update learns, in order: what no update has tried comes before what was rejected.
+
+    What stands `beside` is another update's.
 
     What was rejected is not tried again without something new beside it: the same data would be rejected
     again. Only where nothing waits, and an update is asked for all the same, it is alone.
     """
-    chosen = [backlog.c.pipeline == pipeline, backlog.c.state.in_(["waiting", "carried"])]
+    chosen = [
+        backlog.c.pipeline == pipeline,
+        backlog.c.state.in_(["waiting", "carried"]),
+        backlog.c.experience.not_in(beside),
+    ]
     if among is not None:
         chosen.append(backlog.c.experience.in_(among))
     rows = connection.execute(
@@ -41,12 +52,16 @@ def to_learn(
     return sorted(row.experience for row in rows)
 
 
-def fresh(connection: sa.Connection, pipeline: str) -> int:
-    """How many experiences no update has tried yet."""
+def fresh(connection: sa.Connection, pipeline: str, *, beside: Collection[int] = ()) -> int:
+    """How many experiences no update has tried yet; those `beside` are not counted."""
     count = connection.execute(
         sa.select(sa.func.count())
         .select_from(backlog)
-        .where(backlog.c.pipeline == pipeline, backlog.c.state == "waiting")
+        .where(
+            backlog.c.pipeline == pipeline,
+            backlog.c.state == "waiting",
+            backlog.c.experience.not_in(beside),
+        )
     ).scalar_one()
     return int(count)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 pipeline_app = typer.Typer(help="Declare and read pipelines.", no_args_is_help=True, rich_markup_mode=None)
 update_app = typer.Typer(
-    help="Start, follow and decide updates.", no_args_is_help=True, rich_markup_mode=None
+    help="Start, follow, cancel and decide updates.", no_args_is_help=True, rich_markup_mode=None
 )
 
 Url = Annotated[
@@ -135,6 +135,20 @@ def update_show(update: str, url: Url = None) -> None:
     """One update, as JSON."""
     with open_client(url) as client:
         print_json(client.get(f"/v1/updates/{_segment(update)}"))
+
+
+@update_app.command("cancel")
+def update_cancel(
+    update: str,
+    reason: Annotated[str, typer.Option("--reason", "-m", help="Why; it stays with the update.")],
+    by: By = "anonymous",
+    url: Url = None,
+) -> None:
+    """End an update that waits or learns; its experiences are parked."""
+    with open_client(url) as client:
+        body = {"reason": reason, "by": by}
+        view = client.post(f"/v1/updates/{_segment(update)}/cancel", body)
+    typer.echo(f"{update}: cancelled by {view['decision']['by']}.")
 
 
 @update_app.command("approve")

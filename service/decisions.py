@@ -1,13 +1,20 @@
-"""What a person decides: approve or reject a review, roll back, learn a parked experience after all."""
+"""What a person decides: approve, reject, cancel, roll back, learn a parked experience after all."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Literal
 
 import sqlalchemy as sa
 
 from service import backlog, champions, jobs, ledger
 from service.database import lock_pipeline, now, updates
-from service.errors import ChampionMovedError, DecisionConflictError, NothingToLearnError
+from service.errors import (
+    CancelConflictError,
+    ChampionMovedError,
+    DecisionConflictError,
+    NothingToLearnError,
+)
+from service.specs import load_spec
 from streams.manifest import removed_trains
 
 Choice = Literal["approve", "reject"]
@@ -81,7 +88,9 @@ def _close(connection: sa.Connection, update: jobs.Update, decision: dict[str, o
     )
     if changed.rowcount == 1:
         return
-    if update.decision:
+    if update.decision and update.cancelled:
+        happened = f"was cancelled by {update.decision['by']}"
+    elif update.decision:
         happened = f"was decided already: {update.decision['choice']} by {update.decision['by']}"
     elif update.state == "done":
         happened = f"was decided by the gate: {update.outcome or 'nothing to learn'}"
@@ -92,6 +101,65 @@ def _close(connection: sa.Connection, update: jobs.Update, decision: dict[str, o
         fix="Read the ledger for what was done; a promotion is undone with POST .../rollback.",
         members={"state": update.state},
     )
+
+
+def cancel(engine: sa.Engine, update_id: str, *, actor: str, reason: str) -> jobs.Update:
+    """End an update that waits or learns, in one transaction; how it stands then.
+
+    Its worker finds its lease lost. Nothing is promoted or rejected by it, so the ledger has no word of it.
+
+    Raises:
+        UpdateUnknownError: there is no such update.
+        CancelConflictError: it has ended, awaits a decision, or is being recorded.
+    """
+    with engine.begin() as connection:
+        lock_pipeline(connection, jobs.get(connection, update_id).pipeline)
+        # Its worker takes no lock of the pipeline where it begins to record.
+        update = jobs.get(connection, update_id, lock=True)
+        _require_cancellable(update)
+        experiences = _would_learn(connection, update)
+        jobs.cancel(connection, update, experiences=experiences, actor=actor, reason=reason)
+        return jobs.get(connection, update_id)
+
+
+def _require_cancellable(update: jobs.Update) -> None:
+    if update.state in ("queued", "running") and not update.recording:
+        return
+    if update.recording:
+        happened = "has learnt and is being recorded, so it cannot be stopped any more"
+        fix = "Wait some seconds for its outcome: a review can be rejected, a promotion rolled back."
+    elif update.state == "review":
+        happened = "has learnt and awaits a decision, so there is nothing left to cancel"
+        fix = (
+            f"Reject it instead: POST /v1/updates/{update.id}/decision, "
+            f"or `holdfast update reject {update.id} --reason ...`."
+        )
+    elif update.decision and update.cancelled:
+        at = datetime.fromtimestamp(update.decision["at"], UTC).isoformat(timespec="seconds")
+        happened = f"was cancelled already, by {update.decision['by']} at {at}"
+        fix = "Nothing more needs to be done; its experiences are parked, and can be learnt when asked for."
+    elif update.state == "failed":
+        happened = "has failed already, so there is nothing to cancel"
+        fix = "Read its `error`; its experiences are parked, and can be learnt when asked for."
+    else:
+        happened = f"has ended already: {update.outcome or 'nothing to learn'}"
+        fix = "A promotion is undone with POST /v1/pipelines/{pipeline}/rollback, or `holdfast rollback`."
+    raise CancelConflictError(
+        f"Update {update.id} {happened}. Nothing was changed.", fix=fix, members={"state": update.state}
+    )
+
+
+def _would_learn(connection: sa.Connection, update: jobs.Update) -> Sequence[int]:
+    """What an update learns, or would have learnt had it been claimed now; nothing that is another one's."""
+    if update.experiences:
+        return update.experiences
+    if update.asked is None and jobs.next_is_queued(connection, update.pipeline, beside=update.id):
+        return []
+    others = jobs.experiences_of_live(connection, update.pipeline, beside=update.id)
+    limit = load_spec(connection, update.pipeline).max_experiences_per_update
+    if update.asked is not None:
+        limit = len(update.asked)
+    return backlog.to_learn(connection, update.pipeline, limit=limit, among=update.asked, beside=others)
 
 
 def roll_back(

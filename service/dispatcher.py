@@ -33,6 +33,10 @@ STOP_SECONDS = 5.0
 LOST_LOOK_SECONDS = 2.0
 
 
+BEAT_SECONDS = 1.0
+"""A lease is extended at least so often, however long it is: so soon is a lost one noticed."""
+
+
 class Heartbeat:
     """Keeps an update's lease while its work goes on, and records progress."""
 
@@ -41,12 +45,21 @@ class Heartbeat:
         self._update = update
         self._lease_seconds = lease_seconds
         self._progress: Mapping[str, Any] = {"stage": "starting"}
+        self._lost: LostLeaseError | None = None
+        self._recording = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"heartbeat-{update.id}", daemon=True)
 
     def note(self, progress: Mapping[str, Any]) -> None:
-        """What the next beat records."""
-        self._progress = progress
+        """What the next beat records. Once this returns, no beat records what was noted before.
+
+        Raises:
+            LostLeaseError: the lease was found lost, so the work is for nothing.
+        """
+        with self._recording:
+            self._progress = progress
+        if self._lost is not None:
+            raise self._lost
 
     def __enter__(self) -> "Heartbeat":
         self._thread.start()
@@ -62,13 +75,15 @@ class Heartbeat:
         self._thread.join()
 
     def _beat(self) -> None:
-        while not self._ended.wait(min(1.0, self._lease_seconds / 3)):
+        while not self._ended.wait(min(BEAT_SECONDS, self._lease_seconds / 3)):
             try:
-                jobs.heartbeat(
-                    self._engine, self._update, lease_seconds=self._lease_seconds, progress=self._progress
-                )
-            except LostLeaseError:
-                # The settlement is fenced: work that goes on without a lease changes nothing.
+                with self._recording:
+                    jobs.heartbeat(
+                        self._engine, self._update, lease_seconds=self._lease_seconds, progress=self._progress
+                    )
+            except LostLeaseError as lost:
+                # The settlement is fenced, so going on would change nothing; the next note ends the work.
+                self._lost = lost
                 return
             except sa.exc.SQLAlchemyError:
                 log.warning("heartbeat not recorded", update=self._update.id, exc_info=True)
@@ -146,21 +161,23 @@ def _run_one(engine: sa.Engine, settings: Settings, updater: Updater, update: Up
             verdict = updater.run(update, heartbeat.note)
         log.info("update ended", outcome=verdict.outcome if verdict else "nothing to learn")
     except LostLeaseError:
-        log.warning("lease lost, another worker goes on")
+        _let_go(updater, update)
     except ChampionMovedError as moved:
         log.warning("champion moved during the update, starting over")
-        _unless_lost(partial(updater.start_over, update, moved))
+        _unless_lost(updater, update, partial(updater.start_over, update, moved))
     except (StrategyError, StreamError) as error:
         # The same data and learner would fail the same way again.
         log.exception("update failed")
-        _unless_lost(partial(updater.fail, update, error))
+        _unless_lost(updater, update, partial(updater.fail, update, error))
     except TrainerStoppedError:
         log.info("update given back, because this dispatcher stops")
-        _unless_lost(partial(jobs.release, engine, update))
+        _unless_lost(updater, update, partial(jobs.release, engine, update))
     except Exception as error:
         # The last line of defence of a process that must live on: recorded, and tried again in bounds.
         log.exception("update attempt failed")
         _unless_lost(
+            updater,
+            update,
             partial(
                 jobs.retry,
                 engine,
@@ -168,16 +185,24 @@ def _run_one(engine: sa.Engine, settings: Settings, updater: Updater, update: Up
                 error=f"{type(error).__name__}: {error}",
                 max_attempts=settings.max_attempts,
                 pause_seconds=RETRY_SECONDS,
-            )
+            ),
         )
     finally:
         structlog.contextvars.unbind_contextvars(*context)
 
 
-def _unless_lost(record: Callable[[], object]) -> None:
+def _unless_lost(updater: Updater, update: Update, record: Callable[[], object]) -> None:
     try:
         record()
     except LostLeaseError:
+        _let_go(updater, update)
+
+
+def _let_go(updater: Updater, update: Update) -> None:
+    """Nothing more is written about an update whose lease is lost."""
+    if updater.clear_cancelled(update):
+        log.info("update cancelled")
+    else:
         log.warning("lease lost, another worker goes on")
 
 

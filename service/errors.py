@@ -9,6 +9,7 @@ HoldfastError
 ├── StreamConflictError        the stream does not stand so that this could be done
 ├── UpdateUnknownError, UpdateDuplicateError, NothingToLearnError
 ├── DecisionConflictError      the update does not await a decision, or its base has moved
+├── CancelConflictError        the update has ended, awaits a decision, or is being recorded
 ├── ChampionMissingError, VersionUnfitError
 ├── ChampionMovedError         a compare-and-set of the champion row failed
 ├── LostLeaseError             another worker owns the update now
@@ -99,6 +100,10 @@ class NothingToLearnError(HoldfastError):
 
 class DecisionConflictError(HoldfastError):
     status, slug, title = 409, "decision-conflict", "This update cannot be decided now"
+
+
+class CancelConflictError(HoldfastError):
+    status, slug, title = 409, "cancel-conflict", "This update cannot be cancelled now"
 
 
 class ChampionMissingError(HoldfastError):

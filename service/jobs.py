@@ -18,6 +18,9 @@ from streams.tables import reading
 
 State = Literal["queued", "running", "review", "done", "failed"]
 
+RECORDING = "recording"
+"""The stage in which MLflow is told: from here on, an update can no longer be cancelled."""
+
 
 @dataclass(frozen=True)
 class Update:
@@ -57,8 +60,17 @@ class Update:
     version: int | None
     run_id: str | None
     decision: Mapping[str, Any] | None
-    """What a person decided on a review, with `by`, `reason` and `at`."""
+    """What a person decided, with `choice`, `by`, `reason` and `at`: on a review, or to cancel it."""
     error: str | None
+
+    @property
+    def cancelled(self) -> bool:
+        return self.decision is not None and self.decision["choice"] == "cancel"
+
+    @property
+    def recording(self) -> bool:
+        """Whether it is past the point where it could be cancelled."""
+        return self.state == "running" and (self.progress or {}).get("stage") == RECORDING
 
 
 def enqueue(
@@ -116,22 +128,23 @@ def ensure_queued(connection: sa.Connection, pipeline: str, *, requested_by: str
     One that waits for its next attempt does not count: what it learns was fixed at its first.
     """
     waiting = connection.execute(
-        sa.select(updates.c.id)
-        .where(
-            updates.c.pipeline == pipeline,
-            updates.c.state == "queued",
-            updates.c.attempt == 0,
-            updates.c.asked.is_(None),
-        )
-        .order_by(updates.c.created_at)
-        .limit(1)
-        .with_for_update()
+        _sees_news(pipeline).order_by(updates.c.created_at).limit(1).with_for_update()
     ).scalar()
     return str(waiting) if waiting else enqueue(connection, pipeline, requested_by=requested_by)
 
 
-def get(connection: sa.Connection, update_id: str) -> Update:
-    """One update.
+def _sees_news(pipeline: str) -> sa.Select[Any]:
+    """Updates that nobody has claimed yet, and that learn whatever waits when somebody does."""
+    return sa.select(updates.c.id).where(
+        updates.c.pipeline == pipeline,
+        updates.c.state == "queued",
+        updates.c.attempt == 0,
+        updates.c.asked.is_(None),
+    )
+
+
+def get(connection: sa.Connection, update_id: str, *, lock: bool = False) -> Update:
+    """One update; with `lock`, nobody else changes it until the transaction ends.
 
     Raises:
         UpdateUnknownError: there is none of that id.
@@ -139,7 +152,8 @@ def get(connection: sa.Connection, update_id: str) -> Update:
     row = None
     # PostgreSQL cannot even be asked for a text that holds a NUL.
     if "\0" not in update_id:
-        row = connection.execute(sa.select(updates).where(updates.c.id == update_id)).first()
+        wanted = sa.select(updates).where(updates.c.id == update_id)
+        row = connection.execute(wanted.with_for_update() if lock else wanted).first()
     if row is None:
         raise UpdateUnknownError(
             f"There is no update {update_id!r}.",
@@ -196,6 +210,7 @@ def claim(engine: sa.Engine, owner: str, *, lease_seconds: float, max_attempts: 
                     failures=updates.c.failures + sa.case((updates.c.state == "running", 1), else_=0),
                     owner=owner,
                     lease_until=moment + lease_seconds,
+                    progress=None,
                     started_at=sa.func.coalesce(updates.c.started_at, moment),
                 )
             )
@@ -261,12 +276,40 @@ def _give_up(engine: sa.Engine, update: Update, max_attempts: int) -> None:
 
 
 def _set_aside(connection: sa.Connection, update_id: str, *, error: str) -> None:
-    """After a failure: what the update tried is a person's now; what it did not try gets an update."""
     update = get(connection, update_id)
     note = f"Update {update.id} failed: {error}"
-    backlog.park(connection, update.pipeline, experiences=update.experiences, note=note)
-    if backlog.fresh(connection, update.pipeline):
-        ensure_queued(connection, update.pipeline, requested_by="trigger")
+    set_aside(connection, update.pipeline, experiences=update.experiences, note=note)
+
+
+def set_aside(connection: sa.Connection, pipeline: str, *, experiences: Sequence[int], note: str) -> None:
+    """After an update that came to nothing: what it tried is a person's now; what none has tried gets one."""
+    backlog.park(connection, pipeline, experiences=experiences, note=note)
+    if backlog.fresh(connection, pipeline, beside=experiences_of_live(connection, pipeline)):
+        ensure_queued(connection, pipeline, requested_by="trigger")
+
+
+def cancel(
+    connection: sa.Connection, update: Update, *, experiences: Sequence[int], actor: str, reason: str
+) -> None:
+    """End an update because a person said so; whoever works on it finds its lease lost.
+
+    The caller holds the pipeline and the update's row, and has seen that it may be cancelled.
+
+    Args:
+        experiences: what it learns, or would have learnt; parked for a person.
+    """
+    moment = now(connection)
+    values = {
+        "state": "failed",
+        "finished_at": moment,
+        "lease_until": None,
+        "progress": None,
+        "decision": {"choice": "cancel", "by": actor, "reason": reason, "at": moment},
+        "error": f"Cancelled by {actor}: {reason}",
+    }
+    connection.execute(sa.update(updates).where(updates.c.id == update.id).values(values))
+    note = f"Update {update.id} was cancelled by {actor}: {reason}"
+    set_aside(connection, update.pipeline, experiences=experiences, note=note)
 
 
 def heartbeat(
@@ -306,11 +349,13 @@ def write(connection: sa.Connection, update: Update, values: Mapping[str, Any]) 
 def confirm(engine: sa.Engine, update: Update) -> None:
     """Make sure that the update is still this attempt's, before something is done that cannot be fenced.
 
+    From now on it cannot be cancelled: what is done next could not be undone.
+
     Raises:
         LostLeaseError: it is not.
     """
     with engine.begin() as connection:
-        write(connection, update, {"owner": update.owner})
+        write(connection, update, {"owner": update.owner, "progress": {"stage": RECORDING}})
 
 
 def release(engine: sa.Engine, update: Update) -> None:
@@ -341,6 +386,7 @@ def retry(
             "state": "queued",
             "owner": None,
             "lease_until": None,
+            "progress": None,
             "error": error,
             "failures": update.failures + 1,
             "not_before": now(connection) + pause_seconds * 2**update.failures,
@@ -377,11 +423,16 @@ def cut_done(connection: sa.Connection, update_ids: Sequence[str]) -> None:
     connection.execute(sa.update(updates).where(updates.c.id.in_(update_ids)).values(wants_cut=False))
 
 
-def experiences_of_live(connection: sa.Connection, pipeline: str) -> set[int]:
-    """Every experience that an update names which has not ended."""
+def next_is_queued(connection: sa.Connection, pipeline: str, *, beside: str) -> bool:
+    """Whether another update than `beside` is still to be claimed, and learns whatever waits then."""
+    return bool(connection.execute(_sees_news(pipeline).where(updates.c.id != beside).limit(1)).scalar())
+
+
+def experiences_of_live(connection: sa.Connection, pipeline: str, *, beside: str = "") -> set[int]:
+    """Every experience that an update names which has not ended; the update `beside` is left out."""
     rows = connection.execute(
         sa.select(updates.c.experiences, updates.c.asked).where(
-            updates.c.pipeline == pipeline, updates.c.state.in_(LIVE_STATES)
+            updates.c.pipeline == pipeline, updates.c.state.in_(LIVE_STATES), updates.c.id != beside
         )
     )
     return {index for row in rows for index in [*row.experiences, *(row.asked or [])]}

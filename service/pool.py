@@ -40,15 +40,22 @@ import ray
 log = structlog.get_logger(__name__)
 
 PROGRESS_SECONDS = 0.5
+CANCEL_SECONDS = 10.0
+"""How long a trainer may take to stop between two batches; then it is killed, and another one started."""
 REPLACE_SECONDS = 60.0
 """How long a new trainer may take to be warm; a busy machine needs about twenty."""
 
 
+class _CancelledError(Exception):
+    """Ends a run inside a trainer; nobody waits for its result any more."""
+
+
 class Trainer:
-    """The actor. One thread learns; a second answers questions about progress."""
+    """The actor. One thread learns; a second answers questions about progress, and cancels."""
 
     def __init__(self) -> None:
         self._progress: Mapping[str, Any] = {}
+        self._cancelled = ""
 
     def warm_up(self) -> int:
         """Ready to learn without a pause; answers the process id."""
@@ -59,15 +66,22 @@ class Trainer:
         trainer.warm_up(StreamInfo(shape=(4,), classes=("a", "b")))
         return os.getpid()
 
-    def run(self, task: Task) -> None:
+    def run(self, task: Task, run_id: str) -> None:
         self._progress = {}
-        trainer.run(task, self._note)
+
+        def note(progress: Mapping[str, Any]) -> None:
+            self._progress = progress
+            if self._cancelled == run_id:
+                raise _CancelledError
+
+        trainer.run(task, note)
 
     def progress(self) -> Mapping[str, Any]:
         return self._progress
 
-    def _note(self, progress: Mapping[str, Any]) -> None:
-        self._progress = progress
+    def cancel(self, run_id: str) -> None:
+        """Make that run, and no later one, end when it next tells its progress."""
+        self._cancelled = run_id
 
 
 class TrainerPool:
@@ -122,14 +136,18 @@ class TrainerPool:
     def run(self, task: Task, on_progress: OnProgress) -> None:
         """Run a task on an idle trainer; its result is in `task.folder` afterwards.
 
+        Where `on_progress` raises, the trainer stops soon and is idle again, and the error goes on.
+
         Raises:
             StreamError, StrategyError: as `service.trainer.run`.
             TrainerDiedError: the trainer's process ended; another one takes its place.
             TrainerStoppedError: this pool is about to close.
         """
         actor = self._borrow()
+        run_id = secrets.token_hex(8)
+        running = actor.run.remote(task, run_id)
         try:
-            self._watch(actor, actor.run.remote(task), on_progress)
+            self._watch(actor, running, on_progress)
         except ray.exceptions.RayTaskError as error:
             self._idle.put(actor)
             raise error.cause from error
@@ -140,8 +158,33 @@ class TrainerPool:
                 f"The trainer of update {task.update_id} died.",
                 fix="The update is tried again; see Ray's logs for why the process ended.",
             ) from error
+        except TrainerStoppedError:
+            # Ray's end is the trainer's.
+            raise
+        except Exception:
+            self._take_back(actor, running, run_id)
+            raise
         else:
             self._idle.put(actor)
+
+    def _take_back(self, actor: Any, running: Any, run_id: str) -> None:
+        """Make a trainer idle whose run nobody waits for any more; one that does not stop is replaced."""
+        try:
+            actor.cancel.remote(run_id)
+            done, _ = ray.wait([running], timeout=CANCEL_SECONDS)
+            if done:
+                ray.get(running)
+        except ray.exceptions.RayTaskError:
+            # As it was told; or it failed by itself, which changes nothing now.
+            pass
+        except ray.exceptions.RayError:
+            done = []
+        if done:
+            self._idle.put(actor)
+        elif not self._stopping.is_set():
+            log.warning("a cancelled trainer does not stop, killing it")
+            ray.kill(actor)
+            self._replace()
 
     def _borrow(self) -> Any:
         while True:

@@ -4,6 +4,7 @@ Each step can be done twice: the trainer's folder and MLflow's run and version a
 id, and the settlement is one fenced transaction. A crash anywhere repeats steps, never effects.
 """
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +61,7 @@ class Updater:
             return None
         result = self._learn(plan, on_progress)
         verdict = decide(self._evidence(plan, result), plan.spec.gate)
-        on_progress({"stage": "recording"})
+        on_progress({"stage": jobs.RECORDING})
         told = publication(self._engine, plan, result, verdict, folder=self.folder(update.id))
         # MLflow knows no fence: a worker that has lost its lease must not write there a second time.
         jobs.confirm(self._engine, update)
@@ -204,6 +205,16 @@ class Updater:
                 update,
                 {"state": "done", "finished_at": now(connection), "lease_until": None, "reason": reason},
             )
+
+    def clear_cancelled(self, update: Update) -> bool:
+        """Remove what a trainer left of an update that a person cancelled; False: it was not cancelled."""
+        with reading(self._engine) as connection:
+            if not jobs.get(connection, update.id).cancelled:
+                return False
+        folder = self.folder(update.id)
+        for left in (folder, *folder.parent.glob(f"{folder.name}.*.tmp")):
+            shutil.rmtree(left, ignore_errors=True)
+        return True
 
     def fail(self, update: Update, error: Exception) -> None:
         """Record that an update cannot work, and park its experiences for a person.

@@ -118,7 +118,10 @@ class StrategyConfig(BaseModel):
 
 
 class Progress(Protocol):
-    """Called about once a second while a learner learns."""
+    """Called about twice a second while a learner learns, between two batches.
+
+    One that raises ends the learning: the error goes on, and the learner must be thrown away.
+    """
 
     def __call__(self, *, step: int, total_steps: int, loss: float) -> None: ...
 

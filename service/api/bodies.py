@@ -24,7 +24,7 @@ Reason = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=2000),
     AfterValidator(_storable),
-    Field(description="Why, for whoever reads the ledger later. Must not be empty."),
+    Field(description="Why, for whoever reads it later. Must not be empty."),
 ]
 Actor = Annotated[
     str,
@@ -204,7 +204,9 @@ class UpdateView(Body):
     progress: Mapping[str, Any] | None
     waits_for: str | None = Field(description="The update that must end, or be decided, before this one.")
     run_id: str | None = Field(description="The MLflow run with figures and report.")
-    decision: Mapping[str, Any] | None
+    decision: Mapping[str, Any] | None = Field(
+        description="What a person decided, with by, reason and at: approve or reject a review, or cancel."
+    )
     error: str | None
     created_at: datetime
     started_at: datetime | None
@@ -239,6 +241,13 @@ class DecisionRequest(Body):
     """A person's answer to a review."""
 
     decision: Literal["approve", "reject"]
+    reason: Reason
+    by: Actor = "anonymous"
+
+
+class CancelRequest(Body):
+    """Why an update is to end."""
+
     reason: Reason
     by: Actor = "anonymous"
 

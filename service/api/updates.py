@@ -1,11 +1,18 @@
-"""Updates: start one, follow it, decide on it."""
+"""Updates: start one, follow it, cancel it, decide on it."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Response
 
 from service import decisions, intake, jobs
-from service.api.bodies import DecisionRequest, DecisionView, UpdateAccepted, UpdateRequest, UpdateView
+from service.api.bodies import (
+    CancelRequest,
+    DecisionRequest,
+    DecisionView,
+    UpdateAccepted,
+    UpdateRequest,
+    UpdateView,
+)
 from service.api.doors import JsonRoute
 from service.api.parameters import Engine, IdempotencyKey, PipelineName, UpdateId
 from streams.tables import reading
@@ -36,6 +43,12 @@ def show(update: UpdateId, engine: Engine) -> UpdateView:
     with reading(engine) as connection:
         found = jobs.get(connection, update)
         return UpdateView.of(found, jobs.blocking(connection, found))
+
+
+@router.post("/updates/{update}/cancel", summary="Cancel")
+def cancel(update: UpdateId, body: CancelRequest, engine: Engine) -> UpdateView:
+    """Ends an update that waits or learns; its trainer stops within seconds. Its experiences are parked."""
+    return UpdateView.of(decisions.cancel(engine, update, actor=body.by, reason=body.reason), None)
 
 
 @router.get("/updates/{update}/decision", summary="What there is to decide, or was decided")
