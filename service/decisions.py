@@ -88,8 +88,10 @@ def _close(connection: sa.Connection, update: jobs.Update, decision: dict[str, o
     )
     if changed.rowcount == 1:
         return
+    fix = "Read the ledger for what was done; a promotion is undone with POST .../rollback."
     if update.decision and update.cancelled:
         happened = f"was cancelled by {update.decision['by']}"
+        fix = "It decided nothing; its experiences are parked, and can be learnt when asked for."
     elif update.decision:
         happened = f"was decided already: {update.decision['choice']} by {update.decision['by']}"
     elif update.state == "done":
@@ -98,7 +100,7 @@ def _close(connection: sa.Connection, update: jobs.Update, decision: dict[str, o
         happened = f"is {update.state}, and does not await a decision"
     raise DecisionConflictError(
         f"Update {update.id} {happened}. Nothing was changed.",
-        fix="Read the ledger for what was done; a promotion is undone with POST .../rollback.",
+        fix=fix,
         members={"state": update.state},
     )
 

@@ -43,6 +43,7 @@ ROUTES = {
     ("POST", "/v1/pipelines/{pipeline}/rollback"),
     ("GET", "/v1/pipelines/{pipeline}/ledger"),
     ("GET", "/v1/updates/{update}"),
+    ("POST", "/v1/updates/{update}/cancel"),
     ("GET", "/v1/updates/{update}/decision"),
     ("POST", "/v1/updates/{update}/decision"),
 }

@@ -1,5 +1,6 @@
 """One update from claim to recorded decision, with the real trainer, gate and MLflow; and what crashes do."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from service import decisions, dispatcher, jobs, ledger, registry, update
-from service.errors import ChampionMovedError, LostLeaseError
+from service.errors import CancelConflictError, ChampionMovedError, LostLeaseError
 from service.registry import UPDATE_TAG
 from service.trainer import LEARNER_FOLDER, SERVED_FILE, load_learner, read_result
 from streams.records import Records
@@ -500,6 +501,107 @@ def test_start_over_without_the_lease_changes_nothing(make: Callable[..., Home])
     with pytest.raises(LostLeaseError):
         each.updater.start_over(stale, ChampionMovedError("moved", fix=""))
     assert [each.read(found.id).state for found in each.updates()] == ["running"]
+
+
+def cancel(each: Home, update_id: str) -> jobs.Update:
+    return decisions.cancel(each.engine, update_id, actor="Ada", reason="wrong settings")
+
+
+def cancel_newest(each: Home) -> None:
+    cancel(each, each.updates()[-1].id)
+
+
+def assert_nothing_is_left_of(each: Home, ended: jobs.Update) -> None:
+    assert (ended.state, ended.outcome, ended.version, ended.run_id) == ("failed", None, None, None)
+    assert ended.error == "Cancelled by Ada: wrong settings"
+    assert not list(each.settings.checkpoints.glob(f"{ended.id}*"))
+    assert all(version.tags[UPDATE_TAG] != ended.id for version in versions(each))
+    assert all(run.data.tags.get(UPDATE_TAG) != ended.id for run in runs(each))
+    assert all(entry.update_id != ended.id for entry in each.ledger())
+
+
+def test_an_update_cancelled_while_it_learns_stops_soon_and_leaves_nothing(make: Callable[..., Home]) -> None:
+    each = make(strategy={"epochs": 10_000})
+    each.arrive(digits(0))
+    each.before_training = partial(cancel_newest, each)
+    started = time.monotonic()
+    ended = dispatch(each)
+    assert time.monotonic() - started < 15, "ten thousand epochs take minutes"
+    assert_nothing_is_left_of(each, ended)
+    assert (each.champion(), each.states()) == (None, {0: "parked"})
+
+
+CANCELS: dict[str, Callable[[Home, pytest.MonkeyPatch], object]] = {
+    "before the trainer": lambda each, patch: setattr(each, "before_training", partial(cancel_newest, each)),
+    "before the gate": lambda each, patch: patch.setattr(
+        update, "decide", first(partial(cancel_newest, each), update.decide)
+    ),
+    "before the recording": lambda each, patch: patch.setattr(
+        update, "publication", first(partial(cancel_newest, each), update.publication)
+    ),
+}
+
+
+def first(before: Callable[[], object], work: Callable[..., Any]) -> Callable[..., Any]:
+    def both(*arguments: Any, **named: Any) -> Any:
+        before()
+        return work(*arguments, **named)
+
+    return both
+
+
+@pytest.mark.parametrize("moment", CANCELS)
+def test_a_cancelled_update_leaves_the_champion_and_the_next_update_as_they_were(
+    make: Callable[..., Home], moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = make()
+    each.learn(digits(0))
+    each.arrive(digits(1))
+    with monkeypatch.context() as patch:
+        CANCELS[moment](each, patch)
+        ended = dispatch(each)
+    each.before_training = lambda: None
+    assert_nothing_is_left_of(each, ended)
+    assert (each.champion(), each.states()) == (1, {0: "learnt", 1: "parked"})
+    assert aliases(each) == {"champion": 1}
+    asked = each.ask([1])
+    again = dispatch(each)
+    assert (again.id, again.outcome, list(again.experiences), again.base_version) == (
+        asked,
+        "promote",
+        [1],
+        1,
+    )
+    assert (each.champion(), [entry.action for entry in each.ledger()]) == (2, ["promote", "promote"])
+
+
+def test_an_update_that_is_being_recorded_ends_and_is_not_cancelled(
+    make: Callable[..., Home], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = make()
+    each.arrive(digits(0))
+    told: list[object] = []
+
+    def refused() -> None:
+        told.append(outcome(partial(cancel_newest, each)))
+
+    monkeypatch.setattr(each.registry, "publish", first(refused, each.registry.publish))
+    ended = dispatch(each)
+    (error,) = told
+    assert isinstance(error, CancelConflictError)
+    assert "is being recorded" in error.detail
+    assert (ended.state, ended.outcome, ended.decision, each.champion()) == ("done", "promote", None, 1)
+
+
+def test_a_queued_update_that_is_cancelled_is_not_learnt(make: Callable[..., Home]) -> None:
+    each = make()
+    each.arrive(digits(0))
+    ended = cancel(each, each.updates()[0].id)
+    assert jobs.claim(each.engine, "w", lease_seconds=60, max_attempts=3) is None
+    assert_nothing_is_left_of(each, ended)
+    assert (each.trained, each.states()) == ([], {0: "parked"})
+    assert each.learn(digits(1)).outcome == "promote"
+    assert each.states() == {0: "parked", 1: "learnt"}
 
 
 def test_updates_run_on_postgresql_as_well(
