@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -211,6 +211,61 @@ def test_a_decision_on_an_unknown_update_is_a_problem(api: Api) -> None:
     with unchanged(api):
         answer = post(api, "/updates/u-nobody/decision", {"decision": "approve", **WHY})
         api.refuses(answer, 404, "update-unknown")
+
+
+def test_a_waiting_update_is_cancelled_once_with_a_reason(api: Api, pipeline: str) -> None:
+    push(api, pipeline)
+    update = post(api, f"/pipelines/{pipeline}/updates", {}).json()["update"]
+    ingest(api, pipeline)
+    answer = post(api, f"/updates/{update}/cancel", {"reason": "  wrong day ", "by": "Ada"})
+    assert answer.status_code == 200, answer.text
+    view = answer.json()
+    assert (view["state"], view["error"], view["outcome"]) == ("failed", "Cancelled by Ada: wrong day", None)
+    assert (view["decision"]["choice"], view["decision"]["by"]) == ("cancel", "Ada")
+    assert get(api, f"/updates/{update}") == view
+    (experience,) = get(api, f"/pipelines/{pipeline}/experiences")
+    assert experience["state"] == "parked"
+    assert experience["note"] == f"Update {update} was cancelled by Ada: wrong day"
+    assert get(api, f"/pipelines/{pipeline}/ledger")["entries"] == []
+    with unchanged(api):
+        again = post(api, f"/updates/{update}/cancel", {"reason": "me too", "by": "Bob"})
+        document = api.refuses(again, 409, "cancel-conflict")
+    assert "cancelled already, by Ada at 20" in document["detail"]
+    # It can be learnt after all, when somebody asks for it.
+    assert post(api, f"/pipelines/{pipeline}/updates", {"experiences": [0]}).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("outcome", "told", "instead"),
+    [
+        ("review", "awaits a decision", "/decision"),
+        ("promote", "has ended already: promote", "rollback"),
+        ("reject", "has ended already: reject", "rollback"),
+    ],
+)
+def test_an_update_that_has_learnt_is_not_cancelled(
+    api: Api, pipeline: str, outcome: Literal["review", "promote", "reject"], told: str, instead: str
+) -> None:
+    update = learn(api, pipeline, outcome)
+    with unchanged(api):
+        document = api.refuses(post(api, f"/updates/{update}/cancel", WHY), 409, "cancel-conflict")
+    assert told in document["detail"]
+    assert instead in document["fix"]
+
+
+def test_a_cancel_of_an_unknown_update_is_a_problem(api: Api) -> None:
+    with unchanged(api):
+        api.refuses(post(api, "/updates/u-nobody/cancel", WHY), 404, "update-unknown")
+
+
+@pytest.mark.parametrize("body", [{}, {"reason": " "}, {"reason": "x" * 2001}, {**WHY, "by": ""}, {**WHY, "x": 1}])
+def test_a_cancel_without_a_good_reason_cancels_nothing(
+    api: Api, pipeline: str, body: dict[str, Any]
+) -> None:
+    push(api, pipeline)
+    update = post(api, f"/pipelines/{pipeline}/updates", {}).json()["update"]
+    with unchanged(api):
+        api.refuses(post(api, f"/updates/{update}/cancel", body), 422, "request-invalid")
 
 
 def test_a_rollback_brings_the_former_champion_back(api: Api, pipeline: str) -> None:

@@ -1,0 +1,70 @@
+"""A person cancels an update in the middle of its learning: the trainer lives on, and nothing else changes."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.client import ApiError
+from service.demo import spec
+from service.registry import UPDATE_TAG
+from streams.datasets import DIGITS_SCHEMA, DatasetsConfig, digits_step
+from streams.wire import encode_json
+from tests.running import Service, ended, running, wait_for
+
+PIPELINE = "digits"
+STREAM = DatasetsConfig(protocol="rotated-digits", angles=(0.0, 25.0))
+# Slow enough to be caught in the middle: some seconds of learning.
+SLOW = {"name": "replay", "capacity": 1200, "epochs": 120}
+# A lease so long that nothing here is noticed by its end.
+SETTINGS = {"HOLDFAST_LEASE_SECONDS": "60"}
+
+
+def trainers(service: Service) -> list[int]:
+    return [process.pid for process in service.processes() if "ray::Trainer" in process.name()]
+
+
+def test_a_trainer_whose_update_is_cancelled_learns_the_next_one(tmp_path: Path) -> None:
+    with running(tmp_path / "home", SETTINGS) as service, service.client() as client:
+        client.post("/v1/pipelines", spec(PIPELINE, SLOW))
+        client.push(PIPELINE, encode_json(digits_step(STREAM, 0), DIGITS_SCHEMA))
+        first = ended(client, PIPELINE, experience=0)
+        assert first["outcome"] == "promote", first["reason"]
+        before, champion = trainers(service), client.get(f"/v1/pipelines/{PIPELINE}/champion")
+
+        client.push(PIPELINE, encode_json(digits_step(STREAM, 1), DIGITS_SCHEMA))
+
+        def learning() -> dict[str, Any] | None:
+            (newest, *_) = client.get(f"/v1/pipelines/{PIPELINE}/updates")
+            stage = (newest["progress"] or {}).get("stage")
+            return dict(newest) if stage == "learning" else None
+
+        update = wait_for(learning, seconds=60, hint="learning of experience 1")["id"]
+        asked = time.monotonic()
+        view = client.post(f"/v1/updates/{update}/cancel", {"reason": "wrong records", "by": "Ada"})
+        assert (view["state"], view["error"]) == ("failed", "Cancelled by Ada: wrong records")
+        wait_for(lambda: "update cancelled" in service.log.read_text(), seconds=30, hint="end of the learning")
+        seconds = time.monotonic() - asked
+        # Two on a machine that is idle.
+        assert seconds < 6, seconds
+        with pytest.raises(ApiError, match="cancelled already, by Ada"):
+            client.post(f"/v1/updates/{update}/cancel", {"reason": "again"})
+
+        assert client.get(f"/v1/pipelines/{PIPELINE}/champion") == champion
+        assert [path.name for path in (service.home / "checkpoints").iterdir()] == [first["id"]]
+        parked = client.get(f"/v1/pipelines/{PIPELINE}/experiences")[1]
+        assert (parked["state"], parked["note"]) == (
+            "parked",
+            f"Update {update} was cancelled by Ada: wrong records",
+        )
+
+        accepted = client.post(f"/v1/pipelines/{PIPELINE}/updates", {"experiences": [1]})
+        *_, again = client.follow(accepted["update"], timeout_seconds=120)
+        assert (again["state"], again["outcome"], again["attempt"]) == ("done", "promote", 1), again
+        assert trainers(service) == before, "the trainer was not killed"
+        entries = client.get(f"/v1/pipelines/{PIPELINE}/ledger")["entries"]
+        assert [entry["update"] for entry in entries] == [first["id"], again["id"]]
+        versions = service.store().search_model_versions(f"name = '{PIPELINE}'")
+        assert {version.tags[UPDATE_TAG] for version in versions} == {first["id"], again["id"]}
+        assert "Traceback" not in service.log.read_text()
