@@ -258,7 +258,9 @@ def test_a_cancel_of_an_unknown_update_is_a_problem(api: Api) -> None:
         api.refuses(post(api, "/updates/u-nobody/cancel", WHY), 404, "update-unknown")
 
 
-@pytest.mark.parametrize("body", [{}, {"reason": " "}, {"reason": "x" * 2001}, {**WHY, "by": ""}, {**WHY, "x": 1}])
+@pytest.mark.parametrize(
+    "body", [{}, {"reason": " "}, {"reason": "x" * 2001}, {**WHY, "by": ""}, {**WHY, "x": 1}]
+)
 def test_a_cancel_without_a_good_reason_cancels_nothing(
     api: Api, pipeline: str, body: dict[str, Any]
 ) -> None:

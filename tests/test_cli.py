@@ -184,6 +184,20 @@ def test_an_update_is_started_listed_and_shown(run: Run, pipeline: str) -> None:
     refused(run("update", "start", pipeline, "--no-wait", "--key", "k"), 1, update)
 
 
+def test_an_update_is_cancelled_with_a_reason(run: Run, pipeline: str) -> None:
+    run("push", pipeline, "-", text=ndjson("a"))
+    update = run("update", "start", pipeline, "--no-wait").stdout.strip()
+    refused(run("update", "cancel", update, "-m", " "), 1, "reason", "must not be empty")
+    done = run("update", "cancel", update, "--reason", "wrong day")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{update}: cancelled by ada.\n", "")
+    assert "failed            Cancelled by ada: wrong day\n" in run("update", "list", pipeline).stdout
+    refused(run("update", "cancel", update, "-m", "again"), 1, "cancelled already, by ada at")
+    refused(run("update", "cancel", "u-1", "-m", "why"), 1, "There is no update 'u-1'")
+    without = run("update", "cancel", update)
+    assert without.returncode == 2
+    assert "--reason" in without.stderr
+
+
 def test_waiting_for_an_update_ends_in_time(run: Run, pipeline: str) -> None:
     run("push", pipeline, "-", text=ndjson("a"))
     refused(run("update", "start", pipeline, "--timeout", "0"), 1, "still queued", "dispatcher")

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 import service.errors
-from service import cli
+from service import cli, jobs
 from service.errors import HoldfastError
 from service.gate import stats
 from service.gate.base import VERDICT_SCHEMA, Finding, GateConfig, Verdict
@@ -315,7 +315,8 @@ def test_the_examples_of_the_api_answer_as_documented(tmp_path: Path) -> None:
     with running_api(tmp_path) as api:
         variables = {"$API": api.url, "$UPDATE": "none"}
         for command, status, answer in examples:
-            method, path, got = _curl(api, command, variables)
+            other = {"$UPDATE": _queue_one(api)} if "/cancel " in command else {}
+            method, path, got = _curl(api, command, {**variables, **other})
             assert got.status_code == int(status), (command, got.text)
             route = re.sub(r"/u-[0-9a-f]+", "/{update}", path.replace("/sensors", "/{pipeline}"))
             seen.add((method, re.sub(r"/[0-9a-f]{16}$", "/{letter}", route)))
@@ -344,6 +345,12 @@ def test_every_call_in_the_readme_is_to_a_route_that_is_there() -> None:
             and all(want in ("*", step) for want, step in zip(route.split("/"), steps, strict=True))
             for route in known
         ), path
+
+
+def _queue_one(api: Api) -> str:
+    """An update that waits behind the one in review."""
+    with api.engine.begin() as connection:
+        return jobs.enqueue(connection, "sensors", requested_by="test")
 
 
 def _refuse_one(api: Api) -> str:

@@ -1,4 +1,4 @@
-"""A person cancels an update in the middle of its learning: the trainer lives on, and nothing else changes."""
+"""A person cancels an update in the middle of its learning: its trainer lives on, and nothing else changes."""
 
 import time
 from pathlib import Path
@@ -44,7 +44,9 @@ def test_a_trainer_whose_update_is_cancelled_learns_the_next_one(tmp_path: Path)
         asked = time.monotonic()
         view = client.post(f"/v1/updates/{update}/cancel", {"reason": "wrong records", "by": "Ada"})
         assert (view["state"], view["error"]) == ("failed", "Cancelled by Ada: wrong records")
-        wait_for(lambda: "update cancelled" in service.log.read_text(), seconds=30, hint="end of the learning")
+        wait_for(
+            lambda: "update cancelled" in service.log.read_text(), seconds=30, hint="end of the learning"
+        )
         seconds = time.monotonic() - asked
         # Two on a machine that is idle.
         assert seconds < 6, seconds
