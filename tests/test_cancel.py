@@ -1,5 +1,6 @@
 """A person cancels an update, and what becomes of its experiences; on SQLite and on PostgreSQL."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import pytest
@@ -223,7 +224,7 @@ def test_a_cancel_and_a_worker_at_once_agree_on_the_end(database: sa.Engine, end
             backlog.add(connection, NAME, number)
         update_id = enqueue(database)
         if end == "claim":
-            acts = [partial(cancel, database, update_id), partial(claim_none, database)]
+            worker: Callable[[], object] = partial(claim_none, database)
         else:
             update = claim(database)
             write(database, update, experiences=[number])
@@ -232,8 +233,7 @@ def test_a_cancel_and_a_worker_at_once_agree_on_the_end(database: sa.Engine, end
                 "end": partial(write, database, update, state="done", outcome="reject"),
                 "fail": partial(jobs.fail, database, update, error="broken"),
             }[end]
-            acts = [partial(cancel, database, update_id), worker]
-        said, did = together(2, partial(acted, acts))
+        said, did = together(2, partial(acted, [partial(cancel, database, update_id), worker]))
         ended = read(database, update_id)
         if end == "claim":
             # Whichever came first: a cancel takes both.
@@ -245,5 +245,5 @@ def test_a_cancel_and_a_worker_at_once_agree_on_the_end(database: sa.Engine, end
             connection.execute(sa.text("DELETE FROM updates"))
 
 
-def acted(acts: list[partial[object]], number: int) -> object:
+def acted(acts: Sequence[Callable[[], object]], number: int) -> object:
     return outcome(acts[number])

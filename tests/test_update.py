@@ -12,6 +12,8 @@ import pytest
 
 from service import decisions, dispatcher, jobs, ledger, registry, update
 from service.errors import CancelConflictError, ChampionMovedError, LostLeaseError
+from service.gate.decide import decide
+from service.publication import publication
 from service.registry import UPDATE_TAG
 from service.trainer import LEARNER_FOLDER, SERVED_FILE, load_learner, read_result
 from streams.records import Records
@@ -534,10 +536,10 @@ def test_an_update_cancelled_while_it_learns_stops_soon_and_leaves_nothing(make:
 CANCELS: dict[str, Callable[[Home, pytest.MonkeyPatch], object]] = {
     "before the trainer": lambda each, patch: setattr(each, "before_training", partial(cancel_newest, each)),
     "before the gate": lambda each, patch: patch.setattr(
-        update, "decide", first(partial(cancel_newest, each), update.decide)
+        update, "decide", first(partial(cancel_newest, each), decide)
     ),
     "before the recording": lambda each, patch: patch.setattr(
-        update, "publication", first(partial(cancel_newest, each), update.publication)
+        update, "publication", first(partial(cancel_newest, each), publication)
     ),
 }
 

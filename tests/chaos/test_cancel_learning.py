@@ -1,4 +1,4 @@
-"""A person cancels an update in the middle of its learning: its trainer lives on, and nothing else changes."""
+"""A person cancels an update in the middle of its learning: its trainer lives on, nothing else changes."""
 
 import time
 from pathlib import Path
