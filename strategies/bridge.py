@@ -25,6 +25,8 @@ RESIDENT_BYTES = 2**31
 """On a CPU, records are prepared ahead of the steps up to this size; on a GPU, up to half of what is free."""
 PREPARED_VALUES = 2**22
 """Feature values that are prepared at a time, at most."""
+CACHED_VALUES = 2**17
+"""The same where they are only scaled on a CPU: what is worked on stays in its cache."""
 
 
 @runtime_checkable
@@ -153,7 +155,7 @@ class Recorder(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no ty
 
     def after_training_iteration(self, strategy: Any, **_: Any) -> None:
         records = len(strategy.mb_y)
-        self._sum += strategy.loss.detach() * records
+        self._sum.add_(strategy.loss.detach(), alpha=records)
         self._records += records
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + self.INTERVAL_SECONDS
@@ -246,11 +248,16 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
 
     @torch.no_grad()
     def _prepare_all(self, inputs: Tensor) -> Tensor:
-        prepare: Callable[[Tensor], Tensor] = self.model.prepare
-        step = max(1, PREPARED_VALUES // max(1, inputs[0].numel()))
-        if self.model.frozen:
-            step = min(step, self.model.records_at_once)
-        return torch.cat([prepare(chunk.to(self.device)) for chunk in torch.split(inputs, step)])
+        values = PREPARED_VALUES if self.device.type == "cuda" or self.model.frozen else CACHED_VALUES
+        step = max(1, min(values // max(1, inputs[0].numel()), self.model.records_at_once))
+        whole: Tensor | None = None
+        for start in range(0, len(inputs), step):
+            part = self.model.prepare(inputs[start : start + step].to(self.device))
+            if whole is None:
+                whole = part.new_empty(len(inputs), *part.shape[1:])
+            whole[start : start + step] = part
+        assert whole is not None, "an experience is never empty"
+        return whole
 
     @torch.no_grad()
     def _prepare_batch(self, inputs: Tensor) -> Tensor:

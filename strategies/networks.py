@@ -65,6 +65,16 @@ class FeatureScaling(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         scaled = (inputs.to(torch.float32) - self.mean) * self.scale
+        plain = scaled.device.type == "cpu" and not torch.is_grad_enabled()
+        if plain and not torch.compiler.is_compiling():
+            # Few lie beyond. Only here: torch.func and export follow no choice by values, a GPU would wait.
+            beyond = (scaled.abs() > self.KNEE).flatten().nonzero().squeeze(1)
+            flat = scaled.view(-1)
+            flat[beyond] = self._bent(flat[beyond])
+            return scaled
+        return self._bent(scaled)
+
+    def _bent(self, scaled: Tensor) -> Tensor:
         core = scaled.clamp(-self.KNEE, self.KNEE)
         beyond = scaled - core
         return core + beyond.sign() * beyond.abs().clamp(max=1 / self.FINEST).log1p()
