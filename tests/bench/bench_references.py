@@ -29,8 +29,6 @@ class Reference:
     settings: Mapping[str, Any] = field(default_factory=dict)
     permutations: int = 0
     """0 is split MNIST: five experiences of two classes, all ten told apart."""
-    records: int = 60_000
-    """Of each permutation."""
 
 
 REFERENCES: Mapping[str, Reference] = {
@@ -64,23 +62,14 @@ REFERENCES: Mapping[str, Reference] = {
     "permuted: a-gem": Reference(
         "a-gem",
         0.81,
-        {
-            **SGD,
-            "hidden": (100, 100),
-            "learning_rate": 0.1,
-            "batch_size": 10,
-            "capacity": 4352,
-            "replay_batch_size": 256,
-        },
-        permutations=17,
-        records=1000,
+        {**SGD, "hidden": (256, 256), "learning_rate": 0.01, "batch_size": 64, "capacity": 4000},
+        permutations=10,
     ),
     "permuted: gem": Reference(
         "gem",
         0.80,
-        {**SGD, "hidden": (100, 100), "learning_rate": 0.1, "batch_size": 10, "capacity": 4352},
-        permutations=17,
-        records=1000,
+        {**SGD, "hidden": (256, 256), "learning_rate": 0.01, "batch_size": 64, "capacity": 4000},
+        permutations=10,
     ),
 }
 
@@ -93,7 +82,7 @@ def reached(reference: Reference, seed: int) -> float:
             learner.learn(experience(index, data))
         return accuracy(learner, mnist("test"))
     for step in range(reference.permutations):
-        learner.learn(experience(step, permuted(step, "train", records=reference.records)))
+        learner.learn(experience(step, permuted(step, "train", records=60_000)))
     steps = range(reference.permutations)
     return statistics.mean(accuracy(learner, permuted(step, "test", records=10_000)) for step in steps)
 
