@@ -103,7 +103,10 @@ class PipelineSpec(BaseModel):
     @classmethod
     def _strategy_fits(cls, strategy: StrategyChoice, info: ValidationInfo) -> StrategyChoice:
         schema: RecordSchema | None = info.data.get("record_schema")
-        misfit = None if schema is None else strategy.misfit(schema.shape, schema.dtype)
+        if schema is None:
+            return strategy
+        room = strategy.room_for(len(schema.classes))
+        misfit = strategy.misfit(schema.shape, schema.dtype) or (("capacity", room) if room else None)
         if misfit:
             field, problem = misfit
             raise PydanticCustomError(MISFIT + field, "{problem}", {"problem": problem})

@@ -7,15 +7,15 @@ StrategyError
 └── StateError             a saved state is missing, damaged, or of an unknown version
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from strategies.augment_choice import AugmentChoice
 from strategies.network_choice import MlpChoice, NetworkChoice
@@ -60,6 +60,9 @@ class StrategyConfig(BaseModel):
     """The knobs every strategy has. A strategy adds its own in a subclass."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    refused: ClassVar[Mapping[str, str]] = {}
+    """Fields that must keep their defaults, and why: they would do nothing, or harm."""
 
     name: str
     hidden: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(
@@ -109,6 +112,21 @@ class StrategyConfig(BaseModel):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Same seed, same data, same learner: bit-equal on CPU.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one.")
+
+    @model_validator(mode="after")
+    def _nothing_refused(self) -> Self:
+        for field, why in self.not_taken().items():
+            if getattr(self, field) != type(self).model_fields[field].default:
+                raise ValueError(f"{field} cannot be set with {self.name}: {why}")
+        return self
+
+    def not_taken(self) -> Mapping[str, str]:
+        """Fields that this strategy refuses, and why."""
+        return self.refused
+
+    def room_for(self, classes: int) -> str | None:
+        """Why so many classes cannot be learnt; None where they can."""
+        return None
 
     def misfit(self, shape: Sequence[int], dtype: str) -> tuple[str, str] | None:
         """The field by which such records cannot be learnt, and why; None where they can."""

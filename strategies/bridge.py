@@ -6,7 +6,7 @@ tensors, a head that grows by rows, and plugins whose state can be saved.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -222,7 +222,9 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
         if options.channels_last:
             self.model.to(memory_format=torch.channels_last)
         if options.compiled:
-            self.answer = torch.compile(self.model.answer)
+            # Not the head: each growth of it would be compiled anew, and torch gives up after a few.
+            features: Any = torch.compile(self.model.features)
+            self.answer = lambda prepared: self.model.head(features(prepared))
 
     @property
     def mb_task_id(self) -> Tensor:
@@ -259,12 +261,18 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
         assert whole is not None, "an experience is never empty"
         return whole
 
+    def unvaried(self, records: Records) -> Records:
+        """The same records as they are, where steps see them varied."""
+        if self.options.augmentation is None:
+            return records
+        return replace(records, prepare=partial(self._prepare_batch, varied=False))
+
     @torch.no_grad()
-    def _prepare_batch(self, inputs: Tensor) -> Tensor:
+    def _prepare_batch(self, inputs: Tensor, *, varied: bool = True) -> Tensor:
         if inputs.device != self.device:
             # From pinned memory, the copy waits for no step.
             inputs = inputs.pin_memory().to(self.device, non_blocking=True)
-        vary = self.options.augmentation
+        vary = self.options.augmentation if varied else None
         if vary is None:
             prepared: Tensor = self.model.prepare(inputs)
         else:

@@ -107,6 +107,9 @@ class CombinedConfig(StrategyConfig):
     def _own_settings(self, parts: tuple[StrategyConfig, ...]) -> list[dict[str, Any]]:
         return [part.model_dump(mode="json", exclude=set(_COMMON)) for part in parts]
 
+    def not_taken(self) -> Mapping[str, str]:
+        return {field: f"{part.name}: {why}" for part in self.parts for field, why in part.refused.items()}
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         names = [part.name for part in self.parts]
@@ -143,4 +146,6 @@ def build(config: CombinedConfig, stream_info: StreamInfo) -> Learner:
 def _turn(name: str) -> int:
     if name in _SETS_WEIGHTS:
         return _SETS_WEIGHTS.index(name)
-    return len(_SETS_WEIGHTS) + (name not in _MAKES_STEPS)
+    # Of what pulls at weights, si looks at the gradient before the others join it.
+    pulls = 1 if name == "si" else 2
+    return len(_SETS_WEIGHTS) + (0 if name in _MAKES_STEPS else pulls)

@@ -6,8 +6,8 @@ CoLLAs 2023 (arXiv:2306.16817), who keep the last weights beside the mean. Here 
 from the mean.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 class EmaConfig(StrategyConfig):
     """How slow the mean is."""
+
+    refused: ClassVar[Mapping[str, str]] = {"early_stop": "the best weights would be given up for the mean"}
 
     name: Literal["ema"] = "ema"
     decay: float = Field(

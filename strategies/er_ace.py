@@ -6,8 +6,8 @@ rows of old classes are not pushed down by records that cannot be theirs. Where 
 batch, it is replay with the two losses added.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from strategies.base import Learner, StreamInfo
 from strategies.replay import Balance, RehearsalConfig
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 class ErAceConfig(RehearsalConfig):
     """How much of the past is kept, and how much of it a step sees."""
+
+    refused: ClassVar[Mapping[str, str]] = {"early_stop": "records put aside would be learnt as kept ones"}
 
     name: Literal["er-ace"] = "er-ace"
     balance: Balance = "classes"

@@ -6,8 +6,8 @@ cannot be theirs. For each new record the paper draws one record of its class an
 that the step holds take part, which needs no second pass through the network.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 class ErAmlConfig(RehearsalConfig):
     """How much of the past is kept, how much of it a step sees, and how sharply features are told apart."""
+
+    refused: ClassVar[Mapping[str, str]] = {"early_stop": "records put aside would be learnt as kept ones"}
 
     name: Literal["er-aml"] = "er-aml"
     balance: Balance = "classes"

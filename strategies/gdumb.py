@@ -25,6 +25,11 @@ class GdumbConfig(RehearsalConfig):
     )
     replay_batch_size: None = Field(None, description="Has no meaning here: every record is a kept one.")
 
+    def room_for(self, classes: int) -> str | None:
+        if classes <= self.capacity:
+            return None
+        return f"{self.name} keeps a record of each class at least; {classes} do not fit in {self.capacity}"
+
 
 def build(config: GdumbConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner with an empty sample."""

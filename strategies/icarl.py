@@ -8,7 +8,8 @@ trains on exemplars and new records in one heap; here a step takes a share of ea
 strategies.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +19,8 @@ from strategies.replay import RehearsalConfig
 
 class IcarlConfig(RehearsalConfig):
     """How many exemplars are kept, and how sure the answers are."""
+
+    refused: ClassVar[Mapping[str, str]] = {"early_stop": "it answers by means taken after an experience"}
 
     name: Literal["icarl"] = "icarl"
     epochs: int = Field(30, ge=1, le=10_000, description="Passes over an experience; the paper makes 70.")
@@ -31,6 +34,11 @@ class IcarlConfig(RehearsalConfig):
         description="Answers are the softmax of cosines over it: the smaller, the surer; "
         "which class comes first stays.",
     )
+
+    def room_for(self, classes: int) -> str | None:
+        if classes <= self.capacity:
+            return None
+        return f"{self.name} keeps a record of each class at least; {classes} do not fit in {self.capacity}"
 
 
 def build(config: IcarlConfig, stream_info: StreamInfo) -> Learner:

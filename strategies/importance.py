@@ -36,7 +36,7 @@ class HeldWeights(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no
         for name, parameter in weights.items():
             for held in (self.importances, self.anchors):
                 old = held.get(name)
-                if old is not None and len(old) < len(parameter):
+                if old is not None and old.dim() and len(old) < len(parameter):
                     held[name] = torch.cat((old, old.new_zeros(len(parameter) - len(old), *old.shape[1:])))
         if self.importances and self.strength:
             names = list(weights)
@@ -189,7 +189,8 @@ class PathIntegral(HeldWeights):
     @torch.no_grad()
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Note the gradient of the loss on the labels, before the penalty joins it."""
-        self._pulls = gradients(self._weights)
+        # Copies: what clips the gradient later does so in place.
+        self._pulls = [gradient.clone() for gradient in gradients(self._weights)]
         _, anchors, importances = self._held
         if anchors:
             ways = torch._foreach_sub(self._before, anchors)

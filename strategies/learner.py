@@ -170,8 +170,8 @@ class AvalancheLearner:
             served.eval()
             with torch.no_grad():
                 for start in range(0, len(inputs), step):
-                    batch = torch.from_numpy(np.array(inputs[start : start + step])).to(self.device)
-                    answers.append(served(batch).cpu().numpy())
+                    batch = torch.from_numpy(np.array(inputs[start : start + step], order="C"))
+                    answers.append(served(batch.to(self.device)).cpu().numpy())
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -293,7 +293,7 @@ class AvalancheLearner:
         rows_by_class = np.zeros(len(self.stream_info.classes), np.int64)
         rows_by_class[self._classes_by_row] = np.arange(len(self._classes_by_row))
         dataset = TensorDataset(
-            inputs=torch.from_numpy(np.array(experience.inputs)),
+            inputs=torch.from_numpy(np.array(experience.inputs, order="C")),
             rows=torch.from_numpy(rows_by_class[experience.labels]),
         )
         return BridgedExperience(

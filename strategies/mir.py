@@ -7,9 +7,9 @@ loss of all of them.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from strategies.base import Learner, StreamInfo
 from strategies.replay import RehearsalConfig
@@ -28,6 +28,12 @@ class MirConfig(RehearsalConfig):
         le=65536,
         description="Kept records a step that are looked at; unset means twice those that are replayed.",
     )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.candidates and self.replay_batch_size and self.candidates < self.replay_batch_size:
+            raise ValueError("candidates must be at least replay_batch_size: they are what is chosen from")
+        return self
 
 
 def plugins(config: MirConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":

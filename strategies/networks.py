@@ -64,7 +64,7 @@ class FeatureScaling(nn.Module):
         self.scale.copy_(scale.reshape(self.scale.shape))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        scaled = (inputs.to(torch.float32) - self.mean) * self.scale
+        scaled = ((inputs.to(torch.float32) - self.mean) * self.scale).contiguous()
         plain = scaled.device.type == "cpu" and not torch.is_grad_enabled()
         if plain and not torch.compiler.is_compiling():
             # Few lie beyond. Only here: torch.func and export follow no choice by values, a GPU would wait.

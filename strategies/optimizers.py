@@ -86,4 +86,9 @@ def restore_optimizer(
         settings = {key: tuple(v) if isinstance(v, list) else v for key, v in group.items()}
         numbered.append({**settings, "params": [places[name] for name in group["params"]]})
     optimizer.load_state_dict({"state": kept, "param_groups": numbered})
+    for weight, moments in optimizer.state.items():
+        for key, value in moments.items():
+            # Fused steps walk memory: a moment must lie in it as its weight does (channels last).
+            if value.shape == weight.shape and value.stride() != weight.stride():
+                moments[key] = torch.empty_like(weight, dtype=value.dtype).copy_(value).detach()
     return optimizer

@@ -58,7 +58,7 @@ class HerdedReplay(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships n
 
     def after_training_exp(self, strategy: Any, **_: Any) -> None:
         data, classes = strategy.experience.dataset, strategy.experience.head_rows
-        sources: tuple[Records, ...] = strategy.dataloader.sources
+        sources = [strategy.unvaried(records) for records in strategy.dataloader.sources]
         # Old before new: a class that does not come keeps its order.
         features = torch.cat([features_of(strategy.model, records) for records in reversed(sources)])
         rows, fresh = torch.cat((self.rows, data.rows)), torch.bincount(data.rows, minlength=classes)
@@ -141,7 +141,9 @@ class ContrastiveReplay(ReplayPlugin):
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         super().after_training_exp(strategy, **kwargs)
         assert self.buffer.inputs is not None, "an experience is never empty"
-        features = features_of(strategy.model, strategy.records(self.buffer.inputs, self.buffer.rows))
+        features = features_of(
+            strategy.model, strategy.unvaried(strategy.records(self.buffer.inputs, self.buffer.rows))
+        )
         answer_by_means(strategy.model, features, self.buffer.rows, temperature=self.temperature)
 
 
@@ -211,5 +213,5 @@ def check_room(capacity: int, classes: int) -> None:
     if classes > capacity:
         raise ExperienceUnfitError(
             f"{classes} classes do not fit in capacity={capacity}: each must keep a record to be known by; "
-            "raise capacity"
+            "declare a pipeline with a larger capacity"
         )

@@ -15,7 +15,7 @@ from strategies.importance import gradients
 from strategies.record_gradients import at_rest, trained
 
 RIDGE = 1e-6
-"""Of the mean squared length of the kept gradients, added to each: two groups may pull the same way."""
+"""Least eigenvalue of their products, of their mean squared length: two groups may pull the same way."""
 
 
 class EpisodicConstraints(ReplayPlugin):
@@ -92,7 +92,8 @@ def dual(
     """How much of each kept gradient a step's gradient needs to agree with all of them.
 
     Solves the dual of the projection exactly: the v >= margin that minimises v'Gv / 2 + v'a. With v = margin
-    + w and G = LL' this is the non-negative least squares problem L'w = -(a + G margin) / L.
+    + w and G = R'R this is the non-negative least squares problem Rw = -(a + G margin) / R', where R is
+    made of the eigenvectors of G.
 
     Args:
         gram: G, (k, k) inner products of the kept gradients.
@@ -103,10 +104,16 @@ def dual(
     """
     if not (along < 0).any() or not np.isfinite(gram).all() or not np.isfinite(along).all():
         return None
-    padded = gram + RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram))
-    root = np.linalg.cholesky(padded)
-    target = np.linalg.solve(root, -(along + margin * padded.sum(1)))
-    beyond, _ = nnls(root.T, target, maxiter=100 * len(gram))
+    sizes, axes = np.linalg.eigh(gram)
+    floor = RIDGE * np.trace(gram) / len(gram)
+    if floor <= 0:
+        return None
+    # Products of float32 gradients that are nearly parallel have eigenvalues below zero by rounding.
+    sizes = np.maximum(sizes, floor)
+    padded = (axes * sizes) @ axes.T
+    root = np.sqrt(sizes)[:, None] * axes.T
+    target = -(axes.T @ (along + margin * padded.sum(1))) / np.sqrt(sizes)
+    beyond, _ = nnls(root, target, maxiter=100 * len(gram))
     shares: NDArray[np.float64] = margin + beyond
     return shares
 

@@ -34,7 +34,8 @@ class AsymmetricMetric(AsymmetricReplay):
         self._listening = strategy.model.head.register_forward_pre_hook(self._note)
 
     def _note(self, _head: nn.Module, given: tuple[Tensor, ...]) -> None:
-        (self._features,) = given
+        # In bfloat16, cosines over a small temperature would be coarse.
+        self._features = given[0].float()
 
     def criterion(self, strategy: Any) -> Tensor:
         fresh, logits, rows = len(strategy.mbatch.new), strategy.mb_output, strategy.mb_y

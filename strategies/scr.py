@@ -7,7 +7,8 @@ is not trained. The second view of a record, which the paper makes by cropping, 
 is the record with noise on its scaled features: it has a meaning for tables too.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +18,12 @@ from strategies.replay import RehearsalConfig
 
 class ScrConfig(RehearsalConfig):
     """How much of the past is kept, and what records are drawn together by."""
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "early_stop": "it answers by means that are taken after an experience",
+        "precision": "its loss compares features in float32",
+        "compile": "its loss is taken on a projection, which is not compiled",
+    }
 
     name: Literal["scr"] = "scr"
     balance: Literal["classes"] = Field(
@@ -44,6 +51,11 @@ class ScrConfig(RehearsalConfig):
         description="Answers are the softmax of cosines over it: the smaller, the surer; "
         "which class comes first stays.",
     )
+
+    def room_for(self, classes: int) -> str | None:
+        if classes <= self.capacity:
+            return None
+        return f"{self.name} keeps a record of each class at least; {classes} do not fit in {self.capacity}"
 
 
 def build(config: ScrConfig, stream_info: StreamInfo) -> Learner:

@@ -8,7 +8,8 @@ rounding (the paper's covariance depends on it), given the scaling, which is tha
 Shrinkage is towards equal variances of the size that the features have, where the paper's are 1.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,6 +23,11 @@ class SldaConfig(StrategyConfig):
     meaning here, and batch_size none but for the loss that is shown.
     """
 
+    refused: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("schedule", "warmup", "clip_gradient", "early_stop", "augment", "precision", "compile"),
+        "no weight is ever trained, and each record counts once, as it is",
+    )
+
     name: Literal["slda"] = "slda"
     hidden: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(
         (1024,),
@@ -30,7 +36,7 @@ class SldaConfig(StrategyConfig):
     )
     shrinkage: float = Field(
         0.1,
-        gt=0,
+        ge=1e-9,
         le=1,
         description="Share of the covariance that is replaced by equal variances; with few records, more.",
     )

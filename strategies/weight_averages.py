@@ -47,7 +47,8 @@ class ChampionAverage(PassingPlugin):
     def after_training_exp(self, strategy: Any, **_: Any) -> None:
         now = moved(strategy.model)
         for name, before in self._before.items():
-            now[name][: len(before)].lerp_(before, 1 - self.share)
+            old = now[name][: len(before)] if name.startswith("head.") else now[name]
+            old.lerp_(before, 1 - self.share)
         self._before = {}
 
 

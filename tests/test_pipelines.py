@@ -112,6 +112,8 @@ BAD: list[tuple[str, object, str, str]] = [
         "strategy.network",
         "network cnn takes images",
     ),
+    ("strategy", {"name": "icarl", "capacity": 1}, "strategy.capacity", "do not fit in 1"),
+    ("strategy", {"name": "naive", "augment": ["flip"]}, "strategy.augment", "augment flip takes images"),
     ("gate.margin", 0, "gate.margin", "greater than 0"),
     ("gate.margin", 1, "gate.margin", "less than 1"),
     ("gate.alpha", 0.5, "gate.alpha", "less than or equal to 0.1"),

@@ -171,3 +171,15 @@ def test_features_that_are_all_zero_have_a_contrast() -> None:
     found = contrast(features, torch.tensor([0, 1, 0, 1, 0, 2]), fresh=4, temperature=0.1)
     (pull,) = torch.autograd.grad(found, features)
     assert pull.isfinite().all()
+
+
+def test_gradients_that_are_parallel_but_for_rounding_are_no_obstacle() -> None:
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        pull = draw.normal(size=400_000).astype(np.float32)
+        pulls = (pull + 1e-7 * draw.normal(size=(5, 400_000))).astype(np.float32)
+        gram = (pulls @ pulls.T).astype(np.float64)
+        shares = dual(gram, -gram[0], margin=0.0)
+        assert shares is not None
+        assert np.isfinite(shares).all()
+    assert dual(np.zeros((3, 3)), np.full(3, -1.0), margin=0.0) is None

@@ -252,6 +252,57 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("name", "refused"),
+    [
+        *((name, {"early_stop": 2}) for name in ("er-ace", "er-aml", "icarl", "scr", "slda", "ema")),
+        ("combined", {"early_stop": 2, "parts": ["replay", "ema"]}),
+        ("combined", {"early_stop": 2, "parts": ["er-ace", "lwf"]}),
+        ("slda", {"schedule": "cosine"}),
+        ("slda", {"augment": ["flip"]}),
+        ("scr", {"precision": "bfloat16"}),
+    ],
+)
+def test_what_would_do_nothing_or_harm_is_refused(name: str, refused: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=f"{next(iter(refused))} cannot be set with {name}"):
+        STRATEGIES[name].config.model_validate(refused)
+
+
+def test_records_may_lie_in_memory_in_any_order() -> None:
+    info = StreamInfo((64,), INFO.classes)
+    shown = digits()
+    rows = shown.inputs.reshape(len(shown), 64).astype(np.float32)
+    first, other = build(info=info), build(info=info)
+    first.learn(Experience(0, rows, shown.labels, shown.record_ids, {}, ""))
+    other.learn(Experience(0, np.asfortranarray(rows), shown.labels, shown.record_ids, {}, ""))
+    assert np.array_equal(other.predict(np.asfortranarray(rows)), first.predict(rows))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_channels_last_goes_on_bit_for_bit_from_its_checkpoint(optimizer: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"network": SMALL_CNN, "channels_last": True, "epochs": 2}
+    first = build("replay", **settings, optimizer=optimizer, momentum=0.9 if optimizer == "sgd" else 0)
+    for index in (0, 1):
+        first.learn(digits(index, records=200))
+    first.save(tmp_path / "saved")
+    second = load_any(tmp_path / "saved")
+    assert isinstance(second, AvalancheLearner)
+    assert second.learn(digits(2)).losses == first.learn(digits(2)).losses
+    assert torch.equal(weights(first), weights(second))
+
+
+@pytest.mark.parametrize("name", ["si", "ewc"])
+def test_what_matters_is_measured_alike_in_every_experience(name: str) -> None:
+    learner = build(name, clip_gradient=1e-3, strength=1e-12)
+    sizes = []
+    for index in (0, 1):
+        learner.learn(digits(index))
+        state = learner.state().tensors
+        sizes.append(float(state[f"plugin/{name}/importance.head.weight"].sum()))
+    # The second adds about as much as the first.
+    assert 0.2 < (sizes[1] - sizes[0]) / sizes[0] < 5
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
 def test_with_everything_on_a_reloaded_learner_goes_on_bit_for_bit(optimizer: str, tmp_path: Path) -> None:
     first = build("replay", **EVERYTHING, optimizer=optimizer, momentum=0.9 if optimizer == "sgd" else 0)
