@@ -108,7 +108,8 @@ class StrategyConfig(BaseModel):
         False, description="Images and convolutions with channels last in memory; faster on most GPUs."
     )
     compile: bool = Field(
-        False, description="torch.compile of the network: a minute at first, and at each growth of the head."
+        False,
+        description="torch.compile of the network below the head: up to a minute in each process.",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Same seed, same data, same learner: bit-equal on CPU.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one.")

@@ -126,10 +126,7 @@ class ReplayBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         kept, new = self.kept, self.new.records
-        share = min(self.replayed, len(kept))
-        passes = math.ceil(len(self) * share / len(kept))
-        order = torch.cat([torch.randperm(len(kept), generator=self.new.generator) for _ in range(passes)])
-        again = torch.split(order.to(kept.rows.device), share)
+        again = passes(kept, self.replayed, steps=len(self), generator=self.new.generator)
         for chosen, repeated in zip(self.new.places(), again, strict=False):
             yield Batch(
                 torch.cat((new.take(chosen), kept.take(repeated))),
@@ -137,6 +134,15 @@ class ReplayBatches:
                 chosen,
                 repeated,
             )
+
+
+def passes(kept: Records, share: int, *, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """For each of so many steps the places of `share` records, or of all; pass after pass over them."""
+    share = min(share, len(kept))
+    count = math.ceil(steps * share / len(kept))
+    order = torch.cat([torch.randperm(len(kept), generator=generator) for _ in range(count)])
+    # Brought over at once: a copy a step would wait for each step.
+    return iter(torch.split(order.to(kept.rows.device), share))
 
 
 def ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:

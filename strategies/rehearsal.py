@@ -1,13 +1,13 @@
 """Plugins that use kept records otherwise than by mixing them into every step."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from strategies.batches import Records
+from strategies.batches import Records, passes
 from strategies.buffers import ReplayBuffer, ReplayPlugin
 from strategies.networks import Network
 from strategies.record_gradients import at_rest
@@ -35,7 +35,8 @@ class AsymmetricReplay(ReplayPlugin):
     def criterion(self, strategy: Any) -> Tensor:
         fresh, logits, rows = len(strategy.mbatch.new), strategy.mb_output, strategy.mb_y
         absent = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
-        absent[rows[:fresh]] = False
+        # Not by assignment: that brings the False over from the host, and waits for it.
+        absent.index_fill_(0, rows[:fresh], False)
         # Not minus infinity: its gradient would be NaN.
         among = logits[:fresh].masked_fill(absent, torch.finfo(logits.dtype).min)
         return cross_entropy(among, rows[:fresh]) + cross_entropy(logits[fresh:], rows[fresh:])
@@ -97,23 +98,28 @@ class GradientProjection(ReplayPlugin):
     """A-GEM: kept records are not learnt again; they say where a step may not go."""
 
     name = "a-gem"
-    known = ReplayPlugin.known | {"_kept"}
+    known = ReplayPlugin.known | {"_kept", "_chosen"}
 
     def __init__(self, buffer: ReplayBuffer, replayed: int) -> None:
         super().__init__(buffer, replayed)
         self._kept: Records | None = None
+        self._chosen: Iterator[Tensor] = iter(())
 
     def before_training_exp(self, strategy: Any, **_: Any) -> None:
         if self.buffer.inputs is not None:
             self._kept = strategy.records(self.buffer.inputs, self.buffer.rows)
+
+    def before_training_epoch(self, strategy: Any, **_: Any) -> None:
+        if self._kept is not None:
+            steps = len(strategy.dataloader)
+            self._chosen = passes(self._kept, self.replayed, steps=steps, generator=strategy.generator)
 
     def after_backward(self, strategy: Any, **_: Any) -> None:
         """Take away what of the gradient points against that of a sample of kept records."""
         kept = self._kept
         if kept is None:
             return
-        count = min(self.replayed, len(kept))
-        chosen = torch.randperm(len(kept), generator=strategy.generator)[:count].to(strategy.device)
+        chosen = next(self._chosen)
         parameters = [parameter for parameter in strategy.model.parameters() if parameter.grad is not None]
         loss = cross_entropy(strategy.model.answer(kept.take(chosen)), kept.rows[chosen])
         of_kept = torch.autograd.grad(loss, parameters, materialize_grads=True)
@@ -126,7 +132,7 @@ class GradientProjection(ReplayPlugin):
                 parameter.grad -= share * gradient
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._kept = None
+        self._kept, self._chosen = None, iter(())
         super().after_training_exp(strategy, **kwargs)
 
 

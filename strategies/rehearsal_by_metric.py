@@ -64,9 +64,11 @@ def contrast(features: Tensor, rows: Tensor, *, fresh: int, temperature: float) 
     directions = normalize(features, eps=1e-5)
     alike = directions[:fresh] @ directions.T / temperature
     itself = torch.eye(fresh, len(rows), dtype=torch.bool, device=rows.device)
-    outside = itself | ~torch.isin(rows, rows[:fresh])
+    # Not by torch.isin, which asks the device what it found, and waits.
+    same = rows[:fresh, None] == rows
+    outside = itself | ~same.any(0)
     others = alike.masked_fill(outside, torch.finfo(alike.dtype).min)
-    same = (rows[:fresh, None] == rows) & ~itself
+    same &= ~itself
     told = torch.where(same, alike - others.logsumexp(1, keepdim=True), 0.0)
     count = same.sum(1)
     return -(told.sum(1) / count.clamp(min=1)).sum() / (count > 0).sum().clamp(min=1)

@@ -13,7 +13,7 @@ from tests.bench.mnist_streams import accuracy, build, experience, permuted
 EXPERIENCES = 20
 RECORDS = 6000
 HIDDEN = (400,)
-REPLAY: dict[str, Any] = {"capacity": 20_000}
+REPLAY: dict[str, Any] = {"capacity": 10_000}
 CUMULATIVE: dict[str, Any] = {"max_records": EXPERIENCES * RECORDS}
 
 
