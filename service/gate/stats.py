@@ -122,6 +122,15 @@ def needed_n_difference(
     return np.asarray(np.ceil((spread / d) ** 2), dtype=np.int64)
 
 
+def spent(alpha: float, attempt: int) -> float:
+    """What the attempt-th try (1, 2, ...) may spend of `alpha`, so that all tries together spend no more.
+
+    The series 6 / (pi^2 t^2) sums to 1 over all t: however often one is tried again, the chance that any try
+    passes wrongly is at most alpha (the union bound).
+    """
+    return 6 * alpha / (np.pi * attempt) ** 2
+
+
 def floor_n(margin: ArrayLike, alpha: float) -> NDArray[np.int64]:
     """The smallest n at which zero flips pass `noninferiority_z`; with fewer records nothing can.
 
