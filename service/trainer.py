@@ -16,9 +16,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from service.gate import guards
-from service.gate.base import Answer, Bits, DataEvidence, GateConfig, Screen
+from service.gate.base import Answer, Bits, DataEvidence, GateConfig, Screen, Twins
+from service.gate.obsolete import twins
 from service.gate.screen import data_evidence, profile
 from service.storage import StorePlace
 from strategies.base import Learner, LearnReport, StrategyError, StreamInfo
@@ -43,6 +45,8 @@ class Stored:
 
     experience: int
     digest: str
+    records: int | None = None
+    """Of a holdout, how many of its records are judged, at most; None: all."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class Task:
     """Past holdouts whose champion answers are not stored: they are computed here, once."""
     references: tuple[Screen, ...]
     """How the experiences that the champion learnt looked."""
+    sealed: tuple[Stored, ...] = ()
+    """Audit parts of the past holdouts and of the new ones."""
     installation: Installation = field(default_factory=Installation)
     """The networks and weights that the installation has; the trainer's own environment has no say."""
 
@@ -87,6 +93,10 @@ class Result:
     challenger: dict[int, Bits] = field(default_factory=dict)
     baseline: dict[int, Bits] = field(default_factory=dict)
     """Of the champion; before there is one, of the majority class of the training part."""
+    sealed: dict[int, Bits] = field(default_factory=dict)
+    """The challenger's answers on the audit parts: nobody looks at them but an audit."""
+    twins: dict[int, Twins] = field(default_factory=dict)
+    """Of past holdouts: how the records now learnt that resemble theirs are labelled."""
     train_accuracy: float | None = None
 
     @property
@@ -177,8 +187,8 @@ def _learn(
         champion.widen(task.stream.classes)
     learner = champion or spec.build(spec.config.model_validate(task.strategy), task.stream)
     experience = merge(parts)
-    new = [store.open(part.digest, index=part.experience) for part in task.new_holdouts]
-    past = [store.open(part.digest, index=part.experience) for part in task.past_holdouts]
+    new = [_judged(store, part) for part in task.new_holdouts]
+    past = [_judged(store, part) for part in task.past_holdouts]
     unanswered = [*new, *(holdout for holdout in past if holdout.index in task.missing_baselines)]
     baseline = {
         holdout.index: _right(champion, holdout) if champion else _majority_right(experience, holdout)
@@ -191,12 +201,50 @@ def _learn(
     report = learner.learn(experience, report_step)
     on_progress({"stage": "answering holdouts"})
     challenger = {holdout.index: _right(learner, holdout) for holdout in [*past, *new]}
+    sealed = {part.experience: _right(learner, _judged(store, part)) for part in task.sealed}
     train_accuracy = float(_right(learner, experience).mean())
     learner.save(scratch / LEARNER_FOLDER)
     _export(learner, task.stream, scratch / SERVED_FILE)
     return replace(
-        screened, report=report, challenger=challenger, baseline=baseline, train_accuracy=train_accuracy
+        screened,
+        report=report,
+        challenger=challenger,
+        baseline=baseline,
+        sealed=sealed,
+        twins={
+            each.index: twins(each.inputs, each.labels, experience.inputs, experience.labels) for each in past
+        },
+        train_accuracy=train_accuracy,
     )
+
+
+def _judged(store: ExperienceStore, part: Stored) -> Experience:
+    """A holdout in the order in which its records are judged, cut to those that are."""
+    holdout = store.open(part.digest, index=part.experience)
+    order = judging_order(holdout.labels, seed=holdout.digest)[: part.records]
+    return Experience(
+        index=holdout.index,
+        inputs=holdout.inputs[order],
+        labels=holdout.labels[order],
+        record_ids=holdout.record_ids[order],
+        groups={name: values[order] for name, values in holdout.groups.items()},
+        digest=holdout.digest,
+    )
+
+
+def judging_order(labels: NDArray[np.int64], *, seed: str) -> NDArray[np.int64]:
+    """The places (n,) of a holdout's records, so ordered that its first ones are a sample even over classes.
+
+    Always the same for a holdout: answers to fewer of its records are the first of the answers to more.
+    """
+    random = np.random.default_rng(np.frombuffer(hashlib.sha256(seed.encode()).digest(), dtype=np.uint32))
+    shuffled = random.permutation(len(labels))
+    rank = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = shuffled[labels[shuffled] == label]
+        # Each class spreads its records evenly over the whole order.
+        rank[members] = (np.arange(len(members)) + random.random()) / len(members)
+    return np.argsort(rank, kind="stable")
 
 
 def merge(parts: Sequence[Experience]) -> Experience:

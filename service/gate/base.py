@@ -15,6 +15,8 @@ Bits = NDArray[np.bool_]
 """(n,) right/wrong of one model on a holdout's records, in their order."""
 
 VERDICT_SCHEMA = "holdfast.verdict/1"
+BUDGET = "budget"
+"""The guard of the sealed audit parts."""
 
 
 class GateConfig(BaseModel):
@@ -26,6 +28,39 @@ class GateConfig(BaseModel):
     alpha: float = Field(0.05, gt=0, le=0.1, description="Error rate of each promise.")
     learning_margin: float = Field(
         0.02, gt=0, lt=1, description="The new experience may be answered worse than by the champion by less."
+    )
+    budget: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="A past experience may truly lose less than this over all updates since it was learnt.",
+    )
+    audits: int = Field(
+        50,
+        ge=1,
+        le=10_000,
+        description="Looks at the sealed audit parts that alpha is shared out over; one a promotion.",
+    )
+    holdout_looks: int = Field(
+        500,
+        ge=1,
+        le=1_000_000,
+        description="Updates that a holdout may be compared in; then it is worn out, and no evidence.",
+    )
+    max_holdouts: int = Field(
+        50,
+        ge=1,
+        le=10_000,
+        description="Past holdouts judged whole: the newest, and all pinned ones; others are archived.",
+    )
+    holdout_records: int = Field(
+        5000, ge=1, le=10_000_000, description="Records of one holdout that are judged, at most."
+    )
+    archive_records: int = Field(
+        5000,
+        ge=1,
+        le=10_000_000,
+        description="Records of all archived holdouts together, sampled evenly over holdouts and classes.",
     )
     first_update: Literal["gate", "review"] = Field(
         "gate",
@@ -47,6 +82,18 @@ class GateConfig(BaseModel):
 
 
 @dataclass(frozen=True)
+class Twins:
+    """Records of a holdout that have a twin among those now learnt, nearer than their own kind usually is."""
+
+    records: int
+    """Records of the holdout that have one."""
+    relabelled: int
+    """Of these, those whose twin carries another label."""
+    usual: float
+    """Share of the holdout's records whose nearest record in the same holdout carries another label."""
+
+
+@dataclass(frozen=True)
 class PairedAnswers:
     """Right/wrong bits of two models on the same holdout records, in the same order."""
 
@@ -57,6 +104,10 @@ class PairedAnswers:
     """(n,)."""
     margin: float | None = None
     """This holdout's own margin; None: the pipeline's."""
+    looks: int = 0
+    """Earlier updates that were compared on it."""
+    twins: Twins | None = None
+    """How the records now learnt that resemble this holdout's are labelled; None: nobody looked."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +145,30 @@ class DataEvidence:
 
 
 @dataclass(frozen=True)
+class Freeze:
+    """Promotion stopped: an audit did not pass, and no person has lifted that yet."""
+
+    update_id: str
+    """Whose audit it was."""
+    last_audited: int | None
+    """The newest version whose audit passed; None: none ever did."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The sealed audit parts: the challenger against each experience's anchor.
+
+    Only an update that would be promoted is looked at (`decide`), so that all an audit ever tells the
+    following updates is that it passed, and a sum of error rates over the looks is a bound.
+    """
+
+    answers: tuple[PairedAnswers, ...]
+    """One an experience that the champion learnt; the baseline is its anchor, `looks` are earlier audits."""
+    last_audited: int | None = None
+    """The newest version of the champion's lineage whose audit passed."""
+
+
+@dataclass(frozen=True)
 class Evidence:
     """Everything a verdict rests on."""
 
@@ -106,6 +181,15 @@ class Evidence:
     """No champion yet: the baseline of `new` is the majority class."""
     learnt: bool = True
     """False: the data guard stopped the batch before it was learnt."""
+    attempt: int | None = None
+    """Which try of the same experiences against the same champion this is: 1, 2 ... The tries share alpha
+    (`stats.spent`). None: there is one only, with all of it."""
+    audit: Audit | None = None
+    """None: nothing is sealed, or there is no champion yet."""
+    freeze: Freeze | None = None
+    """None: promotion is not frozen."""
+    champion: int | None = None
+    """The version in use."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +204,15 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Note:
+    """Something to know that decides nothing."""
+
+    guard: str
+    sentence: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What the gate says, and why."""
 
@@ -127,6 +220,17 @@ class Verdict:
     reason: str
     """One sentence: the finding that decided."""
     findings: tuple[Finding, ...]
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def audit(self) -> tuple[Finding, ...]:
+        """What the sealed audit parts said; empty: they were not looked at."""
+        return tuple(each for each in self.findings if each.guard == BUDGET and "look" in each.numbers)
+
+    @property
+    def freezes(self) -> bool:
+        """Whether an audit was made and did not pass, which stops promotion."""
+        return any(each.answer != "pass" for each in self.audit)
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form, `verdict.json`."""

@@ -1,6 +1,6 @@
 """Two models on the same holdouts, record by record: what flipped, and what the statistics say of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.gate import stats
-from service.gate.base import PairedAnswers
+from service.gate.base import PairedAnswers, Twins
 
 POWER = 0.8
 """Chance that the number of records asked for settles the question."""
@@ -129,30 +129,41 @@ class Pool:
     margin: float
     """The largest margin of the small ones."""
     floor: int
-    """Records below which nothing can pass at that margin."""
+    """Records that they need to be judged as one."""
 
     @property
     def n(self) -> int:
         return _size(self.answers)
 
 
-def is_small(answers: PairedAnswers, margin: float, *, alpha: float) -> bool:
-    """Whether a holdout's answers can be paired, but are too few for any challenger to pass."""
-    return _unpaired(answers, margin) is None and _size(answers) < int(stats.floor_n(margin, alpha))
+Enough = Callable[[float], int]
+"""Records that a holdout needs to be judged alone at a margin."""
 
 
-def pooled(past: Sequence[tuple[PairedAnswers, float]], *, alpha: float) -> Pool | None:
+def floor(alpha: float) -> Enough:
+    """Records below which no challenger can pass."""
+    return lambda margin: int(stats.floor_n(margin, alpha))
+
+
+def is_small(answers: PairedAnswers, margin: float, *, enough: Enough) -> bool:
+    """Whether a holdout's answers can be paired, but are too few to be judged alone."""
+    return _unpaired(answers, margin) is None and _size(answers) < enough(margin)
+
+
+def pooled(past: Sequence[tuple[PairedAnswers, float]], *, enough: Enough) -> Pool | None:
     """The small ones of the past holdouts and, while they are too few together, the smallest full ones.
 
     None where no holdout is small.
     """
-    small = [(each, margin) for each, margin in past if is_small(each, margin, alpha=alpha)]
+    small = [(each, margin) for each, margin in past if is_small(each, margin, enough=enough)]
     if not small:
         return None
     margin = max(margin for _, margin in small)
-    floor = int(stats.floor_n(margin, alpha))
+    floor = enough(margin)
     members = [each for each, _ in small]
-    full = [each for each, its in past if problem(each, its) is None and not is_small(each, its, alpha=alpha)]
+    full = [
+        each for each, its in past if problem(each, its) is None and not is_small(each, its, enough=enough)
+    ]
     added: list[PairedAnswers] = []
     for each in sorted(full, key=_size):
         if sum(map(_size, members + added)) >= floor:
@@ -165,10 +176,25 @@ def pooled(past: Sequence[tuple[PairedAnswers, float]], *, alpha: float) -> Pool
     return Pool(
         small=names,
         added=tuple(sorted(each.experience for each in added)),
-        answers=PairedAnswers(names[0], baseline, challenger, margin),
+        answers=PairedAnswers(
+            names[0],
+            baseline,
+            challenger,
+            margin,
+            looks=max(each.looks for each in every),
+            twins=_together([each.twins for each in every if each.twins is not None]),
+        ),
         margin=margin,
         floor=floor,
     )
+
+
+def _together(twins: Sequence[Twins]) -> Twins | None:
+    records = sum(each.records for each in twins)
+    if not records:
+        return None
+    usual = sum(each.usual * each.records for each in twins) / records
+    return Twins(records, sum(each.relabelled for each in twins), usual)
 
 
 def compare(sound: Sequence[tuple[PairedAnswers, float]], *, alpha: float, holdouts: int) -> list[Comparison]:

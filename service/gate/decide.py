@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from math import inf
 
-from service.gate import guards
+from service.gate import budget, guards, stats
 from service.gate import sentences as say
-from service.gate.base import Evidence, Finding, GateConfig, Outcome, Verdict
+from service.gate.base import Evidence, Finding, GateConfig, Note, Outcome, Verdict
 
-Guard = Callable[[Evidence, GateConfig], tuple[Finding, ...]]
+Guard = Callable[[Evidence, GateConfig], tuple[Finding | Note, ...]]
 
 
 def _data(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
@@ -19,8 +19,11 @@ BEFORE_LEARNING: tuple[tuple[str, Guard], ...] = (("data", _data),)
 AFTER_LEARNING: tuple[tuple[str, Guard], ...] = (
     ("retention", guards.retention),
     ("learning", guards.learning),
+    ("freeze", budget.frozen),
 )
 """Guards of the challenger. A new guard is one function and one line here."""
+SEALED: tuple[tuple[str, Guard], ...] = (("budget", budget.budget),)
+"""Guards that look at sealed records, and so only at a challenger that would be promoted."""
 
 
 def decide(
@@ -29,19 +32,23 @@ def decide(
     *,
     before: Sequence[tuple[str, Guard]] = BEFORE_LEARNING,
     after: Sequence[tuple[str, Guard]] = AFTER_LEARNING,
+    sealed: Sequence[tuple[str, Guard]] = SEALED,
 ) -> Verdict:
     """Promote, review or reject: any fail rejects, else anything undecided goes to review.
 
     Promotion needs a pass from every finding, and at least one finding on the challenger itself.
     """
-    findings = _run(before, evidence, config)
+    findings, notes = _run(before, evidence, config)
     if evidence.learnt:
-        on_challenger = _run(after, evidence, config)
+        on_challenger, more = _run(after, evidence, _of_attempt(config, evidence.attempt))
         if not on_challenger:
-            on_challenger = (_nothing("no guard looked at the challenger"),)
-        findings += on_challenger
+            on_challenger = [_nothing("no guard looked at the challenger")]
+        findings, notes = findings + on_challenger, notes + more
+        if _fold(findings) == "promote":
+            of_sealed, more = _run(sealed, evidence, config)
+            findings, notes = findings + of_sealed, notes + more
     elif all(finding.answer != "fail" for finding in findings):
-        findings += (
+        findings.append(
             _nothing("the batch was stopped before it was learnt, yet the data findings do not say why"),
         )
     outcome = _fold(findings)
@@ -50,22 +57,34 @@ def decide(
         if outcome == "promote"
         else _deciding(findings, outcome).sentence
     )
-    return Verdict(outcome, reason, findings)
+    return Verdict(outcome, reason, tuple(findings), tuple(notes))
 
 
-def _run(table: Sequence[tuple[str, Guard]], evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
-    findings: list[Finding] = []
+def _of_attempt(config: GateConfig, attempt: int | None) -> GateConfig:
+    """The config with what of alpha this try may spend."""
+    if attempt is None:
+        return config
+    return config.model_copy(update={"alpha": stats.spent(config.alpha, max(attempt, 1))})
+
+
+def _run(
+    table: Sequence[tuple[str, Guard]], evidence: Evidence, config: GateConfig
+) -> tuple[list[Finding], list[Note]]:
+    said: list[Finding | Note] = []
     for name, guard in table:
         try:
-            findings += guard(evidence, config)
+            said += guard(evidence, config)
         # Whatever a guard trips over, its question stays unanswered: that is a finding, and never a pass.
         except Exception as error:
             sentence = (
                 f"the {name} guard broke ({type(error).__name__}: {error}), so its question is open; "
                 "repair it and decide again"
             )
-            findings.append(Finding(name, "undecided", sentence))
-    return tuple(findings)
+            said.append(Finding(name, "undecided", sentence))
+    return (
+        [each for each in said if isinstance(each, Finding)],
+        [each for each in said if isinstance(each, Note)],
+    )
 
 
 def _nothing(why: str) -> Finding:

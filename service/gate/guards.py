@@ -4,14 +4,15 @@ Too little, missing or broken evidence is undecided, with the reason; never a pa
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from service.gate import sentences as say
 from service.gate import stats
-from service.gate.base import Answer, DataEvidence, Evidence, Finding, GateConfig, PairedAnswers
-from service.gate.comparisons import Comparison, Pool, compare, is_small, pooled, problem
+from service.gate.base import Answer, DataEvidence, Evidence, Finding, GateConfig, PairedAnswers, Twins
+from service.gate.comparisons import Comparison, Pool, compare, floor, is_small, pooled, problem
 
 
 def data(evidence: DataEvidence, config: GateConfig) -> tuple[Finding, ...]:
@@ -57,18 +58,70 @@ def retention(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
             "was forgotten; run the update again"
         )
         return () if evidence.first else (Finding("retention", "undecided", nothing),)
-    past = _with_margins(evidence.past, config.margin)
-    alone = [(each, margin) for each, margin in past if not is_small(each, margin, alpha=config.alpha)]
-    pool = pooled(past, alpha=config.alpha)
+    worn = tuple(_worn_out(each, config) for each in evidence.past if each.looks >= config.holdout_looks)
+    fresh = [each for each in evidence.past if each.looks < config.holdout_looks]
+    past = _with_margins(fresh, config.margin)
+    enough = floor(config.alpha)
+    alone = [(each, margin) for each, margin in past if not is_small(each, margin, enough=enough)]
+    pool = pooled(past, enough=enough)
     judged = [*alone, (pool.answers, pool.margin)] if pool else alone
     seen = _compared(judged, config)
     findings = [
-        _found("retention", each.experience, its, _judge_retention)
+        _in_its_life(
+            _found("retention", each.experience, its, partial(_judge_retention, twins=each.twins)),
+            each,
+            config,
+        )
         for (each, _), its in zip(alone, seen, strict=False)
     ]
     if pool:
-        findings.append(_pool_found(pool, seen[-1], config))
-    return tuple(findings)
+        findings.append(_in_its_life(_pool_found(pool, seen[-1], config), pool.answers, config))
+    return (*findings, *worn)
+
+
+def _worn_out(answers: PairedAnswers, config: GateConfig) -> Finding:
+    sentence = (
+        f"experience {answers.experience}: its holdout was compared {answers.looks} times, which wears it "
+        "out: models chosen by it so often may fit it by luck; retire it (holdfast holdout retire)"
+    )
+    numbers = {"looks": answers.looks, "looks_left": 0}
+    return Finding("retention", "undecided", sentence, answers.experience, numbers)
+
+
+def _in_its_life(finding: Finding, answers: PairedAnswers, config: GateConfig) -> Finding:
+    """The finding with what is left of the holdout's life."""
+    left = config.holdout_looks - answers.looks - 1
+    numbers = {**finding.numbers, "looks": answers.looks + 1, "looks_left": left}
+    sentence = finding.sentence
+    if left < config.holdout_looks * _LATE:
+        sentence += f"; {left} of {config.holdout_looks} looks at it are left"
+    return replace(finding, sentence=sentence, numbers=numbers)
+
+
+_LATE = 0.2
+"""Share of a holdout's life from which on findings say how much is left."""
+_FEWEST_TWINS = 20
+_RELABELLED = 0.25
+"""Twins relabelled beyond what is usual, as a share, from which on a concept has changed."""
+
+
+def _is_obsolete(twins: Twins, alpha: float) -> bool:
+    if twins.records < _FEWEST_TWINS or not 0 <= twins.usual <= 1:
+        return False
+    share = twins.relabelled / twins.records
+    p = float(stats.excess_p(share, twins.usual, sample=twins.records))
+    return share - twins.usual > _RELABELLED and p <= alpha
+
+
+def _obsolete(lost: str, named: "_Named", twins: Twins) -> "_Judgement":
+    """What was lost was perhaps rightly lost: the same inputs carry other labels now."""
+    relabelled = f"{twins.relabelled} of its {say.records(twins.records)} that have a twin in the new data"
+    sentence = (
+        f"{lost}, but its holdout looks obsolete: {relabelled} carry another label there; if the new labels "
+        f"are right, retire the holdout of {named.experiences} (holdfast holdout retire), else reject"
+    )
+    more = {"twins": twins.records, "relabelled": twins.relabelled, "relabelled_usual": twins.usual}
+    return "undecided", sentence, more
 
 
 def learning(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
@@ -197,7 +250,7 @@ def _pool_found(pool: Pool, seen: Comparison | str, config: GateConfig) -> Findi
     if isinstance(seen, str):
         numbers |= {"n": 0, "margin": pool.margin, "alpha": config.alpha}
     else:
-        answer, sentence, more = _judge_retention(seen, _named(pool))
+        answer, sentence, more = _judge_retention(seen, _named(pool), twins=pool.answers.twins)
         numbers |= seen.numbers()
         if answer == "fail" or pool.n >= pool.floor:
             return Finding("retention", answer, sentence, numbers=numbers | more)
@@ -225,7 +278,9 @@ def _named(pool: Pool) -> _Named:
     return _Named(say.experiences(pool.small), ", too small to be judged alone,", its, together)
 
 
-def _judge_retention(seen: Comparison, named: _Named | None = None) -> _Judgement:
+def _judge_retention(
+    seen: Comparison, named: _Named | None = None, *, twins: Twins | None = None
+) -> _Judgement:
     """Of one holdout, or of the pool that is `named`."""
     named = named or _Named(f"experience {seen.experience}")
     subject, together = named.experiences + named.aside, named.together
@@ -238,6 +293,8 @@ def _judge_retention(seen: Comparison, named: _Named | None = None) -> _Judgemen
         return "pass", f"{kept} ({say.flips(seen.n, seen.lost, seen.gained)})", {}
     if seen.p_drop <= seen.alpha:
         lost = f"{subject} lost {say.between(seen.lower, seen.upper)}{together}"
+        if twins is not None and _is_obsolete(twins, seen.alpha):
+            return _obsolete(lost, named, twins)
         remedy = f"keep the champion, and replay more of {named.experiences}"
         return "fail", f"{lost}; {say.were_allowed(seen.margin)}: {remedy}", {}
     needed = seen.needed()
