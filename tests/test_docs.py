@@ -20,8 +20,8 @@ import service.errors
 from service import cli, jobs
 from service.errors import HoldfastError
 from service.gate import stats
-from service.gate.base import VERDICT_SCHEMA, Finding, GateConfig, Verdict
-from service.gate.decide import AFTER_LEARNING, BEFORE_LEARNING
+from service.gate.base import VERDICT_SCHEMA, Finding, GateConfig, Note, Verdict
+from service.gate.decide import AFTER_LEARNING, BEFORE_LEARNING, SEALED
 from service.pipelines import PipelineSpec, parse
 from service.settings import Settings
 from strategies.augment_choice import Color, Crop, Erase, Flip, Noise, Rotate
@@ -209,7 +209,7 @@ def test_every_setting_is_described_with_its_default() -> None:
 
 def test_the_gate_page_names_every_guard_and_the_form_of_a_verdict() -> None:
     text = page("gate.md")
-    for name, _ in (*BEFORE_LEARNING, *AFTER_LEARNING):
+    for name, _ in (*BEFORE_LEARNING, *AFTER_LEARNING, *SEALED):
         assert f"| {name} |" in text
     guards = ast.parse((ROOT / "service" / "gate" / "guards.py").read_text())
     literals = {node.value for node in ast.walk(guards) if isinstance(node, ast.Constant)}
@@ -221,6 +221,8 @@ def test_the_gate_page_names_every_guard_and_the_form_of_a_verdict() -> None:
     assert set(verdict) == {"schema", *(field.name for field in fields(Verdict))}
     for found in verdict["findings"]:
         assert set(found) == {field.name for field in fields(Finding)}
+    for note in verdict["notes"]:
+        assert set(note) == {field.name for field in fields(Note)}
 
 
 def test_the_numbers_that_help_to_choose_a_margin_are_the_gates_own() -> None:
@@ -319,6 +321,7 @@ def test_the_examples_of_the_api_answer_as_documented(tmp_path: Path) -> None:
             method, path, got = _curl(api, command, {**variables, **other})
             assert got.status_code == int(status), (command, got.text)
             route = re.sub(r"/u-[0-9a-f]+", "/{update}", path.replace("/sensors", "/{pipeline}"))
+            route = re.sub(r"/holdouts/\d+/\w+$", "/holdouts/{experience}/{marking}", route)
             seen.add((method, re.sub(r"/[0-9a-f]{16}$", "/{letter}", route)))
             if answer:
                 documented, real = json.loads(answer), got.json()
