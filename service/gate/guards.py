@@ -4,7 +4,7 @@ Too little, missing or broken evidence is undecided, with the reason; never a pa
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -209,8 +209,7 @@ def _pool_found(pool: Pool, seen: Comparison | str, config: GateConfig) -> Findi
     return Finding("retention", "undecided", sentence, numbers=numbers | {"n_needed": pool.floor})
 
 
-@dataclass(frozen=True)
-class _Named:
+class _Named(NamedTuple):
     """What sentences call that which was compared."""
 
     experiences: str
@@ -240,7 +239,7 @@ def _judge_retention(seen: Comparison, named: _Named | None = None) -> _Judgemen
         lost = f"{subject} lost {say.between(seen.lower, seen.upper)}{together}"
         remedy = f"keep the champion, and replay more of {named.experiences}"
         return "fail", f"{lost}; {say.were_allowed(seen.margin)}: {remedy}", {}
-    needed = seen.needed()
+    needed = seen.needed
     may = f"{subject} may have lost {say.up_to(seen.upper)}{together}, {say.points(seen.margin)} allowed"
     cannot = f"{say.records(seen.n, 'holdout')} cannot settle it, {say.about(needed)} would have"
     return "undecided", f"{may}; {cannot}; {_LESS_CHURN}", {"n_needed": needed}
@@ -283,7 +282,7 @@ def _judge_first(seen: Comparison) -> _Judgement:
     if majority == 1:
         alone = f"{name}: its holdout holds one class only, so no model can beat saying it always"
         return "undecided", f"{alone}; let a person decide, or cut the experience with more classes", more
-    needed = seen.needed_for_difference()
+    needed = seen.needed_for_difference
     short = f"{name}: {compared}; {say.records(seen.n, 'holdout')} cannot tell these apart"
     return "undecided", f"{short}, {say.about(needed)} may; {_UNTIL_THEN}", more | {"n_needed": needed}
 
@@ -293,7 +292,7 @@ _UNTIL_THEN = "until then a person decides"
 
 def _unsettled(seen: Comparison, suspicion: str) -> _Judgement:
     """Too few records to say either; how many would be enough."""
-    needed = seen.needed()
+    needed = seen.needed
     have, would = say.records(seen.n, "holdout"), f"{say.about(needed)} would, {_UNTIL_THEN}"
     more: dict[str, float] = {"n_needed": needed}
     if seen.n < int(stats.floor_n(seen.margin, seen.alpha)):
