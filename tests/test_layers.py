@@ -123,6 +123,9 @@ RANKS = [
     "service.gate.screen",
     "service.gate.guards",
     "service.gate.decide",
+    "service.gate.simulate",
+    "service.gate.lives",
+    "service.gate.planning",
     "service.pipelines",
     "service.database",
     "service.migrations.env",
@@ -169,6 +172,7 @@ RANKS = [
     "service.demo",
     "service.commands",
     "service.stream_commands",
+    "service.gate_commands",
     "service.cli",
 ]
 
