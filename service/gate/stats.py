@@ -7,7 +7,7 @@ baseline was replaced by the challenger. The loss is `(lost - gained) / n`, a sh
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
-from scipy.special import ndtr, ndtri
+from scipy.special import bdtrc, ndtr, ndtri
 
 Floats = NDArray[np.float64]
 
@@ -72,7 +72,7 @@ def _limit_by_newton(b: Floats, c: Floats, n: Floats, critical: float) -> tuple[
     """The margin m at which (b - c)/n - m = critical * sd(m), and where it was found."""
     with np.errstate(divide="ignore", invalid="ignore"):
         m = (b - c) / n - critical * np.sqrt(b + c + critical**2) / n
-        step = np.zeros(m.shape)
+        settled = np.zeros(m.shape, dtype=np.bool_)
         for _ in range(_NEWTON_STEPS):
             q, linear, root = _gains_under_h0(b, c, n, m)
             slope_linear = 2 * n - b + c
@@ -81,7 +81,10 @@ def _limit_by_newton(b: Floats, c: Floats, n: Floats, critical: float) -> tuple[
             slope = 1 + critical * (2 * slope_q + 1 - 2 * m) / (2 * n * sd)
             step = ((b - c) / n - m - critical * sd) / slope
             m = m + step
-        return m, (np.abs(step) <= _SETTLED) & (np.abs(m) < 1)
+            settled = np.abs(step) <= _SETTLED
+            if settled.all():
+                break
+        return m, settled & (np.abs(m) < 1)
 
 
 def _limit_by_bisection(b: Floats, c: Floats, n: Floats, critical: float) -> Floats:
@@ -103,8 +106,8 @@ def mcnemar_drop_p(lost: ArrayLike, gained: ArrayLike) -> Floats:
 
     McNemar, Psychometrika 12:153 (1947), in its exact binomial form. 1 where nothing flipped.
     """
-    b, c = np.asarray(lost), np.asarray(gained)
-    return np.asarray(stats.binom.sf(b - 1, b + c, 0.5), dtype=np.float64)
+    b, c = np.asarray(lost, dtype=np.int64), np.asarray(gained, dtype=np.int64)
+    return np.asarray(bdtrc(b - 1, b + c, 0.5), dtype=np.float64)
 
 
 def mcnemar_gain_p(lost: ArrayLike, gained: ArrayLike) -> Floats:
