@@ -1,10 +1,11 @@
 """The commands that say, before a pipeline goes live, what its gate will do. They need no service."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from textwrap import fill
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,8 +24,12 @@ gate_app = typer.Typer(
 
 MOST_ALPHA = 0.1
 MOST_RECORDS = 10_000_000
+WIDTH = 100
 DRAWS = 20_000
 """Updates drawn, where a rate is no exact sum; fewer over many holdouts."""
+
+Step = Callable[[], None]
+"""Called after each step of a computation."""
 
 Margin = Annotated[
     float, typer.Option(help="A past holdout may truly lose less than this; 0.02 is 2 points.")
@@ -58,6 +63,7 @@ def gate_simulate(
 ) -> None:
     """How often a gate promotes what it should, and what it should not."""
     _check(margin=margin, churn=churn, n=n, holdouts=holdouts, alpha=alpha, seed=seed)
+    from service import gate_tables as tables
     from service.gate.lives import Life
     from service.gate.simulate import Holdout
 
@@ -74,25 +80,10 @@ def gate_simulate(
         rates = _rates(holdout, holdouts, draws=draws, seed=seed, step=step)
         lived = _lived(life, lives, seed=seed, step=step) if life else {}
     if json_output:
-        document: dict[str, Any] = {
-            "holdout": asdict(holdout),
-            "holdouts": holdouts,
-            "alpha": alpha,
-            "rates": [
-                {"holdouts": many, "lost_on_one": lost, **asdict(found)} for many, lost, found in rates
-            ],
-        }
-        if life:
-            document["life"] = asdict(life)
-            document["lives"] = [
-                {"rule": name, **_summary(found, budget)} for name, (_, found) in lived.items()
-            ]
-        return print_json(document)
-    for line in _rate_lines(holdout, holdouts, alpha, rates):
-        typer.echo(line)
+        return print_json(tables.simulated(holdout, holdouts, alpha, rates, life, lived))
+    _say(tables.rate_lines(holdout, holdouts, alpha, rates))
     if life:
-        for line in _life_lines(life, lives, lived):
-            typer.echo(line)
+        _say(tables.life_lines(life, lives, lived))
 
 
 @gate_app.command("plan")
@@ -119,70 +110,43 @@ def gate_plan(
     _between("budget", budget, 0, 0.5)
     _between("accuracy", accuracy, 0, 1)
     _whole("updates", updates, 1, 10_000)
+    from service import gate_tables as tables
+    from service.gate import planning
+    from service.gate.sentences import percent
+
     if churn / 2 > min(accuracy, 1 - accuracy):
         raise HoldfastError(
-            f"With {_percent(accuracy)} right, {_percent(churn)} cannot flip without anything being lost.",
+            f"With {percent(accuracy)} right, {percent(churn)} cannot flip without anything being lost.",
             fix="Give a smaller --churn, or the --accuracy that the champion has.",
         )
-    from service.gate import planning
-
-    each = planning.power_each(power, holdouts)
-    spending = _spending(alpha, attempt)
+    wish = planning.Wish(
+        margin,
+        churn,
+        holdouts,
+        alpha,
+        attempt,
+        _spending(alpha, attempt),
+        power,
+        gate,
+        audit,
+        budget,
+        updates,
+        accuracy,
+    )
     with _progress("planning", 3) as step:
-        needed = planning.needed_records(margin=margin, alpha=spending, churn=churn, power=each)
-        step()
-        sealed = planning.audit_records(
-            budget=budget, alpha=alpha, churn=churn, accuracy=accuracy, updates=updates, power=each
-        )
-        step()
-        settled = None if n is None else planning.settled_margin(n, alpha=spending, churn=churn, power=each)
-        step()
-    experience = planning.experience_records(needed, gate)
+        plan = planning.plan(wish, n=n, progress=step)
     if json_output:
-        return print_json(
-            {
-                "margin": margin,
-                "churn": churn,
-                "holdouts": holdouts,
-                "alpha": alpha,
-                "alpha_spent": spending,
-                "power": power,
-                "power_each": each,
-                "holdout_records": needed,
-                "experience_records": experience,
-                "audit_records": sealed,
-                "experience_records_for_audit": planning.experience_records(sealed, audit),
-                "n": n,
-                "settled_margin": settled,
-            }
-        )
-    typer.echo(
-        f"{needed:,} records in each holdout let an update that lost nothing pass {_percent(power)} of the "
-        f"time with {_many(holdouts)}: margin {_points(margin)}, {_percent(churn)} of the answers flip, "
-        f"alpha {alpha:g} ({spending:.2g} on try {attempt})."
-    )
-    typer.echo(f"So cut experiences of {experience:,} records, with split.gate at {gate:g}.")
-    typer.echo(
-        f"The budget of {_points(budget)} over {updates} updates needs {sealed:,} records in each sealed "
-        f"audit part, or experiences of {planning.experience_records(sealed, audit):,} with split.audit at "
-        f"{audit:g}."
-    )
-    if n is not None:
-        typer.echo(
-            f"{n:,} records in each holdout settle "
-            + (f"a margin of {_points(settled)}." if settled else "no margin at all.")
-        )
+        return print_json({"wish": asdict(wish), **asdict(plan)})
+    _say(tables.plan_lines(wish, plan))
 
 
-_Rated = list[tuple[int, float, "Rates"]]
-_Lived = dict[str, tuple[str, "Lives"]]
-
-
-def _rates(holdout: "Holdout", holdouts: int, *, draws: int, seed: int, step: Any) -> _Rated:
+def _rates(
+    holdout: "Holdout", holdouts: int, *, draws: int, seed: int, step: Step
+) -> "list[tuple[int, float, Rates]]":
     """Of one holdout and of all: nothing lost, or one or two margins lost on one of them."""
     from service.gate.simulate import rates_of_many
 
-    found: _Rated = []
+    found = []
     for many in sorted({1, holdouts}):
         for lost in (0.0, holdout.margin, 2 * holdout.margin):
             losses = [lost, *[0.0] * (many - 1)]
@@ -191,10 +155,11 @@ def _rates(holdout: "Holdout", holdouts: int, *, draws: int, seed: int, step: An
     return found
 
 
-def _lived(life: "Life", lives: int, *, seed: int, step: Any) -> _Lived:
+def _lived(life: "Life", lives: int, *, seed: int, step: Step) -> "dict[str, tuple[str, Lives]]":
     from service.gate.lives import simulate
+    from service.gate.sentences import with_unit
 
-    loses = f"each loses {_points(life.loss)}"
+    loses = f"each loses {with_unit(life.loss)}"
     kinds = {
         "threshold": (f"{loses}; a threshold alone", replace(life, rule="threshold", budget=None)),
         "step": (f"{loses}; the step alone", replace(life, budget=None)),
@@ -205,76 +170,6 @@ def _lived(life: "Life", lives: int, *, seed: int, step: Any) -> _Lived:
         name: (told, simulate(kind, lives=lives, seed=seed, progress=step))
         for name, (told, kind) in kinds.items()
     }
-
-
-def _summary(lived: "Lives", budget: float) -> dict[str, float]:
-    beyond, limit = lived.beyond(budget)
-    return {
-        "promotions": float(lived.promotions.mean()),
-        "lost_mean": float(lived.lost.mean()),
-        "lost_most": float(lived.lost.max()),
-        "lost_the_budget": beyond,
-        "lost_the_budget_upper_95": limit,
-        "frozen": float(lived.frozen.mean()),
-    }
-
-
-def _rate_lines(holdout: "Holdout", holdouts: int, alpha: float, rates: _Rated) -> Iterator[str]:
-    from service.gate.stats import floor_n
-
-    yield (
-        f"Margin {_points(holdout.margin)}, alpha {holdout.alpha:.3g}, {_percent(holdout.churn)} of the "
-        f"answers flip, {holdout.n:,} records in each holdout."
-    )
-    yield ""
-    yield f"{'truly lost':<30}{'promoted':>10}{'a person':>10}{'rejected':>10}{'by a threshold':>16}"
-    for many, lost, found in rates:
-        where = "" if many == 1 else f" on one of {many}" if lost else f" on all {many}"
-        name = f"{_points(lost) if lost else 'nothing'}{where or ' on one holdout'}"
-        shares = "".join(f"{_rate(share):>10}" for share in (found.promote, found.review, found.reject))
-        yield f"{name:<30}{shares}{_rate(found.threshold):>16}"
-    yield ""
-    harmful, harmless = rates[1][2], rates[-3][2]
-    yield (
-        f"An update that lost {_points(holdout.margin)} goes out {_rate(harmful.promote)} of the time "
-        f"(promised: at most {_percent(alpha)}); "
-        f"a threshold on the estimated loss would let it out {_rate(harmful.threshold)} of the time."
-    )
-    yield (
-        f"An update that lost nothing passes {_rate(harmless.promote)} of the time with {_many(holdouts)}; "
-        "holdfast gate plan says how many records it takes."
-    )
-    floor = int(floor_n(holdout.margin, holdout.alpha))
-    if holdout.n < floor:
-        yield (
-            f"Holdouts of fewer than {floor:,} records are not judged alone: the gate would judge these "
-            f"together, as one of {holdout.n * holdouts:,} records: "
-            f"try --n {holdout.n * holdouts} --holdouts 1."
-        )
-
-
-def _life_lines(life: "Life", lives: int, lived: _Lived) -> Iterator[str]:
-    budget = life.budget or 0.0
-    yield ""
-    yield (
-        f"{lives} lives of {life.updates} updates; {_many(life.holdouts)} with {life.gate:,} records to "
-        f"judge by and {life.audit:,} sealed; budget {_points(budget)}."
-    )
-    yield ""
-    yield f"{'':<40}{'promoted':>10}{'lost':>8}{'at most':>9}{'the budget lost':>17}{'stopped':>9}"
-    for told, found in lived.values():
-        each = _summary(found, budget)
-        yield (
-            f"{told:<40}{each['promotions']:>10.1f}{100 * each['lost_mean']:>8.1f}"
-            f"{100 * each['lost_most']:>9.1f}{_rate(each['lost_the_budget']):>17}{_rate(each['frozen']):>9}"
-        )
-    yield ""
-    kept, harmless = _summary(lived["budget"][1], budget), _summary(lived["harmless"][1], budget)
-    yield (
-        f"With the budget, {_rate(kept['lost_the_budget'])} of the lives lost {_points(budget)} or more "
-        f"(at most {_rate(kept['lost_the_budget_upper_95'])}, 95 % sure; promised: {_percent(life.alpha)}); "
-        f"it stopped {_rate(harmless['frozen'])} of the harmless lives before their end."
-    )
 
 
 def _check(*, margin: float, churn: float, n: int, holdouts: int, alpha: float, seed: int = 0) -> None:
@@ -325,33 +220,14 @@ def _refuse(name: str, value: float, allowed: str) -> None:
     )
 
 
-def _points(share: float) -> str:
-    from service.gate.sentences import with_unit
-
-    return with_unit(share)
-
-
-def _percent(share: float) -> str:
-    from service.gate.sentences import percent
-
-    return percent(share)
-
-
-def _rate(share: float) -> str:
-    """A rate with one digit, and never rounded to none or all of it."""
-    if 0 < share < 0.0005:
-        return "< 0.1 %"
-    if 0.9995 <= share < 1:
-        return "> 99.9 %"
-    return f"{100 * share:.1f} %"
-
-
-def _many(holdouts: int) -> str:
-    return "one past holdout" if holdouts == 1 else f"{holdouts} past holdouts"
+def _say(lines: Iterable[str]) -> None:
+    """Tables as they are, sentences no wider than they."""
+    for line in lines:
+        typer.echo(fill(line, WIDTH) if "  " not in line else line)
 
 
 @contextmanager
-def _progress(told: str, steps: int) -> Iterator[Any]:
+def _progress(told: str, steps: int) -> Iterator[Step]:
     """Something to call after each step: a bar for a person at a terminal; nothing where nobody watches."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

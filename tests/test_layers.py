@@ -172,6 +172,7 @@ RANKS = [
     "service.demo",
     "service.commands",
     "service.stream_commands",
+    "service.gate_tables",
     "service.gate_commands",
     "service.cli",
 ]

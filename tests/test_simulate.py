@@ -169,9 +169,15 @@ def test_a_life_is_the_markov_chain_of_its_single_records() -> None:
 
 
 def test_a_life_that_cannot_be_is_refused() -> None:
-    for changed in ({"churn": 0.001}, {"accuracy": 0.1}, {"accuracy": 0.999}, {"loss": 0.02, "churn": 0.05}):
-        with pytest.raises(ValueError, match="flip|accuracy"):
-            simulate(replace(LIFE, **changed), lives=1, seed=0)
+    impossible = (
+        replace(LIFE, churn=0.001),
+        replace(LIFE, accuracy=0.1),
+        replace(LIFE, accuracy=0.999),
+        replace(LIFE, loss=0.02, churn=0.05),
+    )
+    for life in impossible:
+        with pytest.raises(ValueError, match=r"flip|accuracy"):
+            simulate(life, lives=1, seed=0)
 
 
 def test_planned_records_let_a_harmless_update_pass_nine_times_in_ten() -> None:

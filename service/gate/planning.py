@@ -1,5 +1,7 @@
 """How many holdout records a pipeline needs, and what those that it has can settle."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
@@ -7,9 +9,73 @@ import numpy as np
 from service.gate import stats
 from service.gate.simulate import Holdout, promote_rate
 
-WANTED = 0.9
-"""Chance that an update which lost nothing is promoted without a person."""
 _MARGIN_STEP = 0.001
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a pipeline is to promise, and how often a harmless update is to pass without a person."""
+
+    margin: float
+    churn: float
+    holdouts: int
+    alpha: float
+    attempt: int
+    spending: float
+    """What this attempt may spend of alpha (`stats.spent`)."""
+    power: float
+    """Chance that an update which lost nothing passes on all holdouts."""
+    gate: float
+    """Share of an experience that every update is judged on."""
+    audit: float
+    """Share that is sealed."""
+    budget: float
+    updates: int
+    """Looks at the budget that are planned."""
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Records that fulfil a wish."""
+
+    holdout_records: int
+    experience_records: int
+    audit_records: int
+    audit_share: float
+    """Share of such experiences that holds so many sealed records."""
+    experience_records_for_audit: int
+    n: int | None
+    settled_margin: float | None
+    """What `n` records settle; None: nothing, or nobody asked."""
+
+
+def plan(wish: Wish, *, n: int | None, progress: Callable[[], None] = lambda: None) -> Plan:
+    """What a wish takes, and what margin `n` records would settle; `progress` is called three times."""
+    each = power_each(wish.power, wish.holdouts)
+    records = needed_records(margin=wish.margin, alpha=wish.spending, churn=wish.churn, power=each)
+    progress()
+    sealed = audit_records(
+        budget=wish.budget,
+        alpha=wish.alpha,
+        churn=wish.churn,
+        accuracy=wish.accuracy,
+        updates=wish.updates,
+        power=each,
+    )
+    progress()
+    settled = None if n is None else settled_margin(n, alpha=wish.spending, churn=wish.churn, power=each)
+    progress()
+    experience = experience_records(records, wish.gate)
+    return Plan(
+        records,
+        experience,
+        sealed,
+        ceil(100 * sealed / experience) / 100,
+        experience_records(sealed, wish.audit),
+        n,
+        settled,
+    )
 
 
 def power_each(wanted: float, holdouts: int) -> float:
