@@ -77,7 +77,8 @@ def plan_lines(wish: Wish, plan: Plan) -> Iterator[str]:
     yield (
         f"{plan.holdout_records:,} records in each holdout let an update that lost nothing pass "
         f"{say.percent(wish.power)} of the time with {_many(wish.holdouts)}: margin "
-        f"{say.with_unit(wish.margin)}, {say.percent(wish.churn)} of the answers flip, alpha {wish.alpha:g} ({wish.spending:.2g} on try "
+        f"{say.with_unit(wish.margin)}, {say.percent(wish.churn)} of the answers flip, alpha {wish.alpha:g} "
+        f"({wish.spending:.2g} on try "
         f"{wish.attempt})."
     )
     yield f"So cut experiences of {plan.experience_records:,} records, with split.gate at {wish.gate:g}."
