@@ -15,11 +15,12 @@ import pytest
 import typer.main
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
+from typer.testing import CliRunner
 
 import service.errors
 from service import cli, jobs
 from service.errors import HoldfastError
-from service.gate import stats
+from service.gate import planning, stats
 from service.gate.base import VERDICT_SCHEMA, Finding, GateConfig, Note, Verdict
 from service.gate.decide import AFTER_LEARNING, BEFORE_LEARNING, SEALED
 from service.pipelines import PipelineSpec, parse
@@ -233,6 +234,41 @@ def test_the_numbers_that_help_to_choose_a_margin_are_the_gates_own() -> None:
         assert int(floor) == int(stats.floor_n(margin, 0.05))
         for churn, told in ((0.02, few), (0.06, many)):
             assert int(told.replace(",", "")) == int(stats.needed_n(margin, 0.05, churn=churn, power=0.8))
+
+
+SIMULATED = re.findall(
+    r"^```sh\n(holdfast gate .*?)\n```\n+```text\n(.*?)^```", page("gate.md"), flags=re.M | re.S
+)
+
+
+@pytest.mark.parametrize(("command", "shown"), SIMULATED, ids=[command for command, _ in SIMULATED])
+def test_the_simulated_tables_are_what_their_commands_print(command: str, shown: str) -> None:
+    done = CliRunner().invoke(cli.app, shlex.split(command)[1:])
+    assert done.exit_code == 0, done.output
+    assert done.output == shown
+
+
+def test_the_gate_page_shows_what_its_commands_print() -> None:
+    assert {command.split()[2] for command, _ in SIMULATED} == {"simulate", "plan"}
+    assert len(SIMULATED) == len(
+        re.findall(r"^holdfast gate (?:simulate|plan) ", page("gate.md"), flags=re.M)
+    )
+
+
+def test_the_planned_records_are_the_gates_own() -> None:
+    table = page("gate.md").split("\n| margin | 3 % flip, 1 holdout |")[1].split("\n\n")[0]
+    found = re.findall(r"^\| (\d) points \| (.*) \|$", table, flags=re.M)
+    assert len(found) >= 3
+    first = stats.spent(0.05, 1)
+    for margin, told in found:
+        planned = [
+            planning.needed_records(
+                margin=int(margin) / 100, alpha=first, churn=churn, power=planning.power_each(0.9, holdouts)
+            )
+            for churn in (0.03, 0.06)
+            for holdouts in (1, 5, 20)
+        ]
+        assert [int(each.replace(",", "")) for each in told.split(" | ")] == planned
 
 
 def test_every_module_has_its_line_in_the_architecture() -> None:

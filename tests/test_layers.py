@@ -125,6 +125,9 @@ RANKS = [
     "service.gate.guards",
     "service.gate.budget",
     "service.gate.decide",
+    "service.gate.simulate",
+    "service.gate.lives",
+    "service.gate.planning",
     "service.pipelines",
     "service.database",
     "service.migrations.env",
@@ -175,6 +178,8 @@ RANKS = [
     "service.commands",
     "service.stream_commands",
     "service.holdout_commands",
+    "service.gate_tables",
+    "service.gate_commands",
     "service.cli",
 ]
 

@@ -4,8 +4,7 @@ Too little, missing or broken evidence is undecided, with the reason; never a pa
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -66,16 +65,9 @@ def retention(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
     pool = pooled(past, enough=enough)
     judged = [*alone, (pool.answers, pool.margin)] if pool else alone
     seen = _compared(judged, config)
-    findings = [
-        _in_its_life(
-            _found("retention", each.experience, its, partial(_judge_retention, twins=each.twins)),
-            each,
-            config,
-        )
-        for (each, _), its in zip(alone, seen, strict=False)
-    ]
+    findings = [_retained(each, its, config) for (each, _), its in zip(alone, seen, strict=False)]
     if pool:
-        findings.append(_in_its_life(_pool_found(pool, seen[-1], config), pool.answers, config))
+        findings.append(_pool_found(pool, seen[-1], config))
     return (*findings, *worn)
 
 
@@ -88,14 +80,24 @@ def _worn_out(answers: PairedAnswers, config: GateConfig) -> Finding:
     return Finding("retention", "undecided", sentence, answers.experience, numbers)
 
 
-def _in_its_life(finding: Finding, answers: PairedAnswers, config: GateConfig) -> Finding:
-    """The finding with what is left of the holdout's life."""
-    left = config.holdout_looks - answers.looks - 1
-    numbers = {**finding.numbers, "looks": answers.looks + 1, "looks_left": left}
-    sentence = finding.sentence
-    if left < config.holdout_looks * _LATE:
-        sentence += f"; {left} of {config.holdout_looks} looks at it are left"
-    return replace(finding, sentence=sentence, numbers=numbers)
+def _retained(answers: PairedAnswers, seen: Comparison | str, config: GateConfig) -> Finding:
+    """The finding of one past holdout, with what is left of its life."""
+    if isinstance(seen, str):
+        return Finding(
+            "retention", "undecided", f"experience {answers.experience}: {seen}", answers.experience
+        )
+    answer, sentence, more = _judge_retention(seen, twins=answers.twins)
+    late, life = _life(answers.looks, config)
+    return Finding(
+        "retention", answer, sentence + late, answers.experience, {**seen.numbers(), **more, **life}
+    )
+
+
+def _life(looks: int, config: GateConfig) -> tuple[str, dict[str, float]]:
+    """What is left of a holdout's life after this look: in words, when it is late in it, and in numbers."""
+    left = config.holdout_looks - looks - 1
+    late = f"; {left} of {config.holdout_looks} looks at it are left"
+    return late if left < config.holdout_looks * _LATE else "", {"looks": looks + 1, "looks_left": left}
 
 
 _LATE = 0.2
@@ -246,14 +248,15 @@ def _found(
 
 def _pool_found(pool: Pool, seen: Comparison | str, config: GateConfig) -> Finding:
     """The small past holdouts' one finding: too few even together, or judged as one holdout."""
-    numbers: dict[str, float] = {"pooled": len(pool.small)}
+    late, life = _life(pool.answers.looks, config)
+    numbers: dict[str, float] = {"pooled": len(pool.small), **life}
     if isinstance(seen, str):
         numbers |= {"n": 0, "margin": pool.margin, "alpha": config.alpha}
     else:
         answer, sentence, more = _judge_retention(seen, _named(pool), twins=pool.answers.twins)
         numbers |= seen.numbers()
         if answer == "fail" or pool.n >= pool.floor:
-            return Finding("retention", answer, sentence, numbers=numbers | more)
+            return Finding("retention", answer, sentence + late, numbers=numbers | more)
     few = f"all past holdouts that can be compared hold {say.records(pool.n)} together"
     sentence = (
         f"{say.experiences(pool.small)}: {few}, which cannot settle a margin of "
@@ -262,8 +265,7 @@ def _pool_found(pool: Pool, seen: Comparison | str, config: GateConfig) -> Findi
     return Finding("retention", "undecided", sentence, numbers=numbers | {"n_needed": pool.floor})
 
 
-@dataclass(frozen=True)
-class _Named:
+class _Named(NamedTuple):
     """What sentences call that which was compared."""
 
     experiences: str
@@ -297,7 +299,7 @@ def _judge_retention(
             return _obsolete(lost, named, twins)
         remedy = f"keep the champion, and replay more of {named.experiences}"
         return "fail", f"{lost}; {say.were_allowed(seen.margin)}: {remedy}", {}
-    needed = seen.needed()
+    needed = seen.needed
     may = f"{subject} may have lost {say.up_to(seen.upper)}{together}, {say.points(seen.margin)} allowed"
     cannot = f"{say.records(seen.n, 'holdout')} cannot settle it, {say.about(needed)} would have"
     return "undecided", f"{may}; {cannot}; {_LESS_CHURN}", {"n_needed": needed}
@@ -340,7 +342,7 @@ def _judge_first(seen: Comparison) -> _Judgement:
     if majority == 1:
         alone = f"{name}: its holdout holds one class only, so no model can beat saying it always"
         return "undecided", f"{alone}; let a person decide, or cut the experience with more classes", more
-    needed = seen.needed_for_difference()
+    needed = seen.needed_for_difference
     short = f"{name}: {compared}; {say.records(seen.n, 'holdout')} cannot tell these apart"
     return "undecided", f"{short}, {say.about(needed)} may; {_UNTIL_THEN}", more | {"n_needed": needed}
 
@@ -350,7 +352,7 @@ _UNTIL_THEN = "until then a person decides"
 
 def _unsettled(seen: Comparison, suspicion: str) -> _Judgement:
     """Too few records to say either; how many would be enough."""
-    needed = seen.needed()
+    needed = seen.needed
     have, would = say.records(seen.n, "holdout"), f"{say.about(needed)} would, {_UNTIL_THEN}"
     more: dict[str, float] = {"n_needed": needed}
     if seen.n < int(stats.floor_n(seen.margin, seen.alpha)):

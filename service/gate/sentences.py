@@ -1,8 +1,10 @@
 """How the gate speaks: numbers in words that a person can act on. A loss is a share, a point is 0.01."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 
+@lru_cache(maxsize=4096)
 def points(share: float, *, digits: int = 1) -> str:
     """A share as points without a unit, no trailing zeros: 0.05 is "5", 0.0078 is "0.8"."""
     text = f"{100 * share:.{digits}f}"
