@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from service import backlog, champions, holdouts, jobs
 from service.champions import Version
-from service.gate.base import Bits, Screen
+from service.gate.base import Bits, Details, Screen
 from service.jobs import Update
 from service.pipelines import PipelineSpec
 from service.specs import load_spec
@@ -29,6 +29,8 @@ class Plan:
     """Of the experiences to learn and of those that the champion learnt."""
     past: Mapping[int, Bits]
     """The champion's stored answers on past holdouts."""
+    past_details: Mapping[int, Details]
+    """What it said of each record, where a guard asks for it and it is stored."""
     references: tuple[Screen, ...]
     """How the experiences that the champion learnt looked."""
     classes: tuple[str, ...]
@@ -49,6 +51,14 @@ class Plan:
         """The champion's version."""
         return self.champion.version if self.champion else None
 
+    @property
+    def unanswered(self) -> tuple[int, ...]:
+        """Past holdouts on which the champion's stored answers do not say what the gate asks."""
+        known = set(self.past)
+        if self.spec.gate.needs_details:
+            known &= set(self.past_details)
+        return tuple(index for index in self.learnt_before if index not in known)
+
 
 def make_plan(engine: sa.Engine, update: Update) -> Plan:
     """The plan of a claimed update; at its first attempt, recorded with it.
@@ -65,6 +75,11 @@ def make_plan(engine: sa.Engine, update: Update) -> Plan:
         champion = lineage[-1] if lineage else None
         learnt = tuple(champion.learnt) if champion else ()
         stored = holdouts.of_version(connection, pipeline, version=champion.version) if champion else {}
+        details = (
+            holdouts.details_of_version(connection, pipeline, version=champion.version)
+            if champion and spec.gate.needs_details
+            else {}
+        )
         references = backlog.screens(connection, pipeline, learnt)
     experiences = tuple(update.experiences)
     manifest = Manifest(engine)
@@ -77,6 +92,7 @@ def make_plan(engine: sa.Engine, update: Update) -> Plan:
         experiences=experiences,
         rows={index: rows[index] for index in (*experiences, *learnt)},
         past={index: bits for index, bits in stored.items() if index in learnt},
+        past_details={index: said for index, said in details.items() if index in learnt},
         references=tuple(references),
         classes=tuple(manifest.classes(pipeline)) or spec.record_schema.classes,
     )

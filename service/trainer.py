@@ -17,8 +17,18 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from service.answering import Answers, HoldoutRecords, answer, records_of
 from service.gate import guards
-from service.gate.base import Answer, Bits, DataEvidence, GateConfig, Screen
+from service.gate.base import (
+    Answer,
+    Bits,
+    DataEvidence,
+    Details,
+    Disturbed,
+    GateConfig,
+    Running,
+    Screen,
+)
 from service.gate.screen import data_evidence, profile
 from service.storage import StorePlace
 from strategies.base import Learner, LearnReport, StrategyError, StreamInfo
@@ -68,7 +78,8 @@ class Task:
     past_holdouts: tuple[Stored, ...]
     """Gate parts of what the champion learnt before."""
     missing_baselines: tuple[int, ...]
-    """Past holdouts whose champion answers are not stored: they are computed here, once."""
+    """Past holdouts on which the champion's stored answers lack what the gate asks: they are computed here,
+    once."""
     references: tuple[Screen, ...]
     """How the experiences that the champion learnt looked."""
     installation: Installation = field(default_factory=Installation)
@@ -88,6 +99,13 @@ class Result:
     baseline: dict[int, Bits] = field(default_factory=dict)
     """Of the champion; before there is one, of the majority class of the training part."""
     train_accuracy: float | None = None
+    challenger_details: dict[int, Details] = field(default_factory=dict)
+    baseline_details: dict[int, Details] = field(default_factory=dict)
+    """Of the champion; the majority class has none."""
+    records: dict[int, HoldoutRecords] = field(default_factory=dict)
+    """Of each holdout, where a guard asks for them."""
+    disturbed: tuple[Disturbed, ...] = ()
+    running: Running | None = None
 
     @property
     def learnt(self) -> bool:
@@ -126,7 +144,7 @@ def read_result(folder: Path) -> Result | None:
     path = folder / RESULT_FILE
     if not path.exists():
         return None
-    return msgspec.json.decode(path.read_bytes(), type=Result, dec_hook=_decode_bits)
+    return msgspec.json.decode(path.read_bytes(), type=Result, dec_hook=_decode_array)
 
 
 def load_learner(folder: Path) -> Learner:
@@ -181,7 +199,9 @@ def _learn(
     past = [store.open(part.digest, index=part.experience) for part in task.past_holdouts]
     unanswered = [*new, *(holdout for holdout in past if holdout.index in task.missing_baselines)]
     baseline = {
-        holdout.index: _right(champion, holdout) if champion else _majority_right(experience, holdout)
+        holdout.index: answer(champion, holdout)
+        if champion
+        else Answers(_majority_right(experience, holdout))
         for holdout in unanswered
     }
 
@@ -190,13 +210,44 @@ def _learn(
 
     report = learner.learn(experience, report_step)
     on_progress({"stage": "answering holdouts"})
-    challenger = {holdout.index: _right(learner, holdout) for holdout in [*past, *new]}
-    train_accuracy = float(_right(learner, experience).mean())
+    challenger = {holdout.index: answer(learner, holdout) for holdout in [*past, *new]}
+    train_right = answer(learner, experience).bits
     learner.save(scratch / LEARNER_FOLDER)
     _export(learner, task.stream, scratch / SERVED_FILE)
     return replace(
-        screened, report=report, challenger=challenger, baseline=baseline, train_accuracy=train_accuracy
+        screened,
+        report=report,
+        challenger=_bits(challenger),
+        baseline=_bits(baseline),
+        train_accuracy=float(train_right.mean()),
+        challenger_details=_details(challenger),
+        baseline_details=_details(baseline),
+        records={holdout.index: records_of(holdout) for holdout in [*past, *new]}
+        if task.gate.needs_records
+        else {},
+        running=Running(
+            train_right=int(train_right.sum()),
+            train_records=len(train_right),
+            seconds=report.seconds,
+            champion_bytes=_served_bytes(task.champion),
+            challenger_bytes=_served_bytes(scratch),
+        ),
     )
+
+
+def _bits(answered: Mapping[int, Answers]) -> dict[int, Bits]:
+    return {index: each.bits for index, each in answered.items()}
+
+
+def _details(answered: Mapping[int, Answers]) -> dict[int, Details]:
+    return {index: each.details for index, each in answered.items() if each.details is not None}
+
+
+def _served_bytes(folder: Path | None) -> int | None:
+    """Of the served network in an update's folder; None where there is none."""
+    if folder is None or not (folder / SERVED_FILE).exists():
+        return None
+    return (folder / SERVED_FILE).stat().st_size
 
 
 def merge(parts: Sequence[Experience]) -> Experience:
@@ -211,14 +262,6 @@ def merge(parts: Sequence[Experience]) -> Experience:
         groups={name: np.concatenate([part.groups[name] for part in parts]) for name in parts[0].groups},
         digest=hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest(),
     )
-
-
-def _right(learner: Learner, holdout: Experience) -> Bits:
-    if not len(holdout):
-        return np.zeros(0, dtype=bool)
-    predicted = learner.predict(holdout.inputs).argmax(axis=1)
-    right: Bits = predicted == holdout.labels
-    return right
 
 
 def _majority_right(experience: Experience, holdout: Experience) -> Bits:
@@ -248,7 +291,7 @@ def _export(learner: Learner, stream: StreamInfo, path: Path) -> None:
 
 
 def _write_result(result: Result, path: Path) -> None:
-    payload = msgspec.json.encode(result, enc_hook=_encode_bits)
+    payload = msgspec.json.encode(result, enc_hook=_encode_array)
     with path.open("wb") as file:
         file.write(payload)
         file.flush()
@@ -269,13 +312,18 @@ def _publish(scratch: Path, folder: Path) -> None:
         os.close(parent)
 
 
-def _encode_bits(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
+def _encode_array(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.dtype == np.bool_:
         return {"n": len(value), "bits": base64.b64encode(np.packbits(value).tobytes()).decode()}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fi":
+        ordered = value.astype(value.dtype.newbyteorder("<"))
+        return {"dtype": ordered.dtype.str, "data": base64.b64encode(ordered.tobytes()).decode()}
     raise TypeError(f"{type(value).__name__} has no JSON form here")
 
 
-def _decode_bits(kind: type, value: Any) -> Any:
+def _decode_array(kind: type, value: Any) -> Any:
+    if "data" in value:
+        return np.frombuffer(base64.b64decode(value["data"]), dtype=value["dtype"])
     packed = np.frombuffer(base64.b64decode(value["bits"]), dtype=np.uint8)
     return np.unpackbits(packed, count=value["n"]).astype(bool)
 

@@ -105,7 +105,7 @@ class Updater:
             learn=tuple(Stored(index, plan.rows[index].train.digest) for index in plan.experiences),
             new_holdouts=tuple(Stored(index, plan.rows[index].gate.digest) for index in plan.experiences),
             past_holdouts=tuple(Stored(index, plan.rows[index].gate.digest) for index in learnt),
-            missing_baselines=tuple(index for index in learnt if index not in plan.past),
+            missing_baselines=plan.unanswered,
             references=plan.references,
             installation=self._settings.installation,
         )
@@ -114,10 +114,18 @@ class Updater:
         if not result.learnt:
             return Evidence(data=result.data, first=plan.champion is None, learnt=False)
         baseline = {**plan.past, **result.baseline}
+        baseline_details = {**plan.past_details, **result.baseline_details}
 
         def paired(index: int) -> PairedAnswers:
+            records = result.records.get(index)
             return PairedAnswers(
-                experience=index, baseline=baseline.get(index), challenger=result.challenger.get(index)
+                experience=index,
+                baseline=baseline.get(index),
+                challenger=result.challenger.get(index),
+                labels=records.labels if records else None,
+                groups={name: column.whole() for name, column in records.groups.items()} if records else {},
+                baseline_details=baseline_details.get(index),
+                challenger_details=result.challenger_details.get(index),
             )
 
         return Evidence(
@@ -125,6 +133,8 @@ class Updater:
             past=tuple(paired(index) for index in plan.learnt_before),
             new=tuple(paired(index) for index in plan.experiences),
             first=plan.champion is None,
+            disturbed=result.disturbed,
+            running=result.running,
         )
 
     def _settle(
@@ -161,7 +171,13 @@ class Updater:
         for experience, screen in result.screens.items():
             backlog.save_screen(connection, pipeline, experience=experience, screen=screen)
         if plan.champion:
-            holdouts.save(connection, pipeline, version=plan.champion.version, answered=result.baseline)
+            holdouts.save(
+                connection,
+                pipeline,
+                version=plan.champion.version,
+                answered=result.baseline,
+                details=result.baseline_details,
+            )
         if version is not None:
             champions.add_version(
                 connection,
@@ -172,7 +188,13 @@ class Updater:
                 learnt=plan.learnt_after,
                 run_id=run_id,
             )
-            holdouts.save(connection, pipeline, version=version, answered=result.challenger)
+            holdouts.save(
+                connection,
+                pipeline,
+                version=version,
+                answered=result.challenger,
+                details=result.challenger_details,
+            )
 
     def start_over(self, update: Update, error: ChampionMovedError) -> None:
         """The champion was moved while this update ran: end it, and compare with the champion of today."""
