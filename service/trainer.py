@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from service.answering import Answers, HoldoutRecords, answer, records_of
 from service.gate import guards
@@ -205,6 +206,8 @@ def _learn(
         for holdout in unanswered
     }
 
+    former = champion.served_network() if champion and task.gate.needs_champion else None
+
     def report_step(*, step: int, total_steps: int, loss: float) -> None:
         on_progress({"stage": "learning", "step": step, "total_steps": total_steps, "loss": loss})
 
@@ -214,6 +217,8 @@ def _learn(
     train_right = answer(learner, experience).bits
     learner.save(scratch / LEARNER_FOLDER)
     _export(learner, task.stream, scratch / SERVED_FILE)
+    on_progress({"stage": "comparing with the champion"})
+    disturbed, (champion_rounds, challenger_rounds) = _beside(task, former, learner, past=past, new=new)
     return replace(
         screened,
         report=report,
@@ -225,7 +230,10 @@ def _learn(
         records={holdout.index: records_of(holdout) for holdout in [*past, *new]}
         if task.gate.needs_records
         else {},
+        disturbed=disturbed,
         running=Running(
+            champion_rounds=champion_rounds,
+            challenger_rounds=challenger_rounds,
             train_right=int(train_right.sum()),
             train_records=len(train_right),
             seconds=report.seconds,
@@ -233,6 +241,67 @@ def _learn(
             challenger_bytes=_served_bytes(scratch),
         ),
     )
+
+
+_Rounds = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def _beside(
+    task: Task,
+    former: Any,
+    learner: Learner,
+    *,
+    past: Sequence[Experience],
+    new: Sequence[Experience],
+) -> tuple[tuple[Disturbed, ...], _Rounds]:
+    """Champion and challenger on disturbed records, and how long each takes; where a guard asks."""
+    if former is None:
+        return (), ((), ())
+    from strategies import robustness, timing
+    from strategies.learner import choose_device
+    from strategies.networks import ServedNetwork
+
+    gate, seed = task.gate, int(task.strategy.get("seed", 0))
+    current = learner.served_network()
+    inputs, labels = _sample([*past, *new], limit=gate.robustness_records, seed=seed)
+    timed: _Rounds = ((), ())
+    if gate.latency_ratio is not None and len(inputs):
+        timed = timing.rounds(former, current, inputs[:_TIMED])
+    if gate.robustness is None or not len(inputs):
+        return (), timed
+    if not (isinstance(former, ServedNetwork) and isinstance(current, ServedNetwork)):
+        return (), timed
+    before, after = (
+        robustness.answers_disturbed(
+            served,
+            inputs,
+            labels,
+            ways=gate.robustness_against,
+            epsilon=gate.robustness_epsilon,
+            limits=(0.0, 255.0) if task.stream.dtype == "uint8" else None,
+            seed=seed,
+            device=choose_device(task.strategy.get("device", "auto")),
+        )
+        for served in (former, current)
+    )
+    return tuple(Disturbed(way, before[way], after[way]) for way in after), timed
+
+
+_TIMED = 64
+"""Records of the batch that both are timed on."""
+
+
+def _sample(holdouts: Sequence[Experience], *, limit: int, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """At most `limit` records of all holdouts, each with the same chance."""
+    ends = np.cumsum([len(holdout) for holdout in holdouts])
+    total = int(ends[-1]) if len(ends) else 0
+    chosen = np.sort(np.random.default_rng(seed).permutation(total)[:limit])
+    inputs, labels = [], []
+    for holdout, end in zip(holdouts, ends, strict=True):
+        rows = chosen[(chosen >= end - len(holdout)) & (chosen < end)] - (end - len(holdout))
+        inputs.append(holdout.inputs[rows])
+        labels.append(holdout.labels[rows])
+    return np.concatenate(inputs), np.concatenate(labels)
 
 
 def _bits(answered: Mapping[int, Answers]) -> dict[int, Bits]:

@@ -90,6 +90,8 @@ RANKS = [
     "strategies.training_parts",
     "strategies.weight_averages",
     "strategies.bridge",
+    "strategies.robustness",
+    "strategies.timing",
     "strategies.learner",
     "strategies.naive",
     "strategies.replay",

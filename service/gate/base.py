@@ -82,7 +82,8 @@ class GateConfig(BaseModel):
         0.1,
         gt=0,
         le=10,
-        description="How far fgsm and pgd may move a feature, in its standard deviations.",
+        description="How far fgsm and pgd may move a feature, in units of the scaled input (mostly standard "
+        "deviations).",
     )
     robustness_records: int = Field(
         400, ge=100, le=5000, description="Holdout records that are disturbed, at most."
@@ -107,6 +108,11 @@ class GateConfig(BaseModel):
     def needs_details(self) -> bool:
         """Whether a guard asks for more of each record than right or wrong."""
         return self.calibration is not None or bool(self.metrics)
+
+    @property
+    def needs_champion(self) -> bool:
+        """Whether the champion must answer again, beside the challenger."""
+        return self.robustness is not None or self.latency_ratio is not None
 
     @property
     def needs_records(self) -> bool:
