@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,7 +109,8 @@ def test_what_only_exceeds_a_limit_is_told_after_what_was_lost() -> None:
 def spoilt(details: Details, column: str, value: float) -> Details:
     values: NDArray[np.float32] = np.array(getattr(details, column), dtype=np.float32)
     values[0] = value
-    return replace(details, **{column: values})
+    changes: dict[str, Any] = {column: values}
+    return replace(details, **changes)
 
 
 @settings(deadline=None, max_examples=80)
@@ -124,7 +126,7 @@ def test_one_number_that_is_none_is_never_promoted(
     each = sound(where)
     assert each.challenger_details is not None
     broken = spoilt(each.challenger_details, column, value)
-    side = {"challenger_details": broken} if challenger else {"baseline_details": broken}
+    side: dict[str, Any] = {"challenger_details": broken} if challenger else {"baseline_details": broken}
     holdouts = [sound(0), sound(1), sound(2)]
     holdouts[where] = replace(each, **side)
     verdict = decide(replace(GOOD, past=tuple(holdouts[:2]), new=(holdouts[2],)), ALL)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from service.gate.base import Disturbed, Evidence, Finding, GateConfig
 from service.gate.robustness import robustness
-from strategies.networks import ServedNetwork
+from strategies.networks import FeatureScaling, ServedNetwork
 from strategies.robustness import answers_disturbed, corruptions
 from strategies.timing import ROUNDS, rounds
 from tests.test_guards import CLEAN, paired
@@ -94,7 +94,9 @@ def test_attacks_on_real_digits_follow_real_gradients(network: object) -> None:
     assert strong["pgd"] <= strong["fgsm"] < clean - 0.2
     assert weak["pgd"] >= clean - 0.15
     signs = np.random.default_rng(0).choice([-1.0, 1.0], held.inputs.shape)
-    scale = float(1 / served.network.scaling.scale)
+    scaling = served.network.scaling
+    assert isinstance(scaling, FeatureScaling)
+    scale = float(1 / scaling.scale)
     moved = np.clip(held.inputs + signs * 0.3 * scale, 0, 255).astype(np.float32)
     assert (learner.predict(moved).argmax(1) == held.labels).mean() > strong["pgd"] + 0.2
     assert set(strong) == {"fgsm", "pgd", "noise", "blur", "brightness", "contrast", "occlusion"}
