@@ -111,6 +111,7 @@ answers = sa.Table(
     sa.Column("part", sa.String(8), primary_key=True),
     sa.Column("records", sa.Integer, nullable=False),
     sa.Column("bits", sa.LargeBinary, nullable=False),
+    sa.Column("details", sa.LargeBinary, comment="Of each record, beyond right or wrong."),
 )
 
 looks = sa.Table(

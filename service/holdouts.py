@@ -1,6 +1,7 @@
-"""Holdouts: stored answers of versions, how often each was looked at, and what people made of it.
+"""Holdouts: what versions answered, how often each was looked at, and what people made of it.
 
-Answers are right/wrong bits, computed once and never again.
+
+Answers are right/wrong bits, and what else is asked of each record; they are computed once.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -10,8 +11,9 @@ from typing import Literal
 import numpy as np
 import sqlalchemy as sa
 
+from service.answering import pack, unpack
 from service.database import answers, holdout_states, looks, now
-from service.gate.base import Bits
+from service.gate.base import Bits, Details
 
 Part = Literal["gate", "audit"]
 
@@ -36,8 +38,13 @@ def save(
     version: int,
     answered: Mapping[int, Bits],
     part: Part = "gate",
+    details: Mapping[int, Details] | None = None,
 ) -> None:
-    """Keep a version's bits on holdouts, by experience index. Bits stored already stay as they are."""
+    """Keep a version's answers on holdouts, by experience index.
+
+    What is stored already stays as it is; details are added to bits that were stored without.
+    """
+    details = details or {}
     known = of_version(connection, pipeline, version=version, part=part)
     rows = [
         {
@@ -47,12 +54,27 @@ def save(
             "part": part,
             "records": len(bits),
             "bits": np.packbits(bits).tobytes(),
+            "details": pack(details[experience]) if experience in details else None,
         }
         for experience, bits in answered.items()
         if experience not in known
     ]
     if rows:
         connection.execute(sa.insert(answers), rows)
+    for experience in known.keys() & details.keys():
+        if len(known[experience]) != len(details[experience].predicted):
+            continue
+        connection.execute(
+            sa.update(answers)
+            .where(
+                answers.c.pipeline == pipeline,
+                answers.c.version == version,
+                answers.c.experience == experience,
+                answers.c.part == part,
+                answers.c.details.is_(None),
+            )
+            .values(details=pack(details[experience]))
+        )
 
 
 def of_version(
@@ -76,6 +98,19 @@ def of_version(
         row.experience: np.unpackbits(np.frombuffer(row.bits, np.uint8), count=row.records).astype(bool)
         for row in rows
     }
+
+
+def details_of_version(
+    connection: sa.Connection, pipeline: str, *, version: int, part: Part = "gate"
+) -> dict[int, Details]:
+    """A version's details, by experience index; holdouts that were answered without are left out."""
+    rows = connection.execute(
+        sa.select(answers.c.experience, answers.c.details)
+        .where(answers.c.pipeline == pipeline, answers.c.version == version, answers.c.part == part)
+        .order_by(answers.c.experience)
+    )
+    found = {row.experience: unpack(row.details) for row in rows}
+    return {experience: each for experience, each in found.items() if each is not None}
 
 
 def accuracies(

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from service import backlog, champions, freezes, holdouts, jobs
 from service.champions import Version
-from service.gate.base import Bits, Freeze, GateConfig, Screen
+from service.gate.base import Bits, Details, Freeze, GateConfig, Screen
 from service.jobs import Update
 from service.pipelines import PipelineSpec
 from service.specs import load_spec
@@ -29,6 +29,8 @@ class Plan:
     """Of the experiences to learn and of those that the champion learnt."""
     past: Mapping[int, Bits]
     """The champion's stored answers on the past holdouts that are judged."""
+    past_details: Mapping[int, Details]
+    """What it said of each of their records, where a guard asks for it and it is stored."""
     judged: Mapping[int, int]
     """Past holdouts that are judged -> how many of their records, at most; those retired are not there."""
     anchors: Mapping[int, Bits]
@@ -62,6 +64,14 @@ class Plan:
         """The champion's version."""
         return self.champion.version if self.champion else None
 
+    @property
+    def unanswered(self) -> tuple[int, ...]:
+        """Past holdouts on which the champion's stored answers do not say what the gate asks."""
+        known = set(self.past)
+        if self.spec.gate.needs_details:
+            known &= set(self.past_details)
+        return tuple(index for index in self.judged if index not in known)
+
 
 def make_plan(engine: sa.Engine, update: Update) -> Plan:
     """The plan of a claimed update; at its first attempt, recorded with it.
@@ -78,6 +88,11 @@ def make_plan(engine: sa.Engine, update: Update) -> Plan:
         champion = lineage[-1] if lineage else None
         learnt = tuple(champion.learnt) if champion else ()
         stored = holdouts.of_version(connection, pipeline, version=champion.version) if champion else {}
+        details = (
+            holdouts.details_of_version(connection, pipeline, version=champion.version)
+            if champion and spec.gate.needs_details
+            else {}
+        )
         references = backlog.screens(connection, pipeline, learnt)
         judged = records_judged(learnt, holdouts.marks(connection, pipeline), spec.gate)
         anchors = _anchors(connection, lineage, judged)
@@ -102,6 +117,11 @@ def make_plan(engine: sa.Engine, update: Update) -> Plan:
             index: stored[index][:records]
             for index, records in judged.items()
             if len(stored.get(index, ())) >= min(records, rows[index].gate.rows)
+        },
+        past_details={
+            index: details[index].first(records)
+            for index, records in judged.items()
+            if index in details and len(details[index]) >= min(records, rows[index].gate.rows)
         },
         judged=judged,
         anchors=anchors,

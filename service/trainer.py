@@ -18,8 +18,19 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from service.answering import Answers, HoldoutRecords, answer, records_of
 from service.gate import guards
-from service.gate.base import Answer, Bits, DataEvidence, GateConfig, Screen, Twins
+from service.gate.base import (
+    Answer,
+    Bits,
+    DataEvidence,
+    Details,
+    Disturbed,
+    GateConfig,
+    Running,
+    Screen,
+    Twins,
+)
 from service.gate.obsolete import twins
 from service.gate.screen import data_evidence, profile
 from service.storage import StorePlace
@@ -72,7 +83,8 @@ class Task:
     past_holdouts: tuple[Stored, ...]
     """Gate parts of what the champion learnt before."""
     missing_baselines: tuple[int, ...]
-    """Past holdouts whose champion answers are not stored: they are computed here, once."""
+    """Past holdouts on which the champion's stored answers lack what the gate asks: they are computed here,
+    once."""
     references: tuple[Screen, ...]
     """How the experiences that the champion learnt looked."""
     sealed: tuple[Stored, ...] = ()
@@ -98,6 +110,13 @@ class Result:
     twins: dict[int, Twins] = field(default_factory=dict)
     """Of past holdouts: how the records now learnt that resemble theirs are labelled."""
     train_accuracy: float | None = None
+    challenger_details: dict[int, Details] = field(default_factory=dict)
+    baseline_details: dict[int, Details] = field(default_factory=dict)
+    """Of the champion; the majority class has none."""
+    records: dict[int, HoldoutRecords] = field(default_factory=dict)
+    """Of each holdout, where a guard asks for them."""
+    disturbed: tuple[Disturbed, ...] = ()
+    running: Running | None = None
 
     @property
     def learnt(self) -> bool:
@@ -136,7 +155,7 @@ def read_result(folder: Path) -> Result | None:
     path = folder / RESULT_FILE
     if not path.exists():
         return None
-    return msgspec.json.decode(path.read_bytes(), type=Result, dec_hook=_decode_bits)
+    return msgspec.json.decode(path.read_bytes(), type=Result, dec_hook=_decode_array)
 
 
 def load_learner(folder: Path) -> Learner:
@@ -191,30 +210,51 @@ def _learn(
     past = [_judged(store, part) for part in task.past_holdouts]
     unanswered = [*new, *(holdout for holdout in past if holdout.index in task.missing_baselines)]
     baseline = {
-        holdout.index: _right(champion, holdout) if champion else _majority_right(experience, holdout)
+        holdout.index: answer(champion, holdout)
+        if champion
+        else Answers(_majority_right(experience, holdout))
         for holdout in unanswered
     }
+
+    former = champion.served_network() if champion and task.gate.needs_champion else None
 
     def report_step(*, step: int, total_steps: int, loss: float) -> None:
         on_progress({"stage": "learning", "step": step, "total_steps": total_steps, "loss": loss})
 
     report = learner.learn(experience, report_step)
     on_progress({"stage": "answering holdouts"})
-    challenger = {holdout.index: _right(learner, holdout) for holdout in [*past, *new]}
-    sealed = {part.experience: _right(learner, _judged(store, part)) for part in task.sealed}
-    train_accuracy = float(_right(learner, experience).mean())
+    challenger = {holdout.index: answer(learner, holdout) for holdout in [*past, *new]}
+    sealed = {part.experience: answer(learner, _judged(store, part)).bits for part in task.sealed}
+    train_right = answer(learner, experience).bits
     learner.save(scratch / LEARNER_FOLDER)
     _export(learner, task.stream, scratch / SERVED_FILE)
+    on_progress({"stage": "comparing with the champion"})
+    disturbed, (champion_rounds, challenger_rounds) = _beside(task, former, learner, past=past, new=new)
     return replace(
         screened,
         report=report,
-        challenger=challenger,
-        baseline=baseline,
+        challenger=_bits(challenger),
+        baseline=_bits(baseline),
         sealed=sealed,
         twins={
             each.index: twins(each.inputs, each.labels, experience.inputs, experience.labels) for each in past
         },
-        train_accuracy=train_accuracy,
+        train_accuracy=float(train_right.mean()),
+        challenger_details=_details(challenger),
+        baseline_details=_details(baseline),
+        records={holdout.index: records_of(holdout) for holdout in [*past, *new]}
+        if task.gate.needs_records
+        else {},
+        disturbed=disturbed,
+        running=Running(
+            champion_rounds=champion_rounds,
+            challenger_rounds=challenger_rounds,
+            train_right=int(train_right.sum()),
+            train_records=len(train_right),
+            seconds=report.seconds,
+            champion_bytes=_served_bytes(task.champion),
+            challenger_bytes=_served_bytes(scratch),
+        ),
     )
 
 
@@ -247,6 +287,82 @@ def judging_order(labels: NDArray[np.int64], *, seed: str) -> NDArray[np.int64]:
     return np.argsort(rank, kind="stable")
 
 
+_Rounds = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def _beside(
+    task: Task,
+    former: Any,
+    learner: Learner,
+    *,
+    past: Sequence[Experience],
+    new: Sequence[Experience],
+) -> tuple[tuple[Disturbed, ...], _Rounds]:
+    """Champion and challenger on disturbed records, and how long each takes; where a guard asks."""
+    if former is None:
+        return (), ((), ())
+    from strategies import robustness, timing
+    from strategies.learner import choose_device
+    from strategies.networks import ServedNetwork
+
+    gate, seed = task.gate, int(task.strategy.get("seed", 0))
+    current = learner.served_network()
+    inputs, labels = _sample([*past, *new], limit=gate.robustness_records, seed=seed)
+    timed: _Rounds = ((), ())
+    if gate.latency_ratio is not None and len(inputs):
+        timed = timing.rounds(former, current, inputs[:_TIMED])
+    if gate.robustness is None or not len(inputs):
+        return (), timed
+    if not (isinstance(former, ServedNetwork) and isinstance(current, ServedNetwork)):
+        return (), timed
+    before, after = (
+        robustness.answers_disturbed(
+            served,
+            inputs,
+            labels,
+            ways=gate.robustness_against,
+            epsilon=gate.robustness_epsilon,
+            limits=(0.0, 255.0) if task.stream.dtype == "uint8" else None,
+            seed=seed,
+            device=choose_device(task.strategy.get("device", "auto")),
+        )
+        for served in (former, current)
+    )
+    return tuple(Disturbed(way, before[way], after[way]) for way in after), timed
+
+
+_TIMED = 64
+"""Records of the batch that both are timed on."""
+
+
+def _sample(holdouts: Sequence[Experience], *, limit: int, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """At most `limit` records of all holdouts, each with the same chance."""
+    ends = np.cumsum([len(holdout) for holdout in holdouts])
+    total = int(ends[-1]) if len(ends) else 0
+    chosen = np.sort(np.random.default_rng(seed).permutation(total)[:limit])
+    inputs, labels = [], []
+    for holdout, end in zip(holdouts, ends, strict=True):
+        rows = chosen[(chosen >= end - len(holdout)) & (chosen < end)] - (end - len(holdout))
+        inputs.append(holdout.inputs[rows])
+        labels.append(holdout.labels[rows])
+    return np.concatenate(inputs), np.concatenate(labels)
+
+
+def _bits(answered: Mapping[int, Answers]) -> dict[int, Bits]:
+    return {index: each.bits for index, each in answered.items()}
+
+
+def _details(answered: Mapping[int, Answers]) -> dict[int, Details]:
+    return {index: each.details for index, each in answered.items() if each.details is not None}
+
+
+def _served_bytes(folder: Path | None) -> int | None:
+    """Of the served network in an update's folder; None where there is none."""
+    if folder is None or not (folder / SERVED_FILE).exists():
+        return None
+    return (folder / SERVED_FILE).stat().st_size
+
+
 def merge(parts: Sequence[Experience]) -> Experience:
     """Consecutive experiences as one, with the index of the last."""
     if len(parts) == 1:
@@ -259,14 +375,6 @@ def merge(parts: Sequence[Experience]) -> Experience:
         groups={name: np.concatenate([part.groups[name] for part in parts]) for name in parts[0].groups},
         digest=hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest(),
     )
-
-
-def _right(learner: Learner, holdout: Experience) -> Bits:
-    if not len(holdout):
-        return np.zeros(0, dtype=bool)
-    predicted = learner.predict(holdout.inputs).argmax(axis=1)
-    right: Bits = predicted == holdout.labels
-    return right
 
 
 def _majority_right(experience: Experience, holdout: Experience) -> Bits:
@@ -296,7 +404,7 @@ def _export(learner: Learner, stream: StreamInfo, path: Path) -> None:
 
 
 def _write_result(result: Result, path: Path) -> None:
-    payload = msgspec.json.encode(result, enc_hook=_encode_bits)
+    payload = msgspec.json.encode(result, enc_hook=_encode_array)
     with path.open("wb") as file:
         file.write(payload)
         file.flush()
@@ -317,13 +425,18 @@ def _publish(scratch: Path, folder: Path) -> None:
         os.close(parent)
 
 
-def _encode_bits(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
+def _encode_array(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.dtype == np.bool_:
         return {"n": len(value), "bits": base64.b64encode(np.packbits(value).tobytes()).decode()}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fi":
+        ordered = value.astype(value.dtype.newbyteorder("<"))
+        return {"dtype": ordered.dtype.str, "data": base64.b64encode(ordered.tobytes()).decode()}
     raise TypeError(f"{type(value).__name__} has no JSON form here")
 
 
-def _decode_bits(kind: type, value: Any) -> Any:
+def _decode_array(kind: type, value: Any) -> Any:
+    if "data" in value:
+        return np.frombuffer(base64.b64decode(value["data"]), dtype=value["dtype"])
     packed = np.frombuffer(base64.b64decode(value["bits"]), dtype=np.uint8)
     return np.unpackbits(packed, count=value["n"]).astype(bool)
 

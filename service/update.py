@@ -110,7 +110,7 @@ class Updater:
             past_holdouts=tuple(
                 Stored(index, plan.rows[index].gate.digest, records) for index, records in plan.judged.items()
             ),
-            missing_baselines=tuple(index for index in plan.judged if index not in plan.past),
+            missing_baselines=plan.unanswered,
             references=plan.references,
             sealed=tuple(
                 Stored(index, plan.rows[index].audit.digest, records)
@@ -124,14 +124,20 @@ class Updater:
         if not result.learnt:
             return Evidence(data=result.data, first=plan.champion is None, learnt=False)
         baseline = {**plan.past, **result.baseline}
+        baseline_details = {**plan.past_details, **result.baseline_details}
 
         def paired(index: int) -> PairedAnswers:
+            records = result.records.get(index)
             return PairedAnswers(
                 experience=index,
                 baseline=baseline.get(index),
                 challenger=result.challenger.get(index),
                 looks=plan.looks.get(index, 0),
                 twins=result.twins.get(index),
+                labels=records.labels if records else None,
+                groups={name: column.whole() for name, column in records.groups.items()} if records else {},
+                baseline_details=baseline_details.get(index),
+                challenger_details=result.challenger_details.get(index),
             )
 
         return Evidence(
@@ -143,6 +149,8 @@ class Updater:
             audit=self._audit(plan, result) if plan.champion else None,
             freeze=plan.freeze,
             champion=plan.base_version,
+            disturbed=result.disturbed,
+            running=result.running,
         )
 
     def _audit(self, plan: Plan, result: Result) -> Audit:
@@ -196,7 +204,13 @@ class Updater:
         for experience, screen in result.screens.items():
             backlog.save_screen(connection, pipeline, experience=experience, screen=screen)
         if plan.champion:
-            holdouts.save(connection, pipeline, version=plan.champion.version, answered=result.baseline)
+            holdouts.save(
+                connection,
+                pipeline,
+                version=plan.champion.version,
+                answered=result.baseline,
+                details=result.baseline_details,
+            )
         if version is not None:
             champions.add_version(
                 connection,
@@ -207,7 +221,13 @@ class Updater:
                 learnt=plan.learnt_after,
                 run_id=run_id,
             )
-            holdouts.save(connection, pipeline, version=version, answered=result.challenger)
+            holdouts.save(
+                connection,
+                pipeline,
+                version=version,
+                answered=result.challenger,
+                details=result.challenger_details,
+            )
             holdouts.save(connection, pipeline, version=version, answered=result.sealed, part="audit")
 
     def start_over(self, update: Update, error: ChampionMovedError) -> None:

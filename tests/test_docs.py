@@ -212,9 +212,11 @@ def test_the_gate_page_names_every_guard_and_the_form_of_a_verdict() -> None:
     text = page("gate.md")
     for name, _ in (*BEFORE_LEARNING, *AFTER_LEARNING, *SEALED):
         assert f"| {name} |" in text
-    guards = ast.parse((ROOT / "service" / "gate" / "guards.py").read_text())
-    literals = {node.value for node in ast.walk(guards) if isinstance(node, ast.Constant)}
-    for finding in ("values", "labels", "anomalies", "retention", "learning", "first_update"):
+    sources = [ast.parse(path.read_text()) for path in (ROOT / "service" / "gate").glob("*.py")]
+    literals = {node.value for tree in sources for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    own = ("values", "labels", "anomalies", "retention", "learning", "first_update", "groups")
+    quality = ("negative_flips", "calibration", "macro_f1", "balanced_accuracy", "auc", "brier", "robustness")
+    for finding in (*own, *quality, "train_gap", "latency", "size", "update_cost"):
         assert finding in literals
         assert f"`{finding}`" in text
     (verdict,) = (json.loads(block) for block in blocks(text, "json"))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,10 @@ Outcome = Literal["promote", "review", "reject"]
 
 Bits = NDArray[np.bool_]
 """(n,) right/wrong of one model on a holdout's records, in their order."""
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Metric = Literal["macro_f1", "balanced_accuracy", "auc", "brier"]
+Attack = Literal["fgsm", "pgd", "corruptions"]
 
 VERDICT_SCHEMA = "holdfast.verdict/1"
 BUDGET = "budget"
@@ -79,6 +83,102 @@ class GateConfig(BaseModel):
         lt=1,
         description="Stop a batch whose anomalies exceed the reference by more.",
     )
+    groups: Share | None = Field(
+        None,
+        description="Each value of each group column may truly lose less than this, on every holdout; "
+        "0.05 is a good start, unset asks nothing.",
+    )
+    negative_flips: Share | None = Field(
+        None,
+        description="Share of records that may turn from right to wrong, whatever is gained elsewhere; "
+        "unset asks nothing.",
+    )
+    calibration: Annotated[float, Field(gt=0, lt=2)] | None = Field(
+        None,
+        description="A holdout's Brier score (0 best, 2 worst) may truly rise by less than this; 0.005 is a "
+        "good start, unset asks nothing.",
+    )
+    metrics: Mapping[Metric, Share] = Field(
+        default_factory=dict,
+        description="Metrics beyond accuracy, each with what a holdout may truly lose of it: macro_f1, "
+        "balanced_accuracy, auc (two classes), brier.",
+    )
+    robustness: Share | None = Field(
+        None,
+        description="Accuracy on disturbed holdout records may truly fall by less than this; 0.05 is a good "
+        "start, unset asks nothing.",
+    )
+    robustness_against: tuple[Attack, ...] = Field(
+        ("fgsm", "pgd", "corruptions"),
+        min_length=1,
+        description="How records are disturbed: fgsm, pgd, corruptions.",
+    )
+    robustness_epsilon: float = Field(
+        0.1,
+        gt=0,
+        le=10,
+        description="How far fgsm and pgd may move a feature, in units of the scaled input (mostly standard "
+        "deviations).",
+    )
+    robustness_records: int = Field(
+        400, ge=100, le=5000, description="Holdout records that are disturbed, at most."
+    )
+    train_gap: Share | None = Field(
+        None,
+        description="Accuracy on the training records may lie so far above that on the new holdouts; unset "
+        "only reports it.",
+    )
+    latency_ratio: Annotated[float, Field(gt=0, le=1000)] | None = Field(
+        None, description="How many times the champion's time an answer may take; unset asks nothing."
+    )
+    size_ratio: Annotated[float, Field(gt=0, le=1000)] | None = Field(
+        None,
+        description="How many times the champion's bytes the served network may have; unset asks nothing.",
+    )
+    update_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="Seconds that learning may take; unset asks nothing."
+    )
+
+    @property
+    def needs_details(self) -> bool:
+        """Whether a guard asks for more of each record than right or wrong."""
+        return self.calibration is not None or bool(self.metrics)
+
+    @property
+    def needs_champion(self) -> bool:
+        """Whether the champion must answer again, beside the challenger."""
+        return self.robustness is not None or self.latency_ratio is not None
+
+    @property
+    def needs_records(self) -> bool:
+        """Whether a guard asks for the records' own labels and groups."""
+        return self.groups is not None or self.needs_details
+
+
+@dataclass(frozen=True)
+class Details:
+    """What one model said of each record of a holdout, beyond right or wrong; all (n,), in their order."""
+
+    predicted: NDArray[np.int32]
+    """Class id of the answer."""
+    confidence: NDArray[np.float32]
+    """Probability of the answer."""
+    brier: NDArray[np.float32]
+    """Sum over the classes of (probability - truth)^2, between 0 and 2 (Brier 1950)."""
+    score: NDArray[np.float32] | None = None
+    """Probability of class 1; None: the stream has not two classes."""
+
+    def __len__(self) -> int:
+        return len(self.predicted)
+
+    def first(self, records: int) -> "Details":
+        """The same of the first so many records."""
+        return Details(
+            self.predicted[:records],
+            self.confidence[:records],
+            self.brier[:records],
+            None if self.score is None else self.score[:records],
+        )
 
 
 @dataclass(frozen=True)
@@ -108,6 +208,12 @@ class PairedAnswers:
     """Earlier updates that were compared on it."""
     twins: Twins | None = None
     """How the records now learnt that resemble this holdout's are labelled; None: nobody looked."""
+    labels: NDArray[np.int64] | None = None
+    """(n,) class ids; None: no guard asked for them."""
+    groups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
+    """Group column -> (n,) value of each record."""
+    baseline_details: Details | None = None
+    challenger_details: Details | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +275,35 @@ class Audit:
 
 
 @dataclass(frozen=True)
+class Disturbed:
+    """Right/wrong bits on the same holdout records, disturbed in one way; by each model's own gradients
+    where it is an attack."""
+
+    way: str
+    """Such as "fgsm", "pgd" or "blur"."""
+    baseline: NDArray[np.bool_] | None
+    challenger: NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True)
+class Running:
+    """What a challenger cost to make, and costs to run. None: it was not measured."""
+
+    train_right: int | None = None
+    """Training records that the challenger answers right,"""
+    train_records: int = 0
+    """of so many."""
+    seconds: float | None = None
+    """That learning took."""
+    champion_bytes: int | None = None
+    """Of the served network."""
+    challenger_bytes: int | None = None
+    champion_rounds: tuple[float, ...] = ()
+    """Seconds that the same batch took, round by round, in turns with the challenger."""
+    challenger_rounds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class Evidence:
     """Everything a verdict rests on."""
 
@@ -190,6 +325,10 @@ class Evidence:
     """None: promotion is not frozen."""
     champion: int | None = None
     """The version in use."""
+    disturbed: tuple[Disturbed, ...] = ()
+    """One a way of disturbing; empty: nobody asked."""
+    running: Running | None = None
+    """None: nothing was measured."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from math import inf
 
-from service.gate import budget, guards, stats
+from service.gate import budget, groups, guards, quality, robustness, running, stats
 from service.gate import sentences as say
 from service.gate.base import Evidence, Finding, GateConfig, Note, Outcome, Verdict
 
@@ -20,6 +20,12 @@ AFTER_LEARNING: tuple[tuple[str, Guard], ...] = (
     ("retention", guards.retention),
     ("learning", guards.learning),
     ("freeze", budget.frozen),
+    ("groups", groups.groups),
+    ("negative flips", quality.negative_flips),
+    ("calibration", quality.calibration),
+    ("metrics", quality.metrics),
+    ("robustness", robustness.robustness),
+    ("running", running.running),
 )
 """Guards of the challenger. A new guard is one function and one line here."""
 SEALED: tuple[tuple[str, Guard], ...] = (("budget", budget.budget),)
@@ -105,7 +111,12 @@ def _deciding(findings: Sequence[Finding], outcome: Outcome) -> Finding:
 
 
 def _severity(finding: Finding) -> float:
-    """How far the loss may go beyond its margin; without such numbers the finding comes first."""
+    """How far the loss may go beyond its margin; without such numbers the finding comes first.
+
+    What only exceeds a limit (cost, flips, overfitting) comes after every loss.
+    """
+    if "limit" in finding.numbers:
+        return -inf
     return finding.numbers.get("loss_upper", inf) - finding.numbers.get("margin", 0.0)
 
 

@@ -23,6 +23,16 @@ def percent(share: float) -> str:
     return f"{points(share, digits=0 if share == 0 or share >= 0.0095 else 1)} %"
 
 
+def percent_of(share: float) -> str:
+    """A small share as a percentage with its digits: "2.13 %", "0.4 %"."""
+    return f"{points(share, digits=2)} %"
+
+
+def share(value: float) -> str:
+    """A score that is no percentage: "0.0052"."""
+    return f"{value:.4f}".rstrip("0").rstrip(".") or "0"
+
+
 def records(count: int, kind: str = "") -> str:
     """A number of records: "1 record", "43 holdout records"."""
     return f"{count} {kind + ' ' if kind else ''}{'record' if count == 1 else 'records'}"
