@@ -10,7 +10,7 @@ from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
 from service.gate.base import Details, Metric
 
@@ -75,14 +75,14 @@ def _p(above: float, spread: float, third: float, *, n: int) -> float:
         return 0.0 if above < 0 else 1.0
     error = spread / n**0.5
     corrected = above + third / (6 * spread**2 * n) + third * above**2 / (3 * spread**4)
-    return float(stats.t.cdf(max(above, corrected) / error, n - 1))
+    return float(special.stdtr(n - 1, max(above, corrected) / error))
 
 
 def _upper(mean: float, spread: float, third: float, *, n: int, alpha: float) -> float:
     """The largest hypothesis that `_p` does not refute, near the mean."""
     if spread == 0:
         return mean
-    reach = float(stats.t.isf(alpha, n - 1)) * spread / n**0.5
+    reach = float(special.stdtrit(n - 1, 1 - alpha)) * spread / n**0.5
     bend = third / (3 * spread**4)
     shift = third / (6 * spread**2 * n) + reach
     # above + bend above^2 + shift = 0, for the root that becomes -shift where there is no skewness.

@@ -41,12 +41,18 @@ def negative_flips(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...
     asked: list[tuple[int | None, int, int]] = [each for each in counts if each[2] >= floor]
     if len(asked) != 1 or len(counts) != 1:
         asked.append((None, sum(lost for _, lost, _ in counts), sum(n for _, _, n in counts)))
-    p_above = stats.holm(
-        [float(stats.excess_p(lost / n, limit, sample=n)) if n else 1.0 for _, lost, n in asked]
-    )
+    lost, n = (np.array([each[place] for each in asked]) for place in (1, 2))
+    shares = lost / np.maximum(n, 1)
+    p_above = stats.holm(np.where(n > 0, stats.excess_p(shares, limit, sample=n), 1.0))
+    lows, highs = stats.clopper_pearson(lost, n, alpha=config.alpha)
     found = [
-        _judge_flips(index, lost, n, limit=limit, alpha=config.alpha, p_above=float(p), floor=floor)
-        for (index, lost, n), p in zip(asked, p_above, strict=True)
+        _judge_flips(
+            _Flips(index, lost, n, float(low), float(high), float(p)),
+            limit=limit,
+            alpha=config.alpha,
+            floor=floor,
+        )
+        for (index, lost, n), low, high, p in zip(asked, lows, highs, p_above, strict=True)
     ]
     return (*broken, *found)
 
@@ -62,14 +68,26 @@ def _flipped(each: PairedAnswers) -> tuple[int, int]:
     return int((before & ~np.asarray(each.challenger, dtype=np.bool_)).sum()), len(before)
 
 
-def _judge_flips(
-    index: int | None, lost: int, n: int, *, limit: float, alpha: float, p_above: float, floor: int
-) -> Finding:
+@dataclass(frozen=True)
+class _Flips:
+    """What turned wrong of one past holdout, or of all together."""
+
+    experience: int | None
+    lost: int
+    n: int
+    low: float
+    """One-sided limits of the true share, each at alpha."""
+    high: float
+    p_above: float
+    """Of H0 "the true share is the limit or less", Holm-adjusted over all that was asked."""
+
+
+def _judge_flips(flips: _Flips, *, limit: float, alpha: float, floor: int) -> Finding:
+    index, lost, n, low, high = flips.experience, flips.lost, flips.n, flips.low, flips.high
     name = "all past holdouts together" if index is None else f"experience {index}"
     if not n:
         none = f"negative flips: {name} hold no record; put records aside, or let a person decide"
         return Finding("negative_flips", "undecided", none)
-    low, high = (float(each) for each in stats.clopper_pearson(lost, n, alpha=alpha))
     numbers: dict[str, float] = {
         "n": n,
         "lost": lost,
@@ -78,14 +96,14 @@ def _judge_flips(
         "rate_upper": high,
         "limit": limit,
         "alpha": alpha,
-        "p_above_holm": p_above,
+        "p_above_holm": flips.p_above,
     }
     allowed = f"{say.percent_of(limit)} allowed"
     seen = f"{name}: {lost} of {say.records(n)} turned from right to wrong"
     if high <= limit:
         kept = f"{seen}, at worst {say.percent_of(high)} do, {allowed}"
         return Finding("negative_flips", "pass", kept, index, numbers)
-    if p_above <= alpha:
+    if flips.p_above <= alpha:
         shown = f"{seen}, at least {say.percent_of(low)} do, {allowed}"
         remedy = "keep the champion, and learn with less churn (more replay, distillation, smaller steps)"
         return Finding("negative_flips", "fail", f"{shown}: {remedy}", index, numbers)
