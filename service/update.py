@@ -112,7 +112,7 @@ class Updater:
 
     def _evidence(self, plan: Plan, result: Result) -> Evidence:
         if not result.learnt:
-            return Evidence(data=result.data, first=plan.champion is None, learnt=False)
+            return Evidence(data=result.data, first=plan.champion is None, learnt=False, shift=result.shift)
         baseline = {**plan.past, **result.baseline}
 
         def paired(index: int) -> PairedAnswers:
@@ -125,6 +125,7 @@ class Updater:
             past=tuple(paired(index) for index in plan.learnt_before),
             new=tuple(paired(index) for index in plan.experiences),
             first=plan.champion is None,
+            shift=result.shift,
         )
 
     def _settle(

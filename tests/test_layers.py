@@ -121,6 +121,7 @@ RANKS = [
     "service.gate.sentences",
     "service.gate.comparisons",
     "service.gate.screen",
+    "service.gate.suspects",
     "service.gate.guards",
     "service.gate.decide",
     "service.pipelines",
@@ -145,6 +146,7 @@ RANKS = [
     "service.replays",
     "service.evidence",
     "service.registry",
+    "service.inspection",
     "service.trainer",
     "service.pool",
     "service.plan",
@@ -181,6 +183,7 @@ HOMES = {
     "torch": ("strategies.", "service.trainer", "service.pool", "service.registry", "service.judging"),
     "confluent_kafka": ("streams.kafka_topic",),
     "redis": ("streams.redis",),
+    "cleanlab": ("service.inspection",),
 }
 
 # Reached by name and late, where the arrow would otherwise run uphill: the catalog line names the builder.

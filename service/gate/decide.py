@@ -5,7 +5,16 @@ from math import inf
 
 from service.gate import guards
 from service.gate import sentences as say
-from service.gate.base import Evidence, Finding, GateConfig, Outcome, Verdict
+from service.gate.base import (
+    MOST_WORST,
+    Evidence,
+    Finding,
+    GateConfig,
+    Note,
+    Outcome,
+    Verdict,
+    WorstRecord,
+)
 
 Guard = Callable[[Evidence, GateConfig], tuple[Finding, ...]]
 
@@ -19,6 +28,7 @@ BEFORE_LEARNING: tuple[tuple[str, Guard], ...] = (("data", _data),)
 AFTER_LEARNING: tuple[tuple[str, Guard], ...] = (
     ("retention", guards.retention),
     ("learning", guards.learning),
+    ("shift", guards.shift),
 )
 """Guards of the challenger. A new guard is one function and one line here."""
 
@@ -50,7 +60,27 @@ def decide(
         if outcome == "promote"
         else _deciding(findings, outcome).sentence
     )
-    return Verdict(outcome, reason, findings)
+    return Verdict(outcome, reason, findings, _notes(evidence), _worst(evidence, findings))
+
+
+def _notes(evidence: Evidence) -> tuple[Note, ...]:
+    return () if evidence.shift is None else (guards.shift_note(evidence.shift),)
+
+
+_SHOWN_FOR = {"anomalies": "outliers", "labels": "mislabelled"}
+"""The kind of suspect records that shows what another finding is about."""
+
+
+def _worst(evidence: Evidence, findings: Sequence[Finding]) -> tuple[WorstRecord, ...]:
+    """Of a batch that was stopped: the worst records of each kind that failed, in equal numbers."""
+    if evidence.learnt:
+        return ()
+    failed = {_SHOWN_FOR.get(each.guard, each.guard) for each in findings if each.answer == "fail"}
+    suspects = evidence.data.suspects.worst if evidence.data.suspects else ()
+    found = [each for each in (*evidence.data.worst, *suspects) if each.kind in failed]
+    each_kind = MOST_WORST // max(1, len({each.kind for each in found}))
+    chosen = [each for kind in sorted(failed) for each in [e for e in found if e.kind == kind][:each_kind]]
+    return tuple({each.record: each for each in reversed(chosen)}.values())[::-1]
 
 
 def _run(table: Sequence[tuple[str, Guard]], evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
