@@ -3,12 +3,14 @@
 New data is supposed to be new, so no record is suspect because the whole batch moved. Three kinds are, and
 each takes two witnesses, one of which is the batch itself:
 
-outliers      far from the reference *and* from the batch's own tenth nearest part (in the standardised input,
-              or in the champion's features). A small cluster cannot vouch for itself there.
+outliers      far from the reference (in the standardised input, or in the champion's features) *and* from the
+              nearest tenth of the batch in the input: a small cluster cannot vouch for itself. The champion's
+              features are not asked about the batch: where it jumps by 45 degrees, they scatter so that a
+              tenth of clean digits lie far apart.
 mislabelled   at most one of the 5 nearest records of the batch carries the same label, *and* the champion
               gives the label less probability than it gives 95 of 100 labels of the reference. A class that
               the champion never learnt is judged by the neighbours alone.
-planted       the nearest records carry the same label, but no longer once every feature's rarest tenth at
+planted       the nearest records carry the same label, but no longer once every feature's rarest fifth at
               either end is cut off: only a rare mark makes them alike (a backdoor: Gu et al. 2017,
               arXiv:1708.06733).
 
@@ -33,9 +35,9 @@ MIN_RECORDS = 50
 
 _OUTLYING = 0.01
 _UNLIKELY = 0.05
-_RARE_PERCENT = 10.0
-_FEW, _MOST = 1, 4
-"""Of 5 neighbours: so few share a label that it is doubtful; so many that it is beyond doubt."""
+_RARE_PERCENT = 20.0
+_FEW, _MOST = 1, 3
+"""Of 5 neighbours: so few share a label that it is doubtful; so many are a majority."""
 _OWN_PART = 10
 _SMALLEST_SPREAD = 0.1
 """Of a column, as a share of the mean one: a column that hardly varies must not outweigh all others."""
@@ -146,8 +148,8 @@ def _by_label(
     whole = _agreeing(standardise(flat), labels, members)
     cut = _agreeing(standardise(flat, tail=_RARE_PERCENT), labels, members)
     return _Scored(
-        flagged={"planted": (whole >= _MOST) & (cut <= _FEW), "mislabelled": (cut <= _FEW) & unlikely},
-        scores={"planted": doubt + (whole - cut), "mislabelled": doubt + (NEIGHBOURS - cut)},
+        flagged={"planted": (whole >= _MOST) & (cut <= _FEW), "mislabelled": (whole <= _FEW) & unlikely},
+        scores={"planted": doubt + (whole - cut), "mislabelled": doubt + (NEIGHBOURS - whole)},
     )
 
 
@@ -164,18 +166,15 @@ def _outliers(batch: Seen, reference: Seen, *, newest: Flags, seed: int) -> tupl
     order = np.random.default_rng(seed).permutation(len(reference))
     among, scored = order[: len(order) // 2], order[len(order) // 2 :]
     level = max(_OUTLYING, 1 / (len(scored) + 1), 1 / (int(newest.sum()) + 1))
-    flagged = np.zeros(len(batch), dtype=np.bool_)
-    farthest = np.zeros(len(batch))
-    views = ((_flat(batch), _flat(reference)), (_wide(batch.embedding), _wide(reference.embedding)))
-    for here, there in views:
-        near = _scaled(there[among], there[among])
-        usual = _nearness(_scaled(there[scored], there[among]), near)
-        from_reference = _conformal(usual, _nearness(_scaled(here, there[among]), near))
-        apart = _apart(_scaled(here, here))
-        from_batch = _conformal(_apart(_scaled(there[newest], there[newest])), apart)
-        flagged |= (from_reference <= level) & (from_batch <= level)
-        farthest = np.maximum(farthest, apart)
-    return flagged, level, farthest
+    here, there = _flat(batch), _flat(reference)
+    far = np.zeros(len(batch), dtype=np.bool_)
+    for new, known in ((here, there), (_wide(batch.embedding), _wide(reference.embedding))):
+        near = _scaled(known[among], known[among])
+        usual = _nearness(_scaled(known[scored], known[among]), near)
+        far |= _conformal(usual, _nearness(_scaled(new, known[among]), near)) <= level
+    apart = _apart(_scaled(here, here))
+    alone = _conformal(_apart(_scaled(there[newest], there[newest])), apart) <= level
+    return far & alone, level, apart
 
 
 def _wide(values: NDArray[np.float32]) -> Floats:
