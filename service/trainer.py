@@ -29,10 +29,12 @@ from service.gate.base import (
     GateConfig,
     Running,
     Screen,
+    ShiftEvidence,
     Twins,
 )
 from service.gate.obsolete import twins
 from service.gate.screen import data_evidence, profile
+from service.inspection import Inspector, Picture, broken_records, pictures
 from service.storage import StorePlace
 from strategies.base import Learner, LearnReport, StrategyError, StreamInfo
 from strategies.catalog import STRATEGIES
@@ -44,6 +46,9 @@ OnProgress = Callable[[Mapping[str, Any]], None]
 
 FAILED = 2
 BADNESS: Mapping[Answer, int] = {"pass": 0, "undecided": 1, "fail": FAILED}
+
+NEWEST_HOLDOUTS, OLDER_HOLDOUTS = 5, 5
+"""Past holdouts that new data is compared with, at most."""
 
 RESULT_FILE = "result.json"
 LEARNER_FOLDER = "learner"
@@ -117,6 +122,10 @@ class Result:
     """Of each holdout, where a guard asks for them."""
     disturbed: tuple[Disturbed, ...] = ()
     running: Running | None = None
+    shift: ShiftEvidence | None = None
+    """Of the batch against the newest past holdouts, with the champion's answers."""
+    pictures: dict[str, Picture] = field(default_factory=dict)
+    """Record id -> the record as an image, of suspect records that are images."""
 
     @property
     def learnt(self) -> bool:
@@ -135,7 +144,9 @@ def run(task: Task, on_progress: OnProgress) -> None:
     store = task.store.open()
     parts = [store.open(part.digest, index=part.experience) for part in task.learn]
     on_progress({"stage": "screening"})
-    result = _screen(task, parts)
+    champion = _champion(task)
+    past = Inspector.of(champion, [store.open(part.digest, index=part.experience) for part in _told(task)])
+    result = _screen(task, parts, past)
     for leftover in task.folder.parent.glob(f"{task.folder.name}.*.tmp"):
         # Of a trainer that was killed. One that is only slow has lost its lease, and may fail.
         shutil.rmtree(leftover, ignore_errors=True)
@@ -143,7 +154,9 @@ def run(task: Task, on_progress: OnProgress) -> None:
     scratch.mkdir(parents=True)
     try:
         if not result.stopped:
-            result = _learn(task, parts, result, store=store, scratch=scratch, on_progress=on_progress)
+            result = _learn(
+                task, parts, result, champion, store=store, scratch=scratch, on_progress=on_progress
+            )
         _write_result(result, scratch / RESULT_FILE)
         _publish(scratch, task.folder)
     finally:
@@ -165,7 +178,25 @@ def load_learner(folder: Path) -> Learner:
     return load_any(folder / LEARNER_FOLDER)
 
 
-def _screen(task: Task, parts: Sequence[Experience]) -> Result:
+def _champion(task: Task) -> Learner | None:
+    """The champion, ready to answer for every class of the stream."""
+    if task.champion is None:
+        return None
+    install(task.installation)
+    champion = load_learner(task.champion)
+    champion.widen(task.stream.classes)
+    return champion
+
+
+def _told(task: Task) -> list[Stored]:
+    """Past holdouts that new data is compared with, the newest first: the newest, and some spread before."""
+    newest_first = sorted(task.past_holdouts, key=lambda part: part.experience, reverse=True)
+    newest, older = newest_first[:NEWEST_HOLDOUTS], newest_first[NEWEST_HOLDOUTS:]
+    spread = np.linspace(0, len(older) - 1, min(len(older), OLDER_HOLDOUTS)).astype(int)
+    return [*newest, *(older[place] for place in spread)]
+
+
+def _screen(task: Task, parts: Sequence[Experience], past: Inspector | None) -> Result:
     """Look at each experience by itself; the worst is the evidence, and of equals the newest."""
     evidence = [
         data_evidence(
@@ -177,12 +208,24 @@ def _screen(task: Task, parts: Sequence[Experience]) -> Result:
         )
         for part in parts
     ]
+    evidence = [
+        replace(data, worst=broken_records(part)) if data.nonfinite_records else data
+        for data, part in zip(evidence, parts, strict=True)
+    ]
+    readable = all(data.misshapen is None and not data.nonfinite_records for data in evidence)
+    if past and readable:
+        evidence = [
+            replace(data, suspects=past.suspects(part)) for data, part in zip(evidence, parts, strict=True)
+        ]
     worst = [_worst(data, task.gate) for data in evidence]
     stopped = [position for position, badness in enumerate(worst) if badness == FAILED]
+    _, place, data = max(zip(worst, range(len(parts)), evidence, strict=True), key=lambda each: each[:2])
     return Result(
-        data=max(zip(worst, range(len(parts)), evidence, strict=True))[2],
+        data=data,
         stopped=tuple(parts[position].index for position in stopped),
         screens={part.index: profile(part.inputs, part.labels) for part in parts},
+        shift=past.shift(parts, alpha=task.gate.shift_alpha) if past and readable else None,
+        pictures=pictures(parts[place], data) if stopped else {},
     )
 
 
@@ -194,6 +237,7 @@ def _learn(
     task: Task,
     parts: Sequence[Experience],
     screened: Result,
+    champion: Learner | None,
     *,
     store: ExperienceStore,
     scratch: Path,
@@ -201,9 +245,6 @@ def _learn(
 ) -> Result:
     install(task.installation)
     spec = STRATEGIES[task.strategy["name"]]
-    champion = load_learner(task.champion) if task.champion else None
-    if champion:
-        champion.widen(task.stream.classes)
     learner = champion or spec.build(spec.config.model_validate(task.strategy), task.stream)
     experience = merge(parts)
     new = [_judged(store, part) for part in task.new_holdouts]

@@ -122,7 +122,7 @@ class Updater:
 
     def _evidence(self, plan: Plan, result: Result) -> Evidence:
         if not result.learnt:
-            return Evidence(data=result.data, first=plan.champion is None, learnt=False)
+            return Evidence(data=result.data, first=plan.champion is None, learnt=False, shift=result.shift)
         baseline = {**plan.past, **result.baseline}
         baseline_details = {**plan.past_details, **result.baseline_details}
 
@@ -151,6 +151,7 @@ class Updater:
             champion=plan.base_version,
             disturbed=result.disturbed,
             running=result.running,
+            shift=result.shift,
         )
 
     def _audit(self, plan: Plan, result: Result) -> Audit:

@@ -125,6 +125,7 @@ RANKS = [
     "service.gate.screen",
     "service.gate.obsolete",
     "service.gate.measures",
+    "service.gate.suspects",
     "service.gate.guards",
     "service.gate.groups",
     "service.gate.quality",
@@ -161,6 +162,7 @@ RANKS = [
     "service.replays",
     "service.evidence",
     "service.registry",
+    "service.inspection",
     "service.trainer",
     "service.pool",
     "service.plan",
@@ -201,6 +203,7 @@ HOMES = {
     "torch": ("strategies.", "service.trainer", "service.pool", "service.registry", "service.judging"),
     "confluent_kafka": ("streams.kafka_topic",),
     "redis": ("streams.redis",),
+    "cleanlab": ("service.inspection",),
 }
 
 # Reached by name and late, where the arrow would otherwise run uphill: the catalog line names the builder.

@@ -83,6 +83,22 @@ class GateConfig(BaseModel):
         lt=1,
         description="Stop a batch whose anomalies exceed the reference by more.",
     )
+    suspect_excess: float = Field(
+        0.02,
+        ge=0,
+        lt=1,
+        description="Stop a batch in which outliers, or mislabelled records, truly exceed the share in past "
+        "holdouts by more.",
+    )
+    planted_excess: float = Field(
+        0.01, ge=0, lt=1, description="The same for records that are alike only by a rare mark."
+    )
+    on_shift: Literal["note", "review"] = Field(
+        "note", description="When the batch is shifted: note it with the verdict, or let a person decide too."
+    )
+    shift_alpha: float = Field(
+        0.001, gt=0, le=0.1, description="Chance that a batch which is not shifted is called so."
+    )
     groups: Share | None = Field(
         None,
         description="Each value of each group column may truly lose less than this, on every holdout; "
@@ -232,6 +248,85 @@ class Screen:
     """At each size, the 99th percentile of the distance to the nearest neighbours."""
 
 
+SuspectKind = Literal["planted", "outliers", "mislabelled"]
+MOST_WORST = 20
+"""Records that a person is shown, at most."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """A feature of one record that lies far outside what is usual."""
+
+    feature: int
+    """Its place among the flattened features."""
+    value: float
+    low: float
+    """1st percentile of the past holdouts."""
+    high: float
+    """99th percentile."""
+
+
+@dataclass(frozen=True)
+class WorstRecord:
+    """A record that a person should look at."""
+
+    record: str
+    """Its record id."""
+    kind: str
+    """What is suspect about it: a `SuspectKind`, or `values`."""
+    score: float
+    """The larger the worse, among records of its kind."""
+    reason: str
+    label: int | None = None
+    """Class id that it came with."""
+    deviations: tuple[Deviation, ...] = ()
+    """Its most unusual features, the farthest first."""
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """What past holdouts and the champion make of a batch's records."""
+
+    records: int
+    """Records of the batch that were looked at; 0: they, or the past holdouts', are too few."""
+    reference_records: int
+    rates: Mapping[SuspectKind, float] = field(default_factory=dict)
+    """Share of the records looked at."""
+    reference_rates: Mapping[SuspectKind, float] = field(default_factory=dict)
+    """The same share among the past holdouts."""
+    worst: tuple[WorstRecord, ...] = ()
+    """Up to `MOST_WORST` of each kind, the worst first."""
+    dead_features: tuple[int, ...] = ()
+    """Features that vary in the past holdouts and are constant in the batch."""
+    far_features: tuple[int, ...] = ()
+    """Features with a value more than a hundred times as large as any in the past holdouts."""
+
+
+@dataclass(frozen=True)
+class ShiftEvidence:
+    """What the battery of `streams.shift` says about the batch against the newest past holdouts."""
+
+    verdict: Literal["shifted", "same", "undecided"]
+    alpha: float
+    """Chance of `shifted` when both are samples of one distribution, at most."""
+    p_values: Mapping[str, float]
+    """By test, corrected for all comparisons."""
+    distance: float
+    """Largest KS distance of a feature, 0..1."""
+    feature: int | None
+    """Where that is."""
+    reference_records: int
+    window_records: int
+    label_shift: float
+    """Total variation between the shares of the labels that both came with, 0..1."""
+    prior_shift: float | None = None
+    """The same by the champion's answers (BBSE); None: it cannot tell the classes apart."""
+    estimated_accuracy: float | None = None
+    """Of the champion on the batch, by its confidence."""
+    reference_accuracy: float | None = None
+    """Of the champion on the past holdouts that it was compared with."""
+
+
 @dataclass(frozen=True)
 class DataEvidence:
     """What the data guard sees of a batch, before anything is learnt from it."""
@@ -248,6 +343,10 @@ class DataEvidence:
     anomaly_rate: float = 0.0
     reference_anomaly_rate: float = 0.0
     has_reference: bool = False
+    suspects: Suspects | None = None
+    """None: there is no champion yet, or the batch cannot be read."""
+    worst: tuple[WorstRecord, ...] = ()
+    """Records with broken values."""
 
 
 @dataclass(frozen=True)
@@ -329,6 +428,8 @@ class Evidence:
     """One a way of disturbing; empty: nobody asked."""
     running: Running | None = None
     """None: nothing was measured."""
+    shift: ShiftEvidence | None = None
+    """None: there is no champion yet, or the batch was not compared."""
 
 
 @dataclass(frozen=True)
@@ -344,9 +445,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Note:
-    """Something to know that decides nothing."""
+    """Something to know that does not decide."""
 
-    guard: str
+    about: str
     sentence: str
     numbers: Mapping[str, float] = field(default_factory=dict)
 
@@ -360,6 +461,8 @@ class Verdict:
     """One sentence: the finding that decided."""
     findings: tuple[Finding, ...]
     notes: tuple[Note, ...] = ()
+    worst: tuple[WorstRecord, ...] = ()
+    """Of a batch that the data guard stopped: the records to look at, at most `MOST_WORST`."""
 
     @property
     def audit(self) -> tuple[Finding, ...]:

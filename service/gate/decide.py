@@ -5,7 +5,16 @@ from math import inf
 
 from service.gate import budget, groups, guards, quality, robustness, running, stats
 from service.gate import sentences as say
-from service.gate.base import Evidence, Finding, GateConfig, Note, Outcome, Verdict
+from service.gate.base import (
+    MOST_WORST,
+    Evidence,
+    Finding,
+    GateConfig,
+    Note,
+    Outcome,
+    Verdict,
+    WorstRecord,
+)
 
 Guard = Callable[[Evidence, GateConfig], tuple[Finding | Note, ...]]
 
@@ -14,8 +23,12 @@ def _data(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
     return guards.data(evidence.data, config)
 
 
-BEFORE_LEARNING: tuple[tuple[str, Guard], ...] = (("data", _data),)
-"""Guards of the batch itself."""
+def _shift_noted(evidence: Evidence, _config: GateConfig) -> tuple[Note, ...]:
+    return () if evidence.shift is None else (guards.shift_note(evidence.shift),)
+
+
+BEFORE_LEARNING: tuple[tuple[str, Guard], ...] = (("data", _data), ("shift", _shift_noted))
+"""Guards of the batch itself, and what is to be known of it."""
 AFTER_LEARNING: tuple[tuple[str, Guard], ...] = (
     ("retention", guards.retention),
     ("learning", guards.learning),
@@ -26,6 +39,7 @@ AFTER_LEARNING: tuple[tuple[str, Guard], ...] = (
     ("metrics", quality.metrics),
     ("robustness", robustness.robustness),
     ("running", running.running),
+    ("shift", guards.shift),
 )
 """Guards of the challenger. A new guard is one function and one line here."""
 SEALED: tuple[tuple[str, Guard], ...] = (("budget", budget.budget),)
@@ -63,7 +77,23 @@ def decide(
         if outcome == "promote"
         else _deciding(findings, outcome).sentence
     )
-    return Verdict(outcome, reason, tuple(findings), tuple(notes))
+    return Verdict(outcome, reason, tuple(findings), tuple(notes), _worst(evidence, findings))
+
+
+_SHOWN_FOR = {"anomalies": "outliers", "labels": "mislabelled"}
+"""The kind of suspect records that shows what another finding is about."""
+
+
+def _worst(evidence: Evidence, findings: Sequence[Finding]) -> tuple[WorstRecord, ...]:
+    """Of a batch that was stopped: the worst records of each kind that failed, in equal numbers."""
+    if evidence.learnt:
+        return ()
+    failed = {_SHOWN_FOR.get(each.guard, each.guard) for each in findings if each.answer == "fail"}
+    suspects = evidence.data.suspects.worst if evidence.data.suspects else ()
+    found = [each for each in (*evidence.data.worst, *suspects) if each.kind in failed]
+    each_kind = MOST_WORST // max(1, len({each.kind for each in found}))
+    chosen = [each for kind in sorted(failed) for each in [e for e in found if e.kind == kind][:each_kind]]
+    return tuple({each.record: each for each in reversed(chosen)}.values())[::-1]
 
 
 def _of_attempt(config: GateConfig, attempt: int | None) -> GateConfig:
