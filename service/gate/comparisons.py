@@ -72,16 +72,18 @@ def problem(answers: PairedAnswers, margin: float) -> str | None:
 
 def _unpaired(answers: PairedAnswers, margin: float) -> str | None:
     """Why a holdout's answers cannot be paired; None: they can, be they none at all."""
-    if answers.baseline is None:
+    baseline, challenger = answers.baseline, answers.challenger
+    if baseline is None:
         return "the baseline's answers are missing; predict its holdout again"
-    if answers.challenger is None:
+    if challenger is None:
         return "the challenger's answers are missing; predict its holdout again"
-    for name, bits in (("baseline's", answers.baseline), ("challenger's", answers.challenger)):
-        if bits.dtype.kind != "b" or bits.ndim != 1:
-            return f"the {name} answers are not right/wrong bits; predict its holdout again"
-    if len(answers.baseline) != len(answers.challenger):
+    if baseline.dtype.kind != "b" or baseline.ndim != 1:
+        return "the baseline's answers are not right/wrong bits; predict its holdout again"
+    if challenger.dtype.kind != "b" or challenger.ndim != 1:
+        return "the challenger's answers are not right/wrong bits; predict its holdout again"
+    if len(baseline) != len(challenger):
         return (
-            f"{len(answers.baseline)} answers of the baseline against {len(answers.challenger)} of the "
+            f"{len(baseline)} answers of the baseline against {len(challenger)} of the "
             "challenger cannot be paired; predict its holdout again with both"
         )
     if not (isfinite(margin) and 0 < margin < 1):
