@@ -181,11 +181,9 @@ def compare(sound: Sequence[tuple[PairedAnswers, float]], *, alpha: float, holdo
         *_needed(lost, gained, n=n, margins=margins, alpha=alpha),
     )
     # As plain numbers, a column at a time: to take them out one by one would outlast the statistics.
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    return [
-        Comparison(each.experience, margin, alpha, *row)
-        for (each, margin), row in zip(sound, rows, strict=True)
-    ]
+    named = ([each.experience for each, _ in sound], margins.tolist(), [alpha] * len(sound))
+    rows = zip(*named, *(column.tolist() for column in columns), strict=True)
+    return [Comparison._make(row) for row in rows]
 
 
 def _counts(sound: Sequence[PairedAnswers]) -> NDArray[np.int64]:
