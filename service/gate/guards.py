@@ -59,7 +59,7 @@ def retention(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
         return () if evidence.first else (Finding("retention", "undecided", nothing),)
     past = _with_margins(evidence.past, config.margin)
     alone = [(each, margin) for each, margin in past if not is_small(each, margin, alpha=config.alpha)]
-    pool = pooled(past, alpha=config.alpha)
+    pool = pooled(past, alpha=config.alpha) if len(alone) < len(past) else None
     judged = [*alone, (pool.answers, pool.margin)] if pool else alone
     seen = _compared(judged, config)
     findings = [
@@ -188,7 +188,9 @@ def _found(
     if isinstance(seen, str):
         return Finding(guard, "undecided", f"experience {experience}: {seen}", experience)
     answer, sentence, more = judge(seen)
-    return Finding(guard, answer, sentence, experience, seen.numbers() | more)
+    numbers = seen.numbers()
+    numbers.update(more)
+    return Finding(guard, answer, sentence, experience, numbers)
 
 
 def _pool_found(pool: Pool, seen: Comparison | str, config: GateConfig) -> Finding:
@@ -218,6 +220,10 @@ class _Named(NamedTuple):
     together: str = ""
 
 
+_ALONE = _Named("")
+"""One holdout, which goes by its own experience."""
+
+
 def _named(pool: Pool) -> _Named:
     together = f" together with {say.experiences(pool.added)}" if pool.added else " together"
     its = "its" if len(pool.small) == 1 else "their"
@@ -226,8 +232,9 @@ def _named(pool: Pool) -> _Named:
 
 def _judge_retention(seen: Comparison, named: _Named | None = None) -> _Judgement:
     """Of one holdout, or of the pool that is `named`."""
-    named = named or _Named(f"experience {seen.experience}")
-    subject, together = named.experiences + named.aside, named.together
+    named = named or _ALONE
+    name, together = named.experiences or f"experience {seen.experience}", named.together
+    subject = name + named.aside
     if seen.p_noninferior <= seen.alpha:
         if seen.upper < 0 and say.points(-seen.upper) != "0":
             kept = f"{subject} gained{together}: at least {say.with_unit(-seen.upper)} better"
@@ -237,7 +244,7 @@ def _judge_retention(seen: Comparison, named: _Named | None = None) -> _Judgemen
         return "pass", f"{kept} ({say.flips(seen.n, seen.lost, seen.gained)})", {}
     if seen.p_drop <= seen.alpha:
         lost = f"{subject} lost {say.between(seen.lower, seen.upper)}{together}"
-        remedy = f"keep the champion, and replay more of {named.experiences}"
+        remedy = f"keep the champion, and replay more of {name}"
         return "fail", f"{lost}; {say.were_allowed(seen.margin)}: {remedy}", {}
     needed = seen.needed
     may = f"{subject} may have lost {say.up_to(seen.upper)}{together}, {say.points(seen.margin)} allowed"

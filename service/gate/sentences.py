@@ -8,7 +8,7 @@ from functools import lru_cache
 def points(share: float, *, digits: int = 1) -> str:
     """A share as points without a unit, no trailing zeros: 0.05 is "5", 0.0078 is "0.8"."""
     text = f"{100 * share:.{digits}f}"
-    text = text.rstrip("0").rstrip(".") if "." in text else text
+    text = text.rstrip("0").rstrip(".") if digits else text
     return "0" if text in ("-0", "") else text
 
 
