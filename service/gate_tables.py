@@ -7,7 +7,7 @@ from typing import Any
 from service.gate import sentences as say
 from service.gate.lives import Life, Lives
 from service.gate.planning import Plan, Wish
-from service.gate.simulate import Holdout, Rates
+from service.gate.simulate import Holdout, Rates, worst_false_promotion
 from service.gate.stats import floor_n
 
 Rated = Sequence[tuple[int, float, Rates]]
@@ -30,9 +30,10 @@ def rate_lines(holdout: Holdout, holdouts: int, alpha: float, rates: Rated) -> I
         yield f"{name:<30}{shares}{_rate(found.threshold):>16}"
     yield ""
     harmful, harmless = rates[1][2], rates[-3][2]
+    worst, _ = worst_false_promotion(holdout.n, margin=holdout.margin, alpha=holdout.alpha)
     yield (
-        f"An update that lost {say.with_unit(holdout.margin)} goes out {_rate(harmful.promote)} of the time "
-        f"(promised: at most {say.percent(alpha)}); "
+        f"An update that lost {say.with_unit(holdout.margin)} goes out {_rate(harmful.promote)} of the time, "
+        f"at most {_rate(worst)} whatever share flips ({say.percent(alpha)} are promised); "
         f"a threshold on the estimated loss would let it out {_rate(harmful.threshold)} of the time."
     )
     yield (
@@ -99,10 +100,13 @@ def simulated(
     holdout: Holdout, holdouts: int, alpha: float, rates: Rated, life: Life | None, lived: Lived
 ) -> dict[str, Any]:
     """All of it as JSON."""
+    worst, churn = worst_false_promotion(holdout.n, margin=holdout.margin, alpha=holdout.alpha)
     document: dict[str, Any] = {
         "holdout": asdict(holdout),
         "holdouts": holdouts,
         "alpha": alpha,
+        "worst_false_promotion": worst,
+        "worst_churn": churn,
         "rates": [{"holdouts": of, "lost_on_one": lost, **asdict(found)} for of, lost, found in rates],
     }
     if life:

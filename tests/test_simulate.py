@@ -22,6 +22,7 @@ from service.gate.simulate import (
     rates_of_many,
     rates_of_one,
     threshold_rate,
+    worst_false_promotion,
 )
 from tests.test_cli import holdfast, refused
 
@@ -88,6 +89,9 @@ def test_a_lost_margin_passes_at_most_at_alpha_whatever_the_churn(alpha: float) 
             rates = promote_rates(n, margin=margin, alpha=alpha, loss=margin, churns=churns)
             assert rates.shape == (len(churns),)
             assert (rates <= alpha).all(), (n, margin)
+            worst, churn = worst_false_promotion(n, margin=margin, alpha=alpha)
+            assert rates.max() - 1e-9 <= worst <= alpha
+            assert margin <= churn <= 0.5
 
 
 def test_a_threshold_lets_half_of_the_lost_margins_out_whatever_the_size() -> None:
@@ -220,6 +224,7 @@ def test_simulate_tells_false_promotions_and_power_without_a_service() -> None:
     assert (one["holdouts"], one["lost_on_one"], all_good["holdouts"]) == (1, 0.0, 20)
     assert one["promote"] == pytest.approx(0.794, abs=0.001)
     assert harmful["promote"] == pytest.approx(0.042, abs=0.001)
+    assert harmful["promote"] <= told["worst_false_promotion"] <= 0.05
     assert harmful["threshold"] > 0.5
     assert twice["promote"] < 0.001
     assert all_good["promote"] == pytest.approx(one["promote"] ** 20)

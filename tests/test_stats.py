@@ -99,6 +99,22 @@ def test_limits_and_test_agree() -> None:
     np.testing.assert_allclose(lower, -stats.loss_upper(gained, lost, n=500, alpha=0.05))
 
 
+@pytest.mark.parametrize("alpha", [0.1, 0.05, 0.001, 1e-6])
+def test_every_limit_is_where_the_test_turns(alpha: float) -> None:
+    """From single records to many, from no flips to nothing but flips."""
+    random = np.random.default_rng(0)
+    for n in (1, 2, 5, 60, 500, 20_000):
+        lost = random.integers(0, n + 1, 500) // random.choice([1, 30], 500)
+        gained = (random.random(500) * (n - lost + 1)).astype(int) // random.choice([1, 30], 500)
+        upper = stats.loss_upper(lost, gained, n=n, alpha=alpha)
+        inside = np.abs(upper) < 1 - 1e-6
+        above, below = (
+            stats.noninferiority_p(lost, gained, n=n, margin=upper + aside)[inside] for aside in (1e-9, -1e-9)
+        )
+        assert (above <= alpha).all()
+        assert (below > alpha).all()
+
+
 def test_empty_holdout_has_no_p_value() -> None:
     assert math.isnan(float(stats.noninferiority_p(0, 0, n=0, margin=0.02)))
     assert math.isnan(float(stats.loss_upper(0, 0, n=0, alpha=0.05)))

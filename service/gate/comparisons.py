@@ -23,27 +23,26 @@ class Comparison(NamedTuple):
     """The flips of one holdout, and everything the statistics say of them."""
 
     experience: int
-    margin: float
-    alpha: float
     n: int
     lost: int
     gained: int
+    margin: float
+    alpha: float
+    loss: float
+    lower: float
+    upper: float
     p_noninferior: float
     p_drop: float
     """Exact McNemar, Holm-adjusted over all holdouts of the guard."""
+    baseline_accuracy: float
+    challenger_accuracy: float
     p_gain: float
-    lower: float
-    upper: float
     baseline_right: int
     challenger_right: int
     needed: int
     """Records of this holdout that would settle non-inferiority or a drop with power 0.8."""
     needed_for_difference: int
     """Records with which McNemar's test would see a difference like this one with power 0.8."""
-
-    @property
-    def loss(self) -> float:
-        return (self.lost - self.gained) / self.n
 
     def numbers(self) -> dict[str, float]:
         return {
@@ -57,8 +56,8 @@ class Comparison(NamedTuple):
             "loss_upper": self.upper,
             "p_noninferior": self.p_noninferior,
             "p_drop_holm": self.p_drop,
-            "baseline_accuracy": self.baseline_right / self.n,
-            "challenger_accuracy": self.challenger_right / self.n,
+            "baseline_accuracy": self.baseline_accuracy,
+            "challenger_accuracy": self.challenger_accuracy,
         }
 
 
@@ -72,16 +71,18 @@ def problem(answers: PairedAnswers, margin: float) -> str | None:
 
 def _unpaired(answers: PairedAnswers, margin: float) -> str | None:
     """Why a holdout's answers cannot be paired; None: they can, be they none at all."""
-    if answers.baseline is None:
+    baseline, challenger = answers.baseline, answers.challenger
+    if baseline is None:
         return "the baseline's answers are missing; predict its holdout again"
-    if answers.challenger is None:
+    if challenger is None:
         return "the challenger's answers are missing; predict its holdout again"
-    for name, bits in (("baseline's", answers.baseline), ("challenger's", answers.challenger)):
-        if bits.dtype.kind != "b" or bits.ndim != 1:
-            return f"the {name} answers are not right/wrong bits; predict its holdout again"
-    if len(answers.baseline) != len(answers.challenger):
+    if baseline.dtype.kind != "b" or baseline.ndim != 1:
+        return "the baseline's answers are not right/wrong bits; predict its holdout again"
+    if challenger.dtype.kind != "b" or challenger.ndim != 1:
+        return "the challenger's answers are not right/wrong bits; predict its holdout again"
+    if len(baseline) != len(challenger):
         return (
-            f"{len(answers.baseline)} answers of the baseline against {len(answers.challenger)} of the "
+            f"{len(baseline)} answers of the baseline against {len(challenger)} of the "
             "challenger cannot be paired; predict its holdout again with both"
         )
     if not (isfinite(margin) and 0 < margin < 1):
@@ -192,24 +193,26 @@ def compare(sound: Sequence[tuple[PairedAnswers, float]], *, alpha: float, holdo
     margins = np.array([margin for _, margin in sound])
     p_drop = stats.holm(np.append(stats.mcnemar_drop_p(lost, gained), np.ones(holdouts - len(sound))))
     columns = (
+        np.array([each.experience for each, _ in sound]),
         n,
         lost,
         gained,
-        stats.noninferiority_p(lost, gained, n=n, margin=margins),
-        p_drop[: len(sound)],
-        stats.mcnemar_gain_p(lost, gained),
+        margins,
+        np.full(len(sound), alpha),
+        (lost - gained) / n,
         stats.loss_lower(lost, gained, n=n, alpha=alpha),
         stats.loss_upper(lost, gained, n=n, alpha=alpha),
+        stats.noninferiority_p(lost, gained, n=n, margin=margins),
+        p_drop[: len(sound)],
+        before / n,
+        after / n,
+        stats.mcnemar_gain_p(lost, gained),
         before,
         after,
         *_needed(lost, gained, n=n, margins=margins, alpha=alpha),
     )
     # As plain numbers, a column at a time: to take them out one by one would outlast the statistics.
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    return [
-        Comparison(each.experience, margin, alpha, *row)
-        for (each, margin), row in zip(sound, rows, strict=True)
-    ]
+    return [Comparison._make(row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def _counts(sound: Sequence[PairedAnswers]) -> NDArray[np.int64]:

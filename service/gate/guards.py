@@ -74,7 +74,7 @@ def retention(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
     past = _with_margins(fresh, config.margin)
     enough = floor(config.alpha)
     alone = [(each, margin) for each, margin in past if not is_small(each, margin, enough=enough)]
-    pool = pooled(past, enough=enough)
+    pool = pooled(past, enough=enough) if len(alone) < len(past) else None
     judged = [*alone, (pool.answers, pool.margin)] if pool else alone
     seen = _compared(judged, config)
     findings = [_retained(each, its, config) for (each, _), its in zip(alone, seen, strict=False)]
@@ -127,12 +127,12 @@ def _is_obsolete(twins: Twins, alpha: float) -> bool:
     return share - twins.usual > _RELABELLED and p <= alpha
 
 
-def _obsolete(lost: str, named: "_Named", twins: Twins) -> "_Judgement":
+def _obsolete(lost: str, name: str, twins: Twins) -> "_Judgement":
     """What was lost was perhaps rightly lost: the same inputs carry other labels now."""
     relabelled = f"{twins.relabelled} of its {say.records(twins.records)} that have a twin in the new data"
     sentence = (
         f"{lost}, but its holdout looks obsolete: {relabelled} carry another label there; if the new labels "
-        f"are right, retire the holdout of {named.experiences} (holdfast holdout retire), else reject"
+        f"are right, retire the holdout of {name} (holdfast holdout retire), else reject"
     )
     more = {"twins": twins.records, "relabelled": twins.relabelled, "relabelled_usual": twins.usual}
     return "undecided", sentence, more
@@ -402,7 +402,9 @@ def _found(
     if isinstance(seen, str):
         return Finding(guard, "undecided", f"experience {experience}: {seen}", experience)
     answer, sentence, more = judge(seen)
-    return Finding(guard, answer, sentence, experience, seen.numbers() | more)
+    numbers = seen.numbers()
+    numbers.update(more)
+    return Finding(guard, answer, sentence, experience, numbers)
 
 
 def _pool_found(pool: Pool, seen: Comparison | str, config: GateConfig) -> Finding:
@@ -433,6 +435,10 @@ class _Named(NamedTuple):
     together: str = ""
 
 
+_ALONE = _Named("")
+"""One holdout, which goes by its own experience."""
+
+
 def _named(pool: Pool) -> _Named:
     together = f" together with {say.experiences(pool.added)}" if pool.added else " together"
     its = "its" if len(pool.small) == 1 else "their"
@@ -443,8 +449,9 @@ def _judge_retention(
     seen: Comparison, named: _Named | None = None, *, twins: Twins | None = None
 ) -> _Judgement:
     """Of one holdout, or of the pool that is `named`."""
-    named = named or _Named(f"experience {seen.experience}")
-    subject, together = named.experiences + named.aside, named.together
+    named = named or _ALONE
+    name, together = named.experiences or f"experience {seen.experience}", named.together
+    subject = name + named.aside
     if seen.p_noninferior <= seen.alpha:
         if seen.upper < 0 and say.points(-seen.upper) != "0":
             kept = f"{subject} gained{together}: at least {say.with_unit(-seen.upper)} better"
@@ -455,8 +462,8 @@ def _judge_retention(
     if seen.p_drop <= seen.alpha:
         lost = f"{subject} lost {say.between(seen.lower, seen.upper)}{together}"
         if twins is not None and _is_obsolete(twins, seen.alpha):
-            return _obsolete(lost, named, twins)
-        remedy = f"keep the champion, and replay more of {named.experiences}"
+            return _obsolete(lost, name, twins)
+        remedy = f"keep the champion, and replay more of {name}"
         return "fail", f"{lost}; {say.were_allowed(seen.margin)}: {remedy}", {}
     needed = seen.needed
     may = f"{subject} may have lost {say.up_to(seen.upper)}{together}, {say.points(seen.margin)} allowed"

@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 
 _NEGLIGIBLE = 1e-13
 """Gains beyond these two tails are left out of the sums."""
+_CHURNS = (0.04, 0.06, 0.1, 0.15, 0.25, 0.35, 0.5)
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,25 @@ def promote_rates(n: int, *, margin: float, alpha: float, loss: float, churns: S
     """(churns,) the exact probability that a holdout passes when `loss` is truly lost, at each churn."""
     shares = [Holdout(n, churn, margin, alpha).flips(loss) for churn in churns]
     spans = [_gains(n, p_gained) for _, p_gained in shares]
-    first, last = min(span[0] for span in spans), max(span[-1] for span in spans)
-    limits = most_losses(np.arange(first, last + 1), n=n, margin=margin, alpha=alpha)
+    gains = np.unique(np.concatenate(spans))
+    limits = most_losses(gains, n=n, margin=margin, alpha=alpha)
     return np.array(
         [
-            _at_most(limits[span[0] - first : span[-1] + 1 - first], span, n=n, shares=each)
+            _at_most(limits[np.searchsorted(gains, span)], span, n=n, shares=each)
             for each, span in zip(shares, spans, strict=True)
         ]
     )
+
+
+def worst_false_promotion(n: int, *, margin: float, alpha: float) -> tuple[float, float]:
+    """The largest rate at which exactly the margin is lost and passes, and the churn where it is met.
+
+    On a grid of churns from the margin, below which none can be, to one half; finer where few records flip.
+    """
+    grid = (*(margin * times for times in (1, 1.02, 1.1, 1.25, 1.5, 2, 3)), *_CHURNS)
+    churns = sorted({max(min(churn, 0.5), margin) for churn in grid})
+    rates = promote_rates(n, margin=margin, alpha=alpha, loss=margin, churns=churns)
+    return float(rates.max()), churns[int(rates.argmax())]
 
 
 def promote_rate(holdout: Holdout, loss: float) -> float:

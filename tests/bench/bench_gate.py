@@ -15,7 +15,7 @@ from sklearn.neural_network import MLPClassifier
 from service.gate.base import DataEvidence, Evidence, GateConfig, PairedAnswers
 from service.gate.decide import decide
 from service.gate.lives import Life, simulate
-from service.gate.simulate import Holdout, promote_rate, promote_rates, threshold_rate
+from service.gate.simulate import Holdout, promote_rate, threshold_rate, worst_false_promotion
 from streams.shift import Answers, battery
 from tests.bench.measure import Measured
 
@@ -51,13 +51,8 @@ def _error_rates() -> list[Measured]:
     worst = 0.0
     for n in np.unique(np.geomspace(20, 4000, SIZES).astype(int)).tolist():
         for margin in MARGINS:
-            near = [margin * times for times in (1, 1.02, 1.1, 1.25, 1.5, 2, 3)]
-            churns = sorted(
-                {min(max(each, margin), 0.5) for each in (*near, 0.04, 0.06, 0.1, 0.15, 0.25, 0.35, 0.5)}
-            )
             for alpha in ALPHAS:
-                rates = promote_rates(n, margin=margin, alpha=alpha, loss=margin, churns=churns)
-                worst = max(worst, float(rates.max()) / alpha)
+                worst = max(worst, worst_false_promotion(n, margin=margin, alpha=alpha)[0] / alpha)
     return [Measured("worst false promotion, of alpha", worst, "ratio", 1.0, "<=")]
 
 
@@ -173,11 +168,13 @@ def _changed(window: Sample, kind: str, random: np.random.Generator) -> Sample:
     return window * 0.9 if kind == "bright.9" else window
 
 
-def _fastest(call: Callable[[], object], repeats: int = 15) -> float:
-    """Seconds of the fastest of several calls: the others waited for the machine."""
+def _fastest(call: Callable[[], object], repeats: int = 40) -> float:
+    """Seconds of the processor in the fastest of several calls, whatever else the machine does."""
     seconds = []
     for _ in range(repeats):
-        began = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - began)
+        began = time.process_time()
+        # Held until the clock has stopped: what becomes of the answer is the caller's.
+        answer = call()
+        seconds.append(time.process_time() - began)
+        del answer
     return min(seconds)
