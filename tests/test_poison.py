@@ -167,10 +167,13 @@ def test_new_classes_are_not_suspect() -> None:
 
 def test_asking_for_suspects_changes_nothing_and_repeats(champion: Learner, past: Inspector) -> None:
     batch = drawn(8, np.random.default_rng(0))
-    before = champion.predict(batch[0])
+    before, embedded = champion.predict(batch[0]), champion.embed(batch[0])
+    assert len(embedded) == 600
+    assert embedded.dtype == np.dtype(np.float32)
     first = past.suspects(part(1, batch))
     assert past.suspects(part(1, batch)) == first
     np.testing.assert_array_equal(champion.predict(batch[0]), before)
+    np.testing.assert_array_equal(champion.embed(batch[0]), embedded)
 
 
 def test_a_shift_is_noted_with_its_numbers(past: Inspector) -> None:

@@ -11,8 +11,8 @@ mislabelled   at most one of the 5 nearest records of the batch carries the same
               gives the label less probability than it gives 95 of 100 labels of the reference. A class that
               the champion never learnt is judged by the neighbours alone.
 planted       the nearest records carry the same label, but no longer once every feature's rarest fifth at
-              either end is cut off: only a rare mark makes them alike (a backdoor: Gu et al. 2017,
-              arXiv:1708.06733).
+              either end is cut off, *and* the champion finds the label as unlikely: only a rare mark
+              makes them alike (a backdoor: Gu et al. 2017, arXiv:1708.06733).
 
 Distances are to nearest neighbours (Sun et al. 2022, arXiv:2204.06507) and scored by conformal p-values,
 (1 + #{reference scores >= s}) / (n + 1), against scores of reference records that the distances were not
@@ -148,7 +148,10 @@ def _by_label(
     whole = _agreeing(standardise(flat), labels, members)
     cut = _agreeing(standardise(flat, tail=_RARE_PERCENT), labels, members)
     return _Scored(
-        flagged={"planted": (whole >= _MOST) & (cut <= _FEW), "mislabelled": (whole <= _FEW) & unlikely},
+        flagged={
+            "planted": (whole >= _MOST) & (cut <= _FEW) & unlikely,
+            "mislabelled": (whole <= _FEW) & unlikely,
+        },
         scores={"planted": doubt + (whole - cut), "mislabelled": doubt + (NEIGHBOURS - whole)},
     )
 
