@@ -5,13 +5,16 @@ with channels last, as ours is; what compiles, and what warms up, is learnt befo
 
 Plain Avalanche is timed in two ways: over float tensors that stand ready, the fastest it can be given, and
 over pictures that are cropped and mirrored, as in its own SplitCIFAR10; ours crops and mirrors there too.
+
+`python -m tests.bench.bench_gpu RIVAL ...` times only those that are named.
 """
 
 import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -161,17 +164,21 @@ def by_hand() -> Rival:
     return learn
 
 
-def run() -> list[Measured]:
+RIVALS: Mapping[str, Callable[[], Rival]] = {
+    "ours": ours,
+    "plain": partial(plain, varied=False),
+    "hand": by_hand,
+    "ours varied": partial(ours, augment=["crop", "flip"]),
+    "plain varied": partial(plain, varied=True),
+}
+
+
+def medians(names: Iterable[str]) -> dict[str, float]:
+    """Seconds an experience, of rivals that learn in turn."""
     if not torch.cuda.is_available():
         sys.exit("There is no CUDA device here; this area needs one.")
     warnings.filterwarnings("ignore", module="avalanche")
-    rivals = {
-        "ours": ours(),
-        "plain": plain(varied=False),
-        "hand": by_hand(),
-        "ours varied": ours(augment=["crop", "flip"]),
-        "plain varied": plain(varied=True),
-    }
+    rivals = {name: RIVALS[name]() for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
     for number in range(2 + ROUNDS):
         drawn = images(number)
@@ -182,11 +189,17 @@ def run() -> list[Measured]:
             torch.cuda.synchronize()
             took = time.perf_counter() - began
             sys.stdout.write(f"experience {number}, {name}: {took:.3f} s\n")
+            sys.stdout.flush()
             # The first has nothing to replay, and both compile.
             if number >= 2:
                 seconds[name].append(took)
     median = {name: statistics.median(values) for name, values in seconds.items()}
     sys.stdout.write(f"{torch.cuda.get_device_name()}: seconds {median}\n")
+    return median
+
+
+def run() -> list[Measured]:
+    median = medians(RIVALS)
     tensors, pictures = median["plain"] / median["ours"], median["plain varied"] / median["ours varied"]
     by_hand_seconds = median["hand"] / median["ours"]
     return [
@@ -194,3 +207,7 @@ def run() -> list[Measured]:
         Measured("speed, of plain Avalanche over ready tensors", tensors, "ratio", 10, ">="),
         Measured("speed, of a compiled loop by hand", by_hand_seconds, "ratio", 0.7, ">="),
     ]
+
+
+if __name__ == "__main__":
+    medians(sys.argv[1:])

@@ -1,7 +1,7 @@
 """The field's reference figures on split and permuted MNIST, by our strategies: mean and spread over seeds.
 
-`python -m tests.bench.bench_references NAME [SEED]` measures one of them. The settings of each are those of
-its published figure where these are known, and said in docs/strategies.md where they differ.
+`python -m tests.bench.bench_references NAME [SEED [DEVICE]]` measures one of them. The settings of each are
+those of its published figure where these are known, and said in docs/strategies.md where they differ.
 """
 
 import json
@@ -74,9 +74,9 @@ REFERENCES: Mapping[str, Reference] = {
 }
 
 
-def reached(reference: Reference, seed: int) -> float:
+def reached(reference: Reference, seed: int, device: str = "cpu") -> float:
     """Accuracy after the last experience: on all ten classes, or the mean over permutations."""
-    learner = build(reference.strategy, seed=seed, **reference.settings)
+    learner = build(reference.strategy, seed=seed, device=device, **reference.settings)
     if not reference.permutations:
         for index, data in enumerate(split()):
             learner.learn(experience(index, data))
@@ -94,11 +94,14 @@ def run() -> list[Measured]:
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         found: list[float] = json.loads(done.stdout.splitlines()[-1])
         mean, spread = statistics.mean(found), statistics.stdev(found)
+        sys.stdout.write(f"{name}: {found}\n")
+        sys.stdout.flush()
         results.append(Measured(f"{name} (+-{spread:.3f})", mean, "accuracy", reference.published, ">="))
     return results
 
 
 if __name__ == "__main__":
-    chosen = SEEDS if len(sys.argv) < 3 else (int(sys.argv[2]),)
-    figures = [reached(REFERENCES[sys.argv[1]], seed) for seed in chosen]
+    name, *chosen = sys.argv[1:]
+    seeds = [int(chosen[0])] if chosen else SEEDS
+    figures = [reached(REFERENCES[name], seed, *chosen[1:]) for seed in seeds]
     sys.stdout.write(json.dumps(figures) + "\n")
