@@ -78,9 +78,9 @@ def test_dead_letters_of_the_release_before_get_their_names_and_can_be_replayed(
     engine.dispose()
 
 
-def test_answers_of_the_release_before_are_kept_and_can_get_details(empty_database_url: str) -> None:
+def test_answers_without_details_are_kept_and_can_get_them(empty_database_url: str) -> None:
     engine = connect(empty_database_url)
-    migrate(engine, revision="0002")
+    migrate(engine, revision="0003")
     with engine.begin() as connection:
         row = {"pipeline": "p", "version": 1, "experience": 0, "part": "gate", "records": 2, "bits": b"\x80"}
         names = ", ".join(row)

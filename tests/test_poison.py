@@ -135,6 +135,21 @@ def test_poison_is_caught_in_nine_of_ten_batches(
     assert caught >= 9
 
 
+@pytest.mark.parametrize("angle", [0, 25, 60, 90])
+def test_a_small_clean_batch_that_moved_is_not_stopped(angle: float) -> None:
+    """A champion of 240 records and a holdout of 60: it doubts much of what moved, and neighbours are few."""
+    for seed in range(3):
+        spec = STRATEGIES["replay"]
+        learner = spec.build(spec.config.model_validate({**STRATEGY, "seed": seed}), STREAM)
+        order = np.random.default_rng(seed).permutation(1797)
+        learner.learn(part(0, some(digits(0), order[:240])))
+        inspector = Inspector.of(learner, [part(0, some(digits(0), order[240:300]), "gate")])
+        assert inspector is not None
+        found = inspector.suspects(part(1, some(digits(angle), order[300:457])))
+        seen = DataEvidence(found.records, 0, sample=157, has_reference=True, suspects=found)
+        assert {finding.answer for finding in guards.data(seen, CONFIG)} == {"pass"}
+
+
 def test_records_like_no_other_are_caught(past: Inspector) -> None:
     random = np.random.default_rng(0)
     batch, rows = garbage(drawn(8, random), random)

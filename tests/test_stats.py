@@ -210,3 +210,15 @@ def test_more_losses_never_help(n: int, data: st.DataObject) -> None:
     assert 0 <= p[0] <= p[1] + 1e-12
     assert p[1] <= 1
     assert stats.mcnemar_drop_p(lost + 1, gained) <= stats.mcnemar_drop_p(lost, gained) + 1e-12
+
+
+def test_a_share_is_compared_with_an_estimated_one_at_its_rate() -> None:
+    """Exact rejection rate of the score test where both shares are the same, over all pairs of counts."""
+    here, there, alpha = 150, 60, 1 / 60
+    seen, usual = np.arange(here + 1)[:, None], np.arange(there + 1)[None]
+    p = stats.higher_p(seen / here, usual / there, sample=here, reference_sample=there)
+    for share in (0.01, 0.05, 0.2, 0.5):
+        mass = scipy_stats.binom.pmf(seen, here, share) * scipy_stats.binom.pmf(usual, there, share)
+        assert mass[p <= alpha].sum() <= 1.5 * alpha
+    assert stats.higher_p(0.0, 0.0, sample=10, reference_sample=10) == 0.5
+    assert stats.higher_p(0.3, 0.01, sample=150, reference_sample=60) < 1e-4

@@ -292,8 +292,8 @@ class Suspects:
     reference_records: int
     rates: Mapping[SuspectKind, float] = field(default_factory=dict)
     """Share of the records looked at."""
-    reference_rates: Mapping[SuspectKind, float] = field(default_factory=dict)
-    """The same share among the past holdouts."""
+    expected_rates: Mapping[SuspectKind, float] = field(default_factory=dict)
+    """The share among the past holdouts, had the champion doubted their labels as it doubts this batch's."""
     worst: tuple[WorstRecord, ...] = ()
     """Up to `MOST_WORST` of each kind, the worst first."""
     dead_features: tuple[int, ...] = ()

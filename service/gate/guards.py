@@ -327,8 +327,8 @@ _SUSPECT_WORDS: dict[SuspectKind, tuple[str, str]] = {
 def _suspects(seen: Suspects | None, config: GateConfig) -> tuple[Finding, ...]:
     """One finding a kind: is its true share more than allowed above that of the past holdouts?
 
-    An exact binomial test of H0 "at most reference share + excess", at alpha over the number of kinds, so
-    that a batch which is no worse is stopped with probability at most alpha (the reference taken as known).
+    Two tests must say so, each at alpha over the number of kinds: an exact binomial one of H0 "at most the
+    expected share + excess", and one of H0 "no more than the past holdouts", whose share is estimated too.
     """
     if seen is None:
         return ()
@@ -342,28 +342,31 @@ def _suspects(seen: Suspects | None, config: GateConfig) -> tuple[Finding, ...]:
 
 
 def _suspect(kind: SuspectKind, seen: Suspects, config: GateConfig) -> Finding:
-    rate, reference = seen.rates[kind], seen.reference_rates[kind]
+    rate, expected = seen.rates[kind], seen.expected_rates[kind]
     excess = config.planted_excess if kind == "planted" else config.suspect_excess
     alpha = config.alpha / len(_SUSPECT_WORDS)
     numbers: dict[str, float] = {
         "sample": seen.records,
         "rate": rate,
         "reference_records": seen.reference_records,
-        "reference_rate": reference,
+        "expected_rate": expected,
         "excess_allowed": excess,
     }
-    if not (0 <= rate <= 1 and 0 <= reference <= 1):
+    if not (0 <= rate <= 1 and 0 <= expected <= 1):
         sentence = f"{kind}: the shares are not numbers between 0 and 1; screen the batch again"
         return Finding(kind, "undecided", sentence, numbers=numbers)
-    p_excess = float(stats.excess_p(rate, min(1.0, reference + excess), sample=seen.records))
-    numbers |= {"p_excess": p_excess, "alpha": alpha}
+    p_excess = float(stats.excess_p(rate, min(1.0, expected + excess), sample=seen.records))
+    p_chance = float(
+        stats.higher_p(rate, expected, sample=seen.records, reference_sample=seen.reference_records)
+    )
+    numbers |= {"p_excess": p_excess, "p_chance": p_chance, "alpha": alpha}
     described, remedy = _SUSPECT_WORDS[kind]
     compared = (
         f"{kind}: {say.percent(rate)} of {say.records(seen.records)} {described}; "
-        f"{say.percent(reference)} of the past holdouts do, and {say.with_unit(excess)} more "
+        f"{say.percent(expected)} is expected by the past holdouts, and {say.with_unit(excess)} more "
         f"{'is' if say.points(excess) == '1' else 'are'} allowed"
     )
-    if p_excess <= alpha:
+    if max(p_excess, p_chance) <= alpha:
         return Finding(kind, "fail", f"{compared}; the batch was not learnt: {remedy}", numbers=numbers)
     return Finding(kind, "pass", compared, numbers=numbers)
 

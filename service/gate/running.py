@@ -9,6 +9,9 @@ from service.gate import measures
 from service.gate import sentences as say
 from service.gate.base import Evidence, Finding, GateConfig, Running
 
+_FEWEST = 30
+"""Newcombe's limits are approximate, and too narrow for a few records."""
+
 
 def running(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
     """What of overfitting and cost has a limit; the gap between training and holdout is always told."""
@@ -58,6 +61,9 @@ def _gap(evidence: Evidence, measured: Running, config: GateConfig) -> tuple[Fin
     if limit is None:
         return (Finding("train_gap", "pass", f"train gap: {both}; no limit is set", numbers=numbers),)
     numbers["limit"] = limit
+    if n < _FEWEST:
+        few = f"train gap: {say.records(n, 'holdout')} are too few to measure it by, it takes {_FEWEST}"
+        return (Finding("train_gap", "undecided", few, numbers=numbers | {"n_needed": _FEWEST}),)
     allowed = f"{say.with_unit(limit)} allowed"
     if lower > limit:
         remedy = "keep the champion, and train shorter, with early_stop or augmentation"

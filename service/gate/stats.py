@@ -12,6 +12,7 @@ from scipy.special import bdtrc, ndtr, ndtri
 Floats = NDArray[np.float64]
 
 _HALF_FLIP = 0.5
+_NO_VARIANCE = 1e-300
 _NEWTON_STEPS = 8
 _BISECTIONS = 50
 """Halvings of the interval (-1, 1): the limits are exact to 2e-15."""
@@ -208,3 +209,17 @@ def excess_p(share: ArrayLike, reference: ArrayLike, *, sample: ArrayLike) -> Fl
     size, expected = np.asarray(sample), np.asarray(reference, dtype=np.float64)
     seen = np.rint(np.asarray(share, dtype=np.float64) * size)
     return np.asarray(stats.binom.sf(seen - 1, size, expected), dtype=np.float64)
+
+
+def higher_p(
+    share: ArrayLike, reference: ArrayLike, *, sample: ArrayLike, reference_sample: ArrayLike
+) -> Floats:
+    """One-sided p-value of H0 "the true share is at most that of the reference", both of them estimated.
+
+    The score test of two independent shares, with one pooled share under H0.
+    """
+    here, there = np.asarray(sample, dtype=np.float64), np.asarray(reference_sample, dtype=np.float64)
+    seen, usual = np.asarray(share, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    pooled = (seen * here + usual * there) / (here + there)
+    variance = pooled * (1 - pooled) * (1 / here + 1 / there)
+    return np.asarray(ndtr((usual - seen) / np.sqrt(np.maximum(variance, _NO_VARIANCE))), dtype=np.float64)

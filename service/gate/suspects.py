@@ -72,18 +72,65 @@ class Seen:
         )
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """Of each record: is it suspect, and how much."""
+_BY_LABEL: tuple[SuspectKind, ...] = ("planted", "mislabelled")
+"""The kinds that contradict their labels."""
 
-    flagged: dict[SuspectKind, Flags]
-    scores: dict[SuspectKind, Floats]
+
+@dataclass(frozen=True)
+class _Neighbours:
+    """What its nearest records and the champion say of each record's label."""
+
+    whole: NDArray[np.int64]
+    """(n,) of the `NEIGHBOURS` nearest records, how many carry the same label."""
+    cut: NDArray[np.int64]
+    """(n,) the same, once the rare ends of every feature are cut off."""
+    unlikely: Flags
+    """(n,) whether the champion finds the label unlikely."""
+    doubt: Floats
+    """(n,) how unlikely."""
+
+    def doubtful(self, kind: SuspectKind) -> Flags:
+        """(n,) what the neighbours alone would call suspect."""
+        if kind == "planted":
+            return (self.whole >= _MOST) & (self.cut <= _FEW)
+        return self.whole <= _FEW
+
+    def flagged(self, kind: SuspectKind) -> Flags:
+        """(n,) what both witnesses call suspect."""
+        return self.doubtful(kind) & self.unlikely
+
+    def vouched_for(self) -> Flags:
+        """(n,) records whose label the neighbours confirm either way."""
+        return (self.whole >= _MOST) & (self.cut >= _MOST)
+
+    def score(self, kind: SuspectKind) -> Floats:
+        """(n,) the larger, the more suspect."""
+        beside = self.whole - self.cut if kind == "planted" else NEIGHBOURS - self.whole
+        return np.asarray(self.doubt + beside, dtype=np.float64)
+
+
+def _expected(kind: SuspectKind, batch: _Neighbours, reference: _Neighbours) -> float:
+    """Share of suspects in a clean batch of which the champion knows as little as of this one.
+
+    Where the features moved, the champion doubts right labels too, and only the neighbours are left to say
+    which are wrong. How much it doubts is seen on records that their neighbours vouch for: with t of them
+    doubted, t0 in the reference, a clean record that was not doubted there is doubted here with the chance
+    (t - t0) / (1 - t0).
+    """
+    sure, usual = batch.unlikely[batch.vouched_for()], reference.unlikely[reference.vouched_for()]
+    before = float(usual.mean()) if len(usual) else 0.0
+    now = float(sure.mean()) if len(sure) else 1.0
+    more = max(0.0, (now - before) / (1 - before)) if before < 1 else 1.0
+    alone = int(reference.doubtful(kind).sum())
+    # By the rule of succession: that none of few was doubted does not say that none ever is.
+    both = alone * (int(reference.flagged(kind).sum()) + 1) / (alone + 2)
+    return (both + (alone - both) * more) / len(reference.doubt)
 
 
 def find_suspects(
     batch: Seen, reference: Seen, record_ids: Sequence[str], *, newest: Flags, seed: int = 0
 ) -> Suspects:
-    """Suspect records of a batch, and their shares in it and in the reference. Pure.
+    """Suspect records of a batch, their shares in it, and those expected of a clean one. Pure.
 
     Args:
         batch: at most `MOST_RECORDS` records of it, evenly drawn.
@@ -100,24 +147,26 @@ def find_suspects(
     learnt = known[batch.labels]
     unlikely = ~learnt | (_conformal(doubts, _doubt(batch)) <= _UNLIKELY)
     pool = min(len(batch), len(reference))
-    found = _by_label(here, batch.labels, unlikely, _doubt(batch), pool=pool, seed=seed)
-    usual = _by_label(
-        there, reference.labels, _conformal(doubts, doubts) <= _UNLIKELY, doubts, pool=pool, seed=seed
+    doubt = _doubt(batch)
+    found = _neighbours(here, batch.labels, unlikely, doubt, pool=pool, seed=seed)
+    usual = _neighbours(
+        there, reference.labels, _conformal_within(doubts) <= _UNLIKELY, doubts, pool=pool, seed=seed
     )
     outlying, level, distance = _outliers(batch, reference, newest=newest, seed=seed)
-    found.flagged["outliers"], found.scores["outliers"] = outlying, distance
+    flagged: dict[SuspectKind, Flags] = {kind: found.flagged(kind) for kind in _BY_LABEL}
+    flagged["outliers"] = outlying
+    scores = {kind: found.score(kind) for kind in _BY_LABEL} | {"outliers": distance}
     low, high = np.percentile(there, [1, 99], axis=0)
     describe = _Describe(batch, record_ids, here, learnt=learnt, low=low, high=high)
     return Suspects(
         records=len(batch),
         reference_records=len(reference),
-        rates={kind: float(flags.mean()) for kind, flags in found.flagged.items()},
-        reference_rates={kind: float(flags.mean()) for kind, flags in usual.flagged.items()}
-        | {"outliers": level},
+        rates={kind: float(flags.mean()) for kind, flags in flagged.items()},
+        expected_rates={kind: _expected(kind, found, usual) for kind in _BY_LABEL} | {"outliers": level},
         worst=tuple(
-            describe.of(kind, int(place), float(found.scores[kind][place]))
-            for kind, flags in found.flagged.items()
-            for place in _worst(flags, found.scores[kind])
+            describe.of(kind, int(place), float(scores[kind][place]))
+            for kind, flags in flagged.items()
+            for place in _worst(flags, scores[kind])
         ),
         dead_features=_dead(here, there),
         far_features=_far(here, there),
@@ -140,19 +189,22 @@ def _conformal(reference: Floats, scores: Floats) -> Floats:
     return np.asarray((1 + as_large) / (len(rising) + 1), dtype=np.float64)
 
 
-def _by_label(
+def _conformal_within(scores: Floats) -> Floats:
+    """The same of each score against all others."""
+    rising = np.sort(scores)
+    return np.asarray((len(rising) - np.searchsorted(rising, scores, side="left")) / len(rising))
+
+
+def _neighbours(
     flat: Floats, labels: NDArray[np.int64], unlikely: Flags, doubt: Floats, *, pool: int, seed: int
-) -> _Scored:
-    """The kinds that contradict their labels. Neighbours come from `pool` records, as many on both sides."""
+) -> _Neighbours:
+    """Neighbours come from `pool` records, as many on both sides."""
     members = np.sort(np.random.default_rng(seed).permutation(len(flat))[:pool])
-    whole = _agreeing(standardise(flat), labels, members)
-    cut = _agreeing(standardise(flat, tail=_RARE_PERCENT), labels, members)
-    return _Scored(
-        flagged={
-            "planted": (whole >= _MOST) & (cut <= _FEW) & unlikely,
-            "mislabelled": (whole <= _FEW) & unlikely,
-        },
-        scores={"planted": doubt + (whole - cut), "mislabelled": doubt + (NEIGHBOURS - whole)},
+    return _Neighbours(
+        whole=_agreeing(standardise(flat), labels, members),
+        cut=_agreeing(standardise(flat, tail=_RARE_PERCENT), labels, members),
+        unlikely=unlikely,
+        doubt=doubt,
     )
 
 
