@@ -98,7 +98,7 @@ def gate_plan(
     attempt: Annotated[int, typer.Option(help="Which try of the update, by what it may spend.")] = 1,
     updates: Annotated[int, typer.Option(help="Looks at the budget that are planned.")] = 50,
     budget: Annotated[float, typer.Option(help="What may be lost in all, against the anchor.")] = 0.05,
-    audit: Annotated[float, typer.Option(help="The pipeline's split.audit.")] = 0.05,
+    audit: Annotated[float, typer.Option(help="The pipeline's split.audit.")] = 0.2,
     accuracy: Accuracy = 0.9,
     json_output: Json = False,
 ) -> None:

@@ -85,11 +85,16 @@ def plan_lines(wish: Wish, plan: Plan) -> Iterator[str]:
     yield f"So cut experiences of {plan.experience_records:,} records, with split.gate at {wish.gate:g}."
     by_size = f"experiences of {plan.experience_records_for_audit:,} with split.audit at {wish.audit:g}"
     share = plan.audit_share
-    yield (
+    sealed = (
         f"The budget of {say.with_unit(wish.budget)} over {wish.updates} updates needs "
         f"{plan.audit_records:,} records in each sealed audit part: "
-        + (f"split.audit at {share:g}, or {by_size}." if share + wish.gate < 0.9 else f"{by_size}.")
     )
+    if plan.experience_records_for_audit <= plan.experience_records:
+        yield f"{sealed}experiences of that size hold them with split.audit at {wish.audit:g}."
+    elif share + wish.gate < 0.9:
+        yield f"{sealed}split.audit at {share:g}, or {by_size}."
+    else:
+        yield f"{sealed}{by_size}."
     if plan.n is not None:
         margin = plan.settled_margin
         settled = f"a margin of {say.with_unit(margin)}" if margin else "no margin at all"

@@ -116,7 +116,7 @@ def make_plan(engine: sa.Engine, update: Update) -> Plan:
         past={
             index: stored[index][:records]
             for index, records in judged.items()
-            if len(stored.get(index, ())) >= min(records, rows[index].gate.rows)
+            if index in stored and len(stored[index]) >= min(records, rows[index].gate.rows)
         },
         past_details={
             index: details[index].first(records)

@@ -160,7 +160,7 @@ def _summary(evidence: Evidence, config: GateConfig, findings: Sequence[Finding]
     count = len(evidence.past)
     if count == 1:
         return f"the past holdout kept {within}; {learnt}"
-    small = int(sum(each.numbers.get("pooled", 0) for each in findings))
+    small = int(sum(each.numbers.get("pooled", 0) for each in findings if each.guard == "retention"))
     if small:
         within += (
             ", the small one only with others" if small == 1 else f", the {small} small ones only together"
