@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from service import commands, stream_commands
+from service import commands, gate_commands, holdout_commands, stream_commands
 from service.commands import read_settings
 from service.errors import HoldfastError, SettingsError
 from service.settings import Settings
@@ -32,7 +32,15 @@ app.add_typer(serve_app, name="serve")
 app.add_typer(commands.pipeline_app, name="pipeline")
 app.add_typer(commands.update_app, name="update")
 app.add_typer(stream_commands.stream_app, name="stream")
-for command in (stream_commands.push, commands.champion, commands.rollback, commands.ledger):
+app.add_typer(holdout_commands.holdout_app, name="holdout")
+app.add_typer(gate_commands.gate_app, name="gate")
+for command in (
+    stream_commands.push,
+    commands.champion,
+    commands.rollback,
+    holdout_commands.unfreeze,
+    commands.ledger,
+):
     app.command()(command)
 
 Lifeline = Annotated[int | None, typer.Option(hidden=True)]

@@ -134,7 +134,7 @@ def update_list(
 def update_show(update: str, url: Url = None) -> None:
     """One update, as JSON."""
     with open_client(url) as client:
-        print_json(client.get(f"/v1/updates/{_segment(update)}"))
+        print_json(client.get(update_path(update)))
 
 
 @update_app.command("cancel")
@@ -147,7 +147,7 @@ def update_cancel(
     """End an update that waits or learns; its experiences are parked."""
     with open_client(url) as client:
         body = {"reason": reason, "by": by}
-        view = client.post(f"/v1/updates/{_segment(update)}/cancel", body)
+        view = client.post(update_path(update, "cancel"), body)
     typer.echo(f"{update}: cancelled by {view['decision']['by']}.")
 
 
@@ -238,6 +238,10 @@ def open_client(url: str | None) -> "Client":
 
 def path_of(pipeline: str, *rest: str) -> str:
     return "/".join(["/v1/pipelines", _segment(pipeline), *rest])
+
+
+def update_path(update: str, *rest: str) -> str:
+    return "/".join(["/v1/updates", _segment(update), *rest])
 
 
 def _segment(name: str) -> str:

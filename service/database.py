@@ -111,6 +111,27 @@ answers = sa.Table(
     sa.Column("part", sa.String(8), primary_key=True),
     sa.Column("records", sa.Integer, nullable=False),
     sa.Column("bits", sa.LargeBinary, nullable=False),
+    sa.Column("details", sa.LargeBinary, comment="Of each record, beyond right or wrong."),
+)
+
+looks = sa.Table(
+    "looks",
+    METADATA,
+    sa.Column("pipeline", sa.String(63), primary_key=True),
+    sa.Column("update_id", sa.String(40), primary_key=True),
+    sa.Column("experience", sa.Integer, primary_key=True),
+    sa.Column("part", sa.String(8), primary_key=True),
+    sa.Column("passed", sa.Boolean, nullable=False),
+    sa.Column("at", sa.Double, nullable=False),
+)
+
+holdout_states = sa.Table(
+    "holdout_states",
+    METADATA,
+    sa.Column("pipeline", sa.String(63), primary_key=True),
+    sa.Column("experience", sa.Integer, primary_key=True),
+    sa.Column("retired", sa.Boolean, nullable=False),
+    sa.Column("pinned", sa.Boolean, nullable=False),
 )
 
 ledger = sa.Table(

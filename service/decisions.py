@@ -1,23 +1,28 @@
 """What a person decides: approve, reject, cancel, roll back, learn a parked experience after all."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal
 
 import sqlalchemy as sa
 
-from service import backlog, champions, jobs, ledger
+from service import backlog, champions, freezes, holdouts, jobs, ledger
 from service.database import lock_pipeline, now, updates
 from service.errors import (
     CancelConflictError,
     ChampionMovedError,
     DecisionConflictError,
+    FreezeConflictError,
+    HoldoutConflictError,
+    HoldoutUnknownError,
     NothingToLearnError,
 )
 from service.specs import load_spec
 from streams.manifest import removed_trains
 
 Choice = Literal["approve", "reject"]
+Marking = Literal["retire", "restore", "pin", "unpin"]
 
 
 def decide_review(
@@ -176,6 +181,7 @@ def roll_back(
         lock_pipeline(connection, pipeline)
         before = champions.current(connection, pipeline)
         entry = champions.roll_back(connection, pipeline, number=version, actor=actor, reason=reason)
+        _free_behind_audit(connection, entry)
         left = champions.version(connection, pipeline, before.version) if before else None
         back = champions.version(connection, pipeline, entry.version) if entry.version else None
         if left and back:
@@ -187,6 +193,89 @@ def roll_back(
                 connection, pipeline, experiences=regained, state="learnt", note=f"version {back.version}"
             )
         return entry
+
+
+def _free_behind_audit(connection: sa.Connection, rollback: ledger.Entry) -> None:
+    """Whoever goes back to the last audited version, or behind it, has answered the freeze."""
+    freeze = freezes.current(connection, rollback.pipeline)
+    if freeze is None or freeze.last_audited is None:
+        return
+    behind = champions.lineage(connection, rollback.pipeline, freeze.last_audited)
+    if rollback.version in {each.version for each in behind}:
+        freezes.lift(
+            connection,
+            rollback.pipeline,
+            freeze=freeze,
+            champion=rollback.version,
+            actor=rollback.actor,
+            reason=f"rolled back to version {rollback.version}, whose audit stands",
+        )
+
+
+def unfreeze(engine: sa.Engine, pipeline: str, *, actor: str, reason: str) -> ledger.Entry:
+    """Free promotion after an audit that did not pass.
+
+    Raises:
+        FreezeConflictError: promotion is not frozen.
+    """
+    with engine.begin() as connection:
+        lock_pipeline(connection, pipeline)
+        freeze = freezes.current(connection, pipeline)
+        if freeze is None:
+            raise FreezeConflictError(
+                f"Promotion of {pipeline!r} is not frozen. Nothing was changed.",
+                fix="Read the ledger: an audit that does not pass freezes it.",
+            )
+        champion = champions.current(connection, pipeline)
+        number = champion.version if champion else None
+        return freezes.lift(connection, pipeline, freeze=freeze, champion=number, actor=actor, reason=reason)
+
+
+def mark_holdout(
+    engine: sa.Engine, pipeline: str, experience: int, *, marking: Marking, actor: str, reason: str
+) -> ledger.Entry:
+    """Retire a holdout (it is no evidence any more), pin it (it is never cut down), or take that back.
+
+    Raises:
+        HoldoutUnknownError: the champion learnt no such experience, so it has no past holdout.
+        HoldoutConflictError: it is marked so already.
+    """
+    with engine.begin() as connection:
+        lock_pipeline(connection, pipeline)
+        champion = champions.current(connection, pipeline)
+        version = champions.version(connection, pipeline, champion.version) if champion else None
+        if version is None or experience not in version.learnt:
+            raise HoldoutUnknownError(
+                f"Experience {experience} has no past holdout: no champion of {pipeline!r} learnt it.",
+                fix="Choose one of GET /v1/pipelines/{pipeline}/holdouts.",
+            )
+        before = holdouts.marks(connection, pipeline).get(experience, holdouts.UNMARKED)
+        changes = {
+            "retire": {"retired": True},
+            "restore": {"retired": False},
+            "pin": {"pinned": True},
+            "unpin": {"pinned": False},
+        }
+        after = replace(before, **changes[marking])
+        if after == before:
+            raise HoldoutConflictError(
+                f"The holdout of experience {experience} cannot be {_MARKED[marking]}: it stands so already.",
+                fix="Read GET /v1/pipelines/{pipeline}/holdouts.",
+            )
+        holdouts.set_mark(connection, pipeline, experience=experience, mark=after)
+        return ledger.append(
+            connection,
+            pipeline,
+            action=marking,
+            actor=actor,
+            reason=f"holdout of experience {experience}: {reason}",
+            update_id=None,
+            version=version.version,
+            previous_version=version.version,
+        )
+
+
+_MARKED = {"retire": "retired", "restore": "restored", "pin": "pinned", "unpin": "unpinned"}
 
 
 def learn_again(connection: sa.Connection, pipeline: str, *, experiences: Sequence[int]) -> None:

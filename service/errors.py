@@ -102,6 +102,18 @@ class DecisionConflictError(HoldfastError):
     status, slug, title = 409, "decision-conflict", "This update cannot be decided now"
 
 
+class FreezeConflictError(HoldfastError):
+    status, slug, title = 409, "freeze-conflict", "Promotion is not frozen"
+
+
+class HoldoutUnknownError(HoldfastError):
+    status, slug, title = 404, "holdout-unknown", "No such past holdout"
+
+
+class HoldoutConflictError(HoldfastError):
+    status, slug, title = 409, "holdout-conflict", "The holdout stands so already"
+
+
 class CancelConflictError(HoldfastError):
     status, slug, title = 409, "cancel-conflict", "This update cannot be cancelled now"
 

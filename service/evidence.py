@@ -1,7 +1,7 @@
 """Verdict -> figures, tables and one self-contained HTML report."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from service.gate.base import GateConfig, Verdict
+from service.gate.base import Deviation, GateConfig, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -136,6 +136,12 @@ class ReportInput:
     train_accuracy: float | None
     seconds: float | None
     at: float
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    """Record id -> data URI, of the verdict's worst records that are images."""
+    feature_names: Sequence[str] = ()
+    """Of a table's columns; empty: features are called by number."""
+    classes: Sequence[str] = ()
+    """Class names by id."""
 
 
 def html_report(report: ReportInput) -> str:
@@ -144,6 +150,7 @@ def html_report(report: ReportInput) -> str:
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["points"] = lambda share: f"{100 * share:.1f}"
+    environment.filters["deviation"] = lambda seen: _deviation(seen, report.feature_names)
     return environment.get_template("report.html.j2").render(
         report=report,
         metrics=report.matrix.metrics(),
@@ -151,6 +158,11 @@ def html_report(report: ReportInput) -> str:
         at=datetime.fromtimestamp(report.at, UTC).strftime("%Y-%m-%d %H:%M UTC"),
         holdouts=sorted(report.challenger),
     )
+
+
+def _deviation(seen: Deviation, names: Sequence[str]) -> str:
+    name = names[seen.feature] if seen.feature < len(names) else f"feature {seen.feature}"
+    return f"{name} is {seen.value:.4g}, usually {seen.low:.4g} to {seen.high:.4g}"
 
 
 def _shaded(matrix: RetentionMatrix) -> list[tuple[str, list[tuple[str, str]]]]:

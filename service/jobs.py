@@ -438,6 +438,21 @@ def experiences_of_live(connection: sa.Connection, pipeline: str, *, beside: str
     return {index for row in rows for index in [*row.experiences, *(row.asked or [])]}
 
 
+def earlier_tries(connection: sa.Connection, update: Update) -> int:
+    """How many updates learnt one of these experiences from the same champion, and were not promoted."""
+    rows = connection.execute(
+        sa.select(updates.c.experiences).where(
+            updates.c.pipeline == update.pipeline,
+            updates.c.id != update.id,
+            updates.c.version.is_not(None),
+            updates.c.outcome.in_(["reject", "review"]),
+            updates.c.base_revision.is_not_distinct_from(update.base_revision),
+        )
+    )
+    wanted = set(update.experiences)
+    return sum(not wanted.isdisjoint(row.experiences) for row in rows)
+
+
 def live(connection: sa.Connection, pipeline: str) -> int:
     """How many updates of a pipeline have not ended."""
     count = connection.execute(

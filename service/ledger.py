@@ -9,7 +9,9 @@ import sqlalchemy as sa
 
 from service.database import ledger, lock_pipeline, now
 
-Action = Literal["promote", "review", "reject", "rollback"]
+Action = Literal[
+    "promote", "review", "reject", "rollback", "freeze", "unfreeze", "retire", "restore", "pin", "unpin"
+]
 
 GENESIS = "0" * 64
 

@@ -132,6 +132,14 @@ class PipelineSpec(BaseModel):
             raise ValueError(f"label_source: {problem}")
         return self
 
+    @model_validator(mode="after")
+    def _gate_fits(self) -> Self:
+        if self.gate.groups is not None and not self.record_schema.groups:
+            raise ValueError("gate.groups wants group columns: declare them as schema.groups")
+        if "auc" in self.gate.metrics and len(self.record_schema.classes) != 2:
+            raise ValueError("gate.metrics: auc is made for two classes; take macro_f1 or balanced_accuracy")
+        return self
+
     @property
     def pushable(self) -> bool:
         """Whether callers may send records over HTTP."""

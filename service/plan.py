@@ -1,13 +1,13 @@
 """What one update is about: which experiences, from which champion, against which holdouts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from service import backlog, champions, holdouts, jobs
+from service import backlog, champions, freezes, holdouts, jobs
 from service.champions import Version
-from service.gate.base import Bits, Screen
+from service.gate.base import Bits, Details, Freeze, GateConfig, Screen
 from service.jobs import Update
 from service.pipelines import PipelineSpec
 from service.specs import load_spec
@@ -28,7 +28,22 @@ class Plan:
     rows: Mapping[int, ExperienceRow]
     """Of the experiences to learn and of those that the champion learnt."""
     past: Mapping[int, Bits]
-    """The champion's stored answers on past holdouts."""
+    """The champion's stored answers on the past holdouts that are judged."""
+    past_details: Mapping[int, Details]
+    """What it said of each of their records, where a guard asks for it and it is stored."""
+    judged: Mapping[int, int]
+    """Past holdouts that are judged -> how many of their records, at most; those retired are not there."""
+    anchors: Mapping[int, Bits]
+    """For each of them, the stored answers of its anchor on the sealed part."""
+    looks: Mapping[int, int]
+    """Holdout -> earlier updates that were compared on it."""
+    audits: Mapping[int, int]
+    """The same of the sealed parts."""
+    attempt: int
+    """1 + earlier tries of one of these experiences against the same champion."""
+    last_audited: int | None
+    """The newest version of the lineage whose audit passed."""
+    freeze: Freeze | None
     references: tuple[Screen, ...]
     """How the experiences that the champion learnt looked."""
     classes: tuple[str, ...]
@@ -49,6 +64,14 @@ class Plan:
         """The champion's version."""
         return self.champion.version if self.champion else None
 
+    @property
+    def unanswered(self) -> tuple[int, ...]:
+        """Past holdouts on which the champion's stored answers do not say what the gate asks."""
+        known = set(self.past)
+        if self.spec.gate.needs_details:
+            known &= set(self.past_details)
+        return tuple(index for index in self.judged if index not in known)
+
 
 def make_plan(engine: sa.Engine, update: Update) -> Plan:
     """The plan of a claimed update; at its first attempt, recorded with it.
@@ -65,7 +88,21 @@ def make_plan(engine: sa.Engine, update: Update) -> Plan:
         champion = lineage[-1] if lineage else None
         learnt = tuple(champion.learnt) if champion else ()
         stored = holdouts.of_version(connection, pipeline, version=champion.version) if champion else {}
+        details = (
+            holdouts.details_of_version(connection, pipeline, version=champion.version)
+            if champion and spec.gate.needs_details
+            else {}
+        )
         references = backlog.screens(connection, pipeline, learnt)
+        judged = records_judged(learnt, holdouts.marks(connection, pipeline), spec.gate)
+        anchors = _anchors(connection, lineage, judged)
+        passed = holdouts.audited(connection, pipeline)
+        looks, audits = (
+            holdouts.count_looks(connection, pipeline, part=part, beside=update.id)
+            for part in ("gate", "audit")
+        )
+        attempt = 1 + jobs.earlier_tries(connection, update)
+        freeze = freezes.current(connection, pipeline)
     experiences = tuple(update.experiences)
     manifest = Manifest(engine)
     rows = {row.index: row for row in manifest.experiences(pipeline)}
@@ -76,10 +113,71 @@ def make_plan(engine: sa.Engine, update: Update) -> Plan:
         lineage=tuple(lineage),
         experiences=experiences,
         rows={index: rows[index] for index in (*experiences, *learnt)},
-        past={index: bits for index, bits in stored.items() if index in learnt},
+        past={
+            index: stored[index][:records]
+            for index, records in judged.items()
+            if index in stored and len(stored[index]) >= min(records, rows[index].gate.rows)
+        },
+        past_details={
+            index: details[index].first(records)
+            for index, records in judged.items()
+            if index in details and len(details[index]) >= min(records, rows[index].gate.rows)
+        },
+        judged=judged,
+        anchors=anchors,
+        looks=looks,
+        audits=audits,
+        attempt=attempt,
+        last_audited=max((each.version for each in lineage if each.update_id in passed), default=None),
+        freeze=freeze,
         references=tuple(references),
         classes=tuple(manifest.classes(pipeline)) or spec.record_schema.classes,
     )
+
+
+def records_judged(
+    learnt: Sequence[int], marks: Mapping[int, holdouts.Mark], gate: GateConfig
+) -> dict[int, int]:
+    """Past holdouts that are judged -> how many of their records: the gate's cost has an end.
+
+    The newest and the pinned ones are judged whole, up to a limit each. Of the others as many records as one
+    archive holds are judged, shared out evenly; where it holds fewer records than there are holdouts, of
+    evenly spaced ones a record each.
+    """
+    active = [index for index in learnt if not marks.get(index, holdouts.UNMARKED).retired]
+    pinned = {index for index in active if marks.get(index, holdouts.UNMARKED).pinned}
+    loose = [index for index in sorted(active) if index not in pinned]
+    whole = max(0, gate.max_holdouts - len(pinned))
+    archived = loose[: len(loose) - whole] if whole < len(loose) else []
+    share = max(1, min(gate.holdout_records, gate.archive_records // max(1, len(archived))))
+    kept = archived
+    if len(archived) > gate.archive_records:
+        kept = [
+            archived[place * len(archived) // gate.archive_records] for place in range(gate.archive_records)
+        ]
+    dropped = set(archived) - set(kept)
+    return {
+        index: share if index in set(kept) else gate.holdout_records
+        for index in sorted(active)
+        if index not in dropped
+    }
+
+
+def _anchors(
+    connection: sa.Connection, lineage: Sequence[Version], judged: Mapping[int, int]
+) -> dict[int, Bits]:
+    """For each holdout the stored answers, on the sealed part, of the first version that had learnt it."""
+    found: dict[int, Bits] = {}
+    wanted = set(judged)
+    for version in lineage:
+        here = wanted & set(version.learnt)
+        if here:
+            stored = holdouts.of_version(
+                connection, version.pipeline, version=version.version, part="audit", only=here
+            )
+            found |= {index: bits[: judged[index]] for index, bits in stored.items()}
+            wanted -= here
+    return found
 
 
 def _fix(connection: sa.Connection, update: Update, *, limit: int) -> Update:

@@ -63,6 +63,9 @@ def _report(
         train_accuracy=result.train_accuracy,
         seconds=result.report.seconds if result.report else None,
         at=plan.update.started_at or plan.update.created_at,
+        pictures=result.pictures,
+        feature_names=plan.spec.record_schema.columns,
+        classes=plan.classes,
     )
 
 

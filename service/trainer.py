@@ -16,10 +16,25 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
+from service.answering import Answers, HoldoutRecords, answer, records_of
 from service.gate import guards
-from service.gate.base import Answer, Bits, DataEvidence, GateConfig, Screen
+from service.gate.base import (
+    Answer,
+    Bits,
+    DataEvidence,
+    Details,
+    Disturbed,
+    GateConfig,
+    Running,
+    Screen,
+    ShiftEvidence,
+    Twins,
+)
+from service.gate.obsolete import twins
 from service.gate.screen import data_evidence, profile
+from service.inspection import Inspector, Picture, broken_records, pictures
 from service.storage import StorePlace
 from strategies.base import Learner, LearnReport, StrategyError, StreamInfo
 from strategies.catalog import STRATEGIES
@@ -32,6 +47,9 @@ OnProgress = Callable[[Mapping[str, Any]], None]
 FAILED = 2
 BADNESS: Mapping[Answer, int] = {"pass": 0, "undecided": 1, "fail": FAILED}
 
+NEWEST_HOLDOUTS, OLDER_HOLDOUTS = 5, 5
+"""Past holdouts that new data is compared with, at most."""
+
 RESULT_FILE = "result.json"
 LEARNER_FOLDER = "learner"
 SERVED_FILE = "served.pt2"
@@ -43,6 +61,8 @@ class Stored:
 
     experience: int
     digest: str
+    records: int | None = None
+    """Of a holdout, how many of its records are judged, at most; None: all."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +88,12 @@ class Task:
     past_holdouts: tuple[Stored, ...]
     """Gate parts of what the champion learnt before."""
     missing_baselines: tuple[int, ...]
-    """Past holdouts whose champion answers are not stored: they are computed here, once."""
+    """Past holdouts on which the champion's stored answers lack what the gate asks: they are computed here,
+    once."""
     references: tuple[Screen, ...]
     """How the experiences that the champion learnt looked."""
+    sealed: tuple[Stored, ...] = ()
+    """Audit parts of the past holdouts and of the new ones."""
     installation: Installation = field(default_factory=Installation)
     """The networks and weights that the installation has; the trainer's own environment has no say."""
 
@@ -87,7 +110,22 @@ class Result:
     challenger: dict[int, Bits] = field(default_factory=dict)
     baseline: dict[int, Bits] = field(default_factory=dict)
     """Of the champion; before there is one, of the majority class of the training part."""
+    sealed: dict[int, Bits] = field(default_factory=dict)
+    """The challenger's answers on the audit parts: nobody looks at them but an audit."""
+    twins: dict[int, Twins] = field(default_factory=dict)
+    """Of past holdouts: how the records now learnt that resemble theirs are labelled."""
     train_accuracy: float | None = None
+    challenger_details: dict[int, Details] = field(default_factory=dict)
+    baseline_details: dict[int, Details] = field(default_factory=dict)
+    """Of the champion; the majority class has none."""
+    records: dict[int, HoldoutRecords] = field(default_factory=dict)
+    """Of each holdout, where a guard asks for them."""
+    disturbed: tuple[Disturbed, ...] = ()
+    running: Running | None = None
+    shift: ShiftEvidence | None = None
+    """Of the batch against the newest past holdouts, with the champion's answers."""
+    pictures: dict[str, Picture] = field(default_factory=dict)
+    """Record id -> the record as an image, of suspect records that are images."""
 
     @property
     def learnt(self) -> bool:
@@ -106,7 +144,9 @@ def run(task: Task, on_progress: OnProgress) -> None:
     store = task.store.open()
     parts = [store.open(part.digest, index=part.experience) for part in task.learn]
     on_progress({"stage": "screening"})
-    result = _screen(task, parts)
+    champion = _champion(task)
+    past = Inspector.of(champion, [store.open(part.digest, index=part.experience) for part in _told(task)])
+    result = _screen(task, parts, past)
     for leftover in task.folder.parent.glob(f"{task.folder.name}.*.tmp"):
         # Of a trainer that was killed. One that is only slow has lost its lease, and may fail.
         shutil.rmtree(leftover, ignore_errors=True)
@@ -114,7 +154,9 @@ def run(task: Task, on_progress: OnProgress) -> None:
     scratch.mkdir(parents=True)
     try:
         if not result.stopped:
-            result = _learn(task, parts, result, store=store, scratch=scratch, on_progress=on_progress)
+            result = _learn(
+                task, parts, result, champion, store=store, scratch=scratch, on_progress=on_progress
+            )
         _write_result(result, scratch / RESULT_FILE)
         _publish(scratch, task.folder)
     finally:
@@ -126,7 +168,7 @@ def read_result(folder: Path) -> Result | None:
     path = folder / RESULT_FILE
     if not path.exists():
         return None
-    return msgspec.json.decode(path.read_bytes(), type=Result, dec_hook=_decode_bits)
+    return msgspec.json.decode(path.read_bytes(), type=Result, dec_hook=_decode_array)
 
 
 def load_learner(folder: Path) -> Learner:
@@ -136,7 +178,25 @@ def load_learner(folder: Path) -> Learner:
     return load_any(folder / LEARNER_FOLDER)
 
 
-def _screen(task: Task, parts: Sequence[Experience]) -> Result:
+def _champion(task: Task) -> Learner | None:
+    """The champion, ready to answer for every class of the stream."""
+    if task.champion is None:
+        return None
+    install(task.installation)
+    champion = load_learner(task.champion)
+    champion.widen(task.stream.classes)
+    return champion
+
+
+def _told(task: Task) -> list[Stored]:
+    """Past holdouts that new data is compared with, the newest first: the newest, and some spread before."""
+    newest_first = sorted(task.past_holdouts, key=lambda part: part.experience, reverse=True)
+    newest, older = newest_first[:NEWEST_HOLDOUTS], newest_first[NEWEST_HOLDOUTS:]
+    spread = np.linspace(0, len(older) - 1, min(len(older), OLDER_HOLDOUTS)).astype(int)
+    return [*newest, *(older[place] for place in spread)]
+
+
+def _screen(task: Task, parts: Sequence[Experience], past: Inspector | None) -> Result:
     """Look at each experience by itself; the worst is the evidence, and of equals the newest."""
     evidence = [
         data_evidence(
@@ -148,12 +208,24 @@ def _screen(task: Task, parts: Sequence[Experience]) -> Result:
         )
         for part in parts
     ]
+    evidence = [
+        replace(data, worst=broken_records(part)) if data.nonfinite_records else data
+        for data, part in zip(evidence, parts, strict=True)
+    ]
+    readable = all(data.misshapen is None and not data.nonfinite_records for data in evidence)
+    if past and readable:
+        evidence = [
+            replace(data, suspects=past.suspects(part)) for data, part in zip(evidence, parts, strict=True)
+        ]
     worst = [_worst(data, task.gate) for data in evidence]
     stopped = [position for position, badness in enumerate(worst) if badness == FAILED]
+    _, place, data = max(zip(worst, range(len(parts)), evidence, strict=True), key=lambda each: each[:2])
     return Result(
-        data=max(zip(worst, range(len(parts)), evidence, strict=True))[2],
+        data=data,
         stopped=tuple(parts[position].index for position in stopped),
         screens={part.index: profile(part.inputs, part.labels) for part in parts},
+        shift=past.shift(parts, alpha=task.gate.shift_alpha) if past and readable else None,
+        pictures=pictures(parts[place], data) if stopped else {},
     )
 
 
@@ -165,6 +237,7 @@ def _learn(
     task: Task,
     parts: Sequence[Experience],
     screened: Result,
+    champion: Learner | None,
     *,
     store: ExperienceStore,
     scratch: Path,
@@ -172,31 +245,163 @@ def _learn(
 ) -> Result:
     install(task.installation)
     spec = STRATEGIES[task.strategy["name"]]
-    champion = load_learner(task.champion) if task.champion else None
-    if champion:
-        champion.widen(task.stream.classes)
     learner = champion or spec.build(spec.config.model_validate(task.strategy), task.stream)
     experience = merge(parts)
-    new = [store.open(part.digest, index=part.experience) for part in task.new_holdouts]
-    past = [store.open(part.digest, index=part.experience) for part in task.past_holdouts]
+    new = [_judged(store, part) for part in task.new_holdouts]
+    past = [_judged(store, part) for part in task.past_holdouts]
     unanswered = [*new, *(holdout for holdout in past if holdout.index in task.missing_baselines)]
     baseline = {
-        holdout.index: _right(champion, holdout) if champion else _majority_right(experience, holdout)
+        holdout.index: answer(champion, holdout)
+        if champion
+        else Answers(_majority_right(experience, holdout))
         for holdout in unanswered
     }
+
+    former = champion.served_network() if champion and task.gate.needs_champion else None
 
     def report_step(*, step: int, total_steps: int, loss: float) -> None:
         on_progress({"stage": "learning", "step": step, "total_steps": total_steps, "loss": loss})
 
     report = learner.learn(experience, report_step)
     on_progress({"stage": "answering holdouts"})
-    challenger = {holdout.index: _right(learner, holdout) for holdout in [*past, *new]}
-    train_accuracy = float(_right(learner, experience).mean())
+    challenger = {holdout.index: answer(learner, holdout) for holdout in [*past, *new]}
+    sealed = {part.experience: answer(learner, _judged(store, part)).bits for part in task.sealed}
+    train_right = answer(learner, experience).bits
     learner.save(scratch / LEARNER_FOLDER)
     _export(learner, task.stream, scratch / SERVED_FILE)
+    on_progress({"stage": "comparing with the champion"})
+    disturbed, (champion_rounds, challenger_rounds) = _beside(task, former, learner, past=past, new=new)
     return replace(
-        screened, report=report, challenger=challenger, baseline=baseline, train_accuracy=train_accuracy
+        screened,
+        report=report,
+        challenger=_bits(challenger),
+        baseline=_bits(baseline),
+        sealed=sealed,
+        twins={
+            each.index: twins(each.inputs, each.labels, experience.inputs, experience.labels) for each in past
+        },
+        train_accuracy=float(train_right.mean()),
+        challenger_details=_details(challenger),
+        baseline_details=_details(baseline),
+        records={holdout.index: records_of(holdout) for holdout in [*past, *new]}
+        if task.gate.needs_records
+        else {},
+        disturbed=disturbed,
+        running=Running(
+            champion_rounds=champion_rounds,
+            challenger_rounds=challenger_rounds,
+            train_right=int(train_right.sum()),
+            train_records=len(train_right),
+            seconds=report.seconds,
+            champion_bytes=_served_bytes(task.champion),
+            challenger_bytes=_served_bytes(scratch),
+        ),
     )
+
+
+def _judged(store: ExperienceStore, part: Stored) -> Experience:
+    """A holdout in the order in which its records are judged, cut to those that are."""
+    holdout = store.open(part.digest, index=part.experience)
+    order = judging_order(holdout.labels, seed=holdout.digest)[: part.records]
+    return Experience(
+        index=holdout.index,
+        inputs=holdout.inputs[order],
+        labels=holdout.labels[order],
+        record_ids=holdout.record_ids[order],
+        groups={name: values[order] for name, values in holdout.groups.items()},
+        digest=holdout.digest,
+    )
+
+
+def judging_order(labels: NDArray[np.int64], *, seed: str) -> NDArray[np.int64]:
+    """The places (n,) of a holdout's records, so ordered that its first ones are a sample even over classes.
+
+    Always the same for a holdout: answers to fewer of its records are the first of the answers to more.
+    """
+    random = np.random.default_rng(np.frombuffer(hashlib.sha256(seed.encode()).digest(), dtype=np.uint32))
+    shuffled = random.permutation(len(labels))
+    rank = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = shuffled[labels[shuffled] == label]
+        # Each class spreads its records evenly over the whole order.
+        rank[members] = (np.arange(len(members)) + random.random()) / len(members)
+    return np.argsort(rank, kind="stable")
+
+
+_Rounds = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def _beside(
+    task: Task,
+    former: Any,
+    learner: Learner,
+    *,
+    past: Sequence[Experience],
+    new: Sequence[Experience],
+) -> tuple[tuple[Disturbed, ...], _Rounds]:
+    """Champion and challenger on disturbed records, and how long each takes; where a guard asks."""
+    if former is None:
+        return (), ((), ())
+    from strategies import robustness, timing
+    from strategies.learner import choose_device
+    from strategies.networks import ServedNetwork
+
+    gate, seed = task.gate, int(task.strategy.get("seed", 0))
+    current = learner.served_network()
+    inputs, labels = _sample([*past, *new], limit=gate.robustness_records, seed=seed)
+    timed: _Rounds = ((), ())
+    if gate.latency_ratio is not None and len(inputs):
+        timed = timing.rounds(former, current, inputs[:_TIMED])
+    if gate.robustness is None or not len(inputs):
+        return (), timed
+    if not (isinstance(former, ServedNetwork) and isinstance(current, ServedNetwork)):
+        return (), timed
+    before, after = (
+        robustness.answers_disturbed(
+            served,
+            inputs,
+            labels,
+            ways=gate.robustness_against,
+            epsilon=gate.robustness_epsilon,
+            limits=(0.0, 255.0) if task.stream.dtype == "uint8" else None,
+            seed=seed,
+            device=choose_device(task.strategy.get("device", "auto")),
+        )
+        for served in (former, current)
+    )
+    return tuple(Disturbed(way, before[way], after[way]) for way in after), timed
+
+
+_TIMED = 64
+"""Records of the batch that both are timed on."""
+
+
+def _sample(holdouts: Sequence[Experience], *, limit: int, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """At most `limit` records of all holdouts, each with the same chance."""
+    ends = np.cumsum([len(holdout) for holdout in holdouts])
+    total = int(ends[-1]) if len(ends) else 0
+    chosen = np.sort(np.random.default_rng(seed).permutation(total)[:limit])
+    inputs, labels = [], []
+    for holdout, end in zip(holdouts, ends, strict=True):
+        rows = chosen[(chosen >= end - len(holdout)) & (chosen < end)] - (end - len(holdout))
+        inputs.append(holdout.inputs[rows])
+        labels.append(holdout.labels[rows])
+    return np.concatenate(inputs), np.concatenate(labels)
+
+
+def _bits(answered: Mapping[int, Answers]) -> dict[int, Bits]:
+    return {index: each.bits for index, each in answered.items()}
+
+
+def _details(answered: Mapping[int, Answers]) -> dict[int, Details]:
+    return {index: each.details for index, each in answered.items() if each.details is not None}
+
+
+def _served_bytes(folder: Path | None) -> int | None:
+    """Of the served network in an update's folder; None where there is none."""
+    if folder is None or not (folder / SERVED_FILE).exists():
+        return None
+    return (folder / SERVED_FILE).stat().st_size
 
 
 def merge(parts: Sequence[Experience]) -> Experience:
@@ -211,14 +416,6 @@ def merge(parts: Sequence[Experience]) -> Experience:
         groups={name: np.concatenate([part.groups[name] for part in parts]) for name in parts[0].groups},
         digest=hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest(),
     )
-
-
-def _right(learner: Learner, holdout: Experience) -> Bits:
-    if not len(holdout):
-        return np.zeros(0, dtype=bool)
-    predicted = learner.predict(holdout.inputs).argmax(axis=1)
-    right: Bits = predicted == holdout.labels
-    return right
 
 
 def _majority_right(experience: Experience, holdout: Experience) -> Bits:
@@ -248,7 +445,7 @@ def _export(learner: Learner, stream: StreamInfo, path: Path) -> None:
 
 
 def _write_result(result: Result, path: Path) -> None:
-    payload = msgspec.json.encode(result, enc_hook=_encode_bits)
+    payload = msgspec.json.encode(result, enc_hook=_encode_array)
     with path.open("wb") as file:
         file.write(payload)
         file.flush()
@@ -269,13 +466,18 @@ def _publish(scratch: Path, folder: Path) -> None:
         os.close(parent)
 
 
-def _encode_bits(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
+def _encode_array(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.dtype == np.bool_:
         return {"n": len(value), "bits": base64.b64encode(np.packbits(value).tobytes()).decode()}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fi":
+        ordered = value.astype(value.dtype.newbyteorder("<"))
+        return {"dtype": ordered.dtype.str, "data": base64.b64encode(ordered.tobytes()).decode()}
     raise TypeError(f"{type(value).__name__} has no JSON form here")
 
 
-def _decode_bits(kind: type, value: Any) -> Any:
+def _decode_array(kind: type, value: Any) -> Any:
+    if "data" in value:
+        return np.frombuffer(base64.b64decode(value["data"]), dtype=value["dtype"])
     packed = np.frombuffer(base64.b64decode(value["bits"]), dtype=np.uint8)
     return np.unpackbits(packed, count=value["n"]).astype(bool)
 

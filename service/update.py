@@ -9,12 +9,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import sqlalchemy as sa
 
-from service import backlog, champions, holdouts, jobs, ledger
+from service import backlog, champions, freezes, holdouts, jobs, ledger
 from service.database import lock_pipeline, now
 from service.errors import ChampionMovedError
-from service.gate.base import Evidence, PairedAnswers, Verdict
+from service.gate.base import Audit, Evidence, PairedAnswers, Verdict
 from service.gate.decide import decide
 from service.jobs import Update
 from service.plan import Plan, make_plan
@@ -93,7 +94,7 @@ class Updater:
         return self._settings.checkpoints / update_id
 
     def _task(self, plan: Plan, folder: Path) -> Task:
-        learnt = plan.learnt_before
+        limit = plan.spec.gate.holdout_records
         return Task(
             update_id=plan.update.id,
             folder=folder,
@@ -103,28 +104,70 @@ class Updater:
             stream=replace(plan.spec.stream_info, classes=plan.classes),
             gate=plan.spec.gate,
             learn=tuple(Stored(index, plan.rows[index].train.digest) for index in plan.experiences),
-            new_holdouts=tuple(Stored(index, plan.rows[index].gate.digest) for index in plan.experiences),
-            past_holdouts=tuple(Stored(index, plan.rows[index].gate.digest) for index in learnt),
-            missing_baselines=tuple(index for index in learnt if index not in plan.past),
+            new_holdouts=tuple(
+                Stored(index, plan.rows[index].gate.digest, limit) for index in plan.experiences
+            ),
+            past_holdouts=tuple(
+                Stored(index, plan.rows[index].gate.digest, records) for index, records in plan.judged.items()
+            ),
+            missing_baselines=plan.unanswered,
             references=plan.references,
+            sealed=tuple(
+                Stored(index, plan.rows[index].audit.digest, records)
+                for index, records in {**plan.judged, **dict.fromkeys(plan.experiences, limit)}.items()
+                if plan.rows[index].audit.rows
+            ),
             installation=self._settings.installation,
         )
 
     def _evidence(self, plan: Plan, result: Result) -> Evidence:
         if not result.learnt:
-            return Evidence(data=result.data, first=plan.champion is None, learnt=False)
+            return Evidence(data=result.data, first=plan.champion is None, learnt=False, shift=result.shift)
         baseline = {**plan.past, **result.baseline}
+        baseline_details = {**plan.past_details, **result.baseline_details}
 
         def paired(index: int) -> PairedAnswers:
+            records = result.records.get(index)
             return PairedAnswers(
-                experience=index, baseline=baseline.get(index), challenger=result.challenger.get(index)
+                experience=index,
+                baseline=baseline.get(index),
+                challenger=result.challenger.get(index),
+                looks=plan.looks.get(index, 0),
+                twins=result.twins.get(index),
+                labels=records.labels if records else None,
+                groups={name: column.whole() for name, column in records.groups.items()} if records else {},
+                baseline_details=baseline_details.get(index),
+                challenger_details=result.challenger_details.get(index),
             )
 
         return Evidence(
             data=result.data,
-            past=tuple(paired(index) for index in plan.learnt_before),
+            past=tuple(paired(index) for index in plan.judged),
             new=tuple(paired(index) for index in plan.experiences),
             first=plan.champion is None,
+            attempt=plan.attempt,
+            audit=self._audit(plan, result) if plan.champion else None,
+            freeze=plan.freeze,
+            champion=plan.base_version,
+            disturbed=result.disturbed,
+            running=result.running,
+            shift=result.shift,
+        )
+
+    def _audit(self, plan: Plan, result: Result) -> Audit:
+        """What an audit would compare: the challenger with each experience's anchor."""
+        nothing = np.zeros(0, dtype=bool)
+        return Audit(
+            answers=tuple(
+                PairedAnswers(
+                    experience=index,
+                    baseline=plan.anchors.get(index) if plan.rows[index].audit.rows else nothing,
+                    challenger=result.sealed.get(index) if plan.rows[index].audit.rows else nothing,
+                    looks=plan.audits.get(index, 0),
+                )
+                for index in plan.judged
+            ),
+            last_audited=plan.last_audited,
         )
 
     def _settle(
@@ -151,6 +194,7 @@ class Updater:
             champions.require_unmoved(connection, pipeline, expected_revision=base)
             self._keep_answers(connection, plan, result, run_id=run_id, version=version)
             _act(connection, plan, result, verdict, version=version)
+            _count_looks(connection, plan, result, verdict)
             if backlog.fresh(connection, pipeline):
                 jobs.ensure_queued(connection, pipeline, requested_by="trigger")
 
@@ -161,7 +205,13 @@ class Updater:
         for experience, screen in result.screens.items():
             backlog.save_screen(connection, pipeline, experience=experience, screen=screen)
         if plan.champion:
-            holdouts.save(connection, pipeline, version=plan.champion.version, answered=result.baseline)
+            holdouts.save(
+                connection,
+                pipeline,
+                version=plan.champion.version,
+                answered=result.baseline,
+                details=result.baseline_details,
+            )
         if version is not None:
             champions.add_version(
                 connection,
@@ -172,7 +222,14 @@ class Updater:
                 learnt=plan.learnt_after,
                 run_id=run_id,
             )
-            holdouts.save(connection, pipeline, version=version, answered=result.challenger)
+            holdouts.save(
+                connection,
+                pipeline,
+                version=version,
+                answered=result.challenger,
+                details=result.challenger_details,
+            )
+            holdouts.save(connection, pipeline, version=version, answered=result.sealed, part="audit")
 
     def start_over(self, update: Update, error: ChampionMovedError) -> None:
         """The champion was moved while this update ran: end it, and compare with the champion of today."""
@@ -223,6 +280,31 @@ class Updater:
             LostLeaseError: another worker owns the update.
         """
         jobs.fail(self._engine, update, error=str(error))
+
+
+def _count_looks(connection: sa.Connection, plan: Plan, result: Result, verdict: Verdict) -> None:
+    """Every look at a holdout takes some of its life; an audit that did not pass ends the looks at all."""
+    if not result.learnt:
+        return
+    pipeline, update_id = plan.update.pipeline, plan.update.id
+    passed = verdict.outcome == "promote"
+    holdouts.note_looks(connection, pipeline, update_id=update_id, experiences=plan.judged, passed=passed)
+    if not verdict.audit:
+        return
+    looked = [index for index in plan.judged if plan.rows[index].audit.rows]
+    holdouts.note_looks(
+        connection, pipeline, update_id=update_id, experiences=looked, part="audit", passed=passed
+    )
+    if verdict.freezes:
+        freezes.begin(
+            connection,
+            pipeline,
+            update_id=update_id,
+            last_audited=plan.last_audited,
+            champion=plan.base_version,
+            actor=GATE,
+            reason=verdict.reason,
+        )
 
 
 def _act(

@@ -182,6 +182,10 @@ class Learner(Protocol):
         """
         ...
 
+    def embed(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """Features below the head (n, width): what the network decides by. As pure as `predict`."""
+        ...
+
     def widen(self, classes: Sequence[str]) -> None:
         """Know of classes that came to the stream since; those known before stay in their places.
 

@@ -158,20 +158,36 @@ class AvalancheLearner:
         Raises:
             ExperienceUnfitError: the records are of another shape.
         """
+        return self._at_rest(self._served(), inputs, width=len(self.stream_info.classes))
+
+    def embed(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """Features below the head (n, width). See `Learner.embed`.
+
+        Raises:
+            ExperienceUnfitError: the records are of another shape.
+        """
+        network = self.network
+        return self._at_rest(
+            lambda batch: network.features(network.prepare(batch)), inputs, width=network.head.width
+        )
+
+    def _at_rest(
+        self, answer: Callable[[Tensor], Tensor], inputs: NDArray[Any], *, width: int
+    ) -> NDArray[np.float32]:
+        """(n, width) answers to raw features, a few records at a time, by the network in evaluation mode."""
         self._check_usable()
         check_shape(inputs, self.stream_info)
         inputs = inputs if inputs.dtype == np.uint8 else inputs.astype(np.float32, copy=False)
-        served = self._served()
         modes = {module: module.training for module in self.network.modules()}
         step = max(1, PREDICTION_VALUES // max(1, int(np.prod(self.stream_info.shape))))
         step = min(step, self.network.records_at_once)
-        answers = [np.zeros((0, len(self.stream_info.classes)), np.float32)]
+        answers = [np.zeros((0, width), np.float32)]
         try:
-            served.eval()
+            self.network.eval()
             with torch.no_grad():
                 for start in range(0, len(inputs), step):
                     batch = torch.from_numpy(np.array(inputs[start : start + step], order="C"))
-                    answers.append(served(batch.to(self.device)).cpu().numpy())
+                    answers.append(answer(batch.to(self.device)).float().cpu().numpy())
         finally:
             for module, mode in modes.items():
                 module.training = mode

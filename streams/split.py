@@ -26,7 +26,7 @@ class Split(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     gate: Share = Field(0.25, description="Share that every update is judged on.")
-    audit: Share = Field(0.05, description="Sealed share, read only when the erosion budget is checked.")
+    audit: Share = Field(0.2, description="Sealed share, read only when the erosion budget is checked.")
 
     @field_validator("gate")
     @classmethod

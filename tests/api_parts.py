@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from service import backlog, champions, jobs, ledger, specs
 from service.database import connect
+from service.gate.base import Answer, Finding, Note, Outcome, Verdict
 from service.ingester import PipelineIngest
 from service.plan import make_plan
 from service.settings import Settings
@@ -155,6 +156,12 @@ def learn(api: Api, pipeline: str, outcome: Literal["promote", "review", "reject
     return settle(api, pipeline, answer.json()["update"], outcome)
 
 
+def _verdict(outcome: Outcome) -> Verdict:
+    answers: dict[Outcome, Answer] = {"promote": "pass", "review": "undecided", "reject": "fail"}
+    told = Finding("retention", answers[outcome], "experience 0: as the test says", 0, {"n": 5})
+    return Verdict(outcome, told.sentence, (told,), (Note("budget", "budget: nothing is sealed"),))
+
+
 def settle(api: Api, pipeline: str, requested: str, outcome: Literal["promote", "review", "reject"]) -> str:
     """The rest of an update that was asked for over HTTP."""
     ingest(api, pipeline)
@@ -205,7 +212,7 @@ def settle(api: Api, pipeline: str, requested: str, outcome: Literal["promote", 
                 "state": "review" if outcome == "review" else "done",
                 "outcome": outcome,
                 "reason": "test",
-                "verdict": {"outcome": outcome, "findings": []},
+                "verdict": _verdict(outcome).as_dict(),
                 "version": number,
                 "run_id": f"run-{number}",
                 "finished_at": time.time(),

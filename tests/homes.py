@@ -90,7 +90,7 @@ class Home:
         intake.push(
             self.engine,
             NAME,
-            body=b"\n".join(encode_json(records, DIGITS_SCHEMA)),
+            body=b"\n".join(encode_json(records, self.spec.record_schema)),
             content_type="application/x-ndjson",
             request_key=None,
             max_backlog_records=100_000,

@@ -42,6 +42,9 @@ ROUTES = {
     ("GET", "/v1/pipelines/{pipeline}/champion"),
     ("POST", "/v1/pipelines/{pipeline}/rollback"),
     ("GET", "/v1/pipelines/{pipeline}/ledger"),
+    ("GET", "/v1/pipelines/{pipeline}/holdouts"),
+    ("POST", "/v1/pipelines/{pipeline}/holdouts/{experience}/{marking}"),
+    ("POST", "/v1/pipelines/{pipeline}/unfreeze"),
     ("GET", "/v1/updates/{update}"),
     ("POST", "/v1/updates/{update}/cancel"),
     ("GET", "/v1/updates/{update}/decision"),
@@ -238,11 +241,14 @@ def test_a_method_that_a_path_does_not_take_is_a_problem_that_names_the_right_on
         ("GET", "/champion"),
         ("POST", "/rollback"),
         ("GET", "/ledger"),
+        ("GET", "/holdouts"),
+        ("POST", "/holdouts/0/retire"),
+        ("POST", "/unfreeze"),
     ],
 )
 def test_an_unknown_pipeline_is_named_on_every_route(api: Api, name: str, method: str, rest: str) -> None:
-    bodies = {"/records": {"records": [{}]}, "/updates": {}, "/rollback": {"reason": "why"}}
-    body = bodies.get(rest) if method == "POST" else None
+    bodies: dict[str, object] = {"/records": {"records": [{}]}, "/updates": {}}
+    body = bodies.get(rest, {"reason": "why"}) if method == "POST" else None
     with unchanged(api):
         answer = api.http.request(method, f"/v1/pipelines/{name}{rest}", json=body)
         document = api.refuses(answer, 404, "pipeline-unknown")
@@ -252,7 +258,7 @@ def test_an_unknown_pipeline_is_named_on_every_route(api: Api, name: str, method
 @pytest.mark.parametrize(
     "media_type", ["text/plain", "application/x-www-form-urlencoded", "", "application/xml"]
 )
-@pytest.mark.parametrize("path", ["", "/a/records", "/a/updates", "/a/rollback"])
+@pytest.mark.parametrize("path", ["", "/a/records", "/a/updates", "/a/rollback", "/a/unfreeze"])
 def test_a_body_of_another_type_is_turned_away(api: Api, media_type: str, path: str) -> None:
     headers = {"Content-Type": media_type} if media_type else {}
     with unchanged(api):

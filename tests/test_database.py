@@ -4,14 +4,18 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from service import database as module
+from service import holdouts
+from service.answering import details
 from service.database import connect, lock_pipeline, migrate, now
 from service.errors import SettingsError
 from streams.letters import get
@@ -71,6 +75,33 @@ def test_dead_letters_of_the_release_before_get_their_names_and_can_be_replayed(
             assert get(connection, "digits", letter.letter) == letter
     manifest.commit("digits", {"p": Span("2:1", "3:1")}, revision=0, dead_letters=found)
     assert len(manifest.dead_letters("digits")) == 3
+    engine.dispose()
+
+
+def test_answers_without_details_are_kept_and_can_get_them(empty_database_url: str) -> None:
+    engine = connect(empty_database_url)
+    migrate(engine, revision="0003")
+    with engine.begin() as connection:
+        row = {"pipeline": "p", "version": 1, "experience": 0, "part": "gate", "records": 2, "bits": b"\x80"}
+        names = ", ".join(row)
+        places = ", ".join(f":{name}" for name in row)
+        connection.execute(sa.text(f"INSERT INTO answers ({names}) VALUES ({places})"), row)
+    migrate(engine)
+    assert differences(engine) == []
+    probabilities = np.array([[0.75, 0.25], [0.5, 0.5]], dtype=np.float32)
+    said = details(probabilities, np.array([0, 1]))
+    with engine.begin() as connection:
+        assert holdouts.of_version(connection, "p", version=1)[0].tolist() == [True, False]
+        assert holdouts.details_of_version(connection, "p", version=1) == {}
+        bits = {0: np.array([False, False])}
+        for each in (said, replace(said, brier=said.brier + 1)):
+            holdouts.save(connection, "p", version=1, answered=bits, details={0: each})
+        assert holdouts.of_version(connection, "p", version=1)[0].tolist() == [True, False]
+        kept = holdouts.details_of_version(connection, "p", version=1)[0]
+    assert kept.brier.tolist() == [0.125, 0.5]
+    assert kept.score is not None
+    assert kept.score.tolist() == [0.25, 0.5]
+    assert kept.predicted.tolist() == [0, 0]
     engine.dispose()
 
 

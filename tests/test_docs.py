@@ -15,13 +15,14 @@ import pytest
 import typer.main
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
+from typer.testing import CliRunner
 
 import service.errors
 from service import cli, jobs
 from service.errors import HoldfastError
-from service.gate import stats
-from service.gate.base import VERDICT_SCHEMA, Finding, GateConfig, Verdict
-from service.gate.decide import AFTER_LEARNING, BEFORE_LEARNING
+from service.gate import planning, stats
+from service.gate.base import VERDICT_SCHEMA, Finding, GateConfig, Note, Verdict
+from service.gate.decide import AFTER_LEARNING, BEFORE_LEARNING, SEALED
 from service.pipelines import PipelineSpec, parse
 from service.settings import Settings
 from strategies.augment_choice import Color, Crop, Erase, Flip, Noise, Rotate
@@ -209,11 +210,13 @@ def test_every_setting_is_described_with_its_default() -> None:
 
 def test_the_gate_page_names_every_guard_and_the_form_of_a_verdict() -> None:
     text = page("gate.md")
-    for name, _ in (*BEFORE_LEARNING, *AFTER_LEARNING):
+    for name, _ in (*BEFORE_LEARNING, *AFTER_LEARNING, *SEALED):
         assert f"| {name} |" in text
-    guards = ast.parse((ROOT / "service" / "gate" / "guards.py").read_text())
-    literals = {node.value for node in ast.walk(guards) if isinstance(node, ast.Constant)}
-    for finding in ("values", "labels", "anomalies", "retention", "learning", "first_update"):
+    sources = [ast.parse(path.read_text()) for path in (ROOT / "service" / "gate").glob("*.py")]
+    literals = {node.value for tree in sources for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    own = ("values", "labels", "anomalies", "retention", "learning", "first_update", "groups")
+    quality = ("negative_flips", "calibration", "macro_f1", "balanced_accuracy", "auc", "brier", "robustness")
+    for finding in (*own, *quality, "train_gap", "latency", "size", "update_cost"):
         assert finding in literals
         assert f"`{finding}`" in text
     (verdict,) = (json.loads(block) for block in blocks(text, "json"))
@@ -221,6 +224,8 @@ def test_the_gate_page_names_every_guard_and_the_form_of_a_verdict() -> None:
     assert set(verdict) == {"schema", *(field.name for field in fields(Verdict))}
     for found in verdict["findings"]:
         assert set(found) == {field.name for field in fields(Finding)}
+    for note in verdict["notes"]:
+        assert set(note) == {field.name for field in fields(Note)}
 
 
 def test_the_numbers_that_help_to_choose_a_margin_are_the_gates_own() -> None:
@@ -231,6 +236,41 @@ def test_the_numbers_that_help_to_choose_a_margin_are_the_gates_own() -> None:
         assert int(floor) == int(stats.floor_n(margin, 0.05))
         for churn, told in ((0.02, few), (0.06, many)):
             assert int(told.replace(",", "")) == int(stats.needed_n(margin, 0.05, churn=churn, power=0.8))
+
+
+SIMULATED = re.findall(
+    r"^```sh\n(holdfast gate .*?)\n```\n+```text\n(.*?)^```", page("gate.md"), flags=re.M | re.S
+)
+
+
+@pytest.mark.parametrize(("command", "shown"), SIMULATED, ids=[command for command, _ in SIMULATED])
+def test_the_simulated_tables_are_what_their_commands_print(command: str, shown: str) -> None:
+    done = CliRunner().invoke(cli.app, shlex.split(command)[1:])
+    assert done.exit_code == 0, done.output
+    assert done.output == shown
+
+
+def test_the_gate_page_shows_what_its_commands_print() -> None:
+    assert {command.split()[2] for command, _ in SIMULATED} == {"simulate", "plan"}
+    assert len(SIMULATED) == len(
+        re.findall(r"^holdfast gate (?:simulate|plan) ", page("gate.md"), flags=re.M)
+    )
+
+
+def test_the_planned_records_are_the_gates_own() -> None:
+    table = page("gate.md").split("\n| margin | 3 % flip, 1 holdout |")[1].split("\n\n")[0]
+    found = re.findall(r"^\| (\d) points \| (.*) \|$", table, flags=re.M)
+    assert len(found) >= 3
+    first = stats.spent(0.05, 1)
+    for margin, told in found:
+        planned = [
+            planning.needed_records(
+                margin=int(margin) / 100, alpha=first, churn=churn, power=planning.power_each(0.9, holdouts)
+            )
+            for churn in (0.03, 0.06)
+            for holdouts in (1, 5, 20)
+        ]
+        assert [int(each.replace(",", "")) for each in told.split(" | ")] == planned
 
 
 def test_every_module_has_its_line_in_the_architecture() -> None:
@@ -319,6 +359,7 @@ def test_the_examples_of_the_api_answer_as_documented(tmp_path: Path) -> None:
             method, path, got = _curl(api, command, {**variables, **other})
             assert got.status_code == int(status), (command, got.text)
             route = re.sub(r"/u-[0-9a-f]+", "/{update}", path.replace("/sensors", "/{pipeline}"))
+            route = re.sub(r"/holdouts/\d+/\w+$", "/holdouts/{experience}/{marking}", route)
             seen.add((method, re.sub(r"/[0-9a-f]{16}$", "/{letter}", route)))
             if answer:
                 documented, real = json.loads(answer), got.json()

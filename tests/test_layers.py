@@ -90,6 +90,8 @@ RANKS = [
     "strategies.training_parts",
     "strategies.weight_averages",
     "strategies.bridge",
+    "strategies.robustness",
+    "strategies.timing",
     "strategies.learner",
     "strategies.naive",
     "strategies.replay",
@@ -121,13 +123,27 @@ RANKS = [
     "service.gate.sentences",
     "service.gate.comparisons",
     "service.gate.screen",
+    "service.gate.obsolete",
+    "service.gate.measures",
+    "service.gate.suspects",
     "service.gate.guards",
+    "service.gate.groups",
+    "service.gate.quality",
+    "service.gate.robustness",
+    "service.gate.running",
+    "service.gate.budget",
     "service.gate.decide",
+    "service.gate.simulate",
+    "service.gate.lives",
+    "service.gate.planning",
     "service.pipelines",
+    "service.answering",
     "service.database",
     "service.migrations.env",
     "service.migrations.versions.v0001_first",
     "service.migrations.versions.v0002_streams",
+    "service.migrations.versions.v0003_looks",
+    "service.migrations.versions.v0004_details",
     "service.sources",
     "service.storage",
     "service.roles",
@@ -136,6 +152,7 @@ RANKS = [
     "service.jobs",
     "service.ledger",
     "service.champions",
+    "service.freezes",
     "service.holdouts",
     "service.decisions",
     "service.retention",
@@ -145,6 +162,7 @@ RANKS = [
     "service.replays",
     "service.evidence",
     "service.registry",
+    "service.inspection",
     "service.trainer",
     "service.pool",
     "service.plan",
@@ -158,6 +176,7 @@ RANKS = [
     "service.api.parameters",
     "service.api.bodies",
     "service.api.pipelines",
+    "service.api.holdouts",
     "service.api.records",
     "service.api.streams",
     "service.api.updates",
@@ -169,6 +188,9 @@ RANKS = [
     "service.demo",
     "service.commands",
     "service.stream_commands",
+    "service.holdout_commands",
+    "service.gate_tables",
+    "service.gate_commands",
     "service.cli",
 ]
 
@@ -181,10 +203,21 @@ HOMES = {
     "torch": ("strategies.", "service.trainer", "service.pool", "service.registry", "service.judging"),
     "confluent_kafka": ("streams.kafka_topic",),
     "redis": ("streams.redis",),
+    "cleanlab": ("service.inspection",),
 }
 
 # Reached by name and late, where the arrow would otherwise run uphill: the catalog line names the builder.
-GATE_MAY_IMPORT = {"numpy", "scipy", "pydantic", "service", "collections", "dataclasses", "math", "typing"}
+GATE_MAY_IMPORT = {
+    "numpy",
+    "scipy",
+    "pydantic",
+    "service",
+    "collections",
+    "dataclasses",
+    "functools",
+    "math",
+    "typing",
+}
 
 
 def modules() -> list[str]:

@@ -118,6 +118,10 @@ BAD: list[tuple[str, object, str, str]] = [
     ("gate.margin", 1, "gate.margin", "less than 1"),
     ("gate.alpha", 0.5, "gate.alpha", "less than or equal to 0.1"),
     ("gate.first_update", "always", "gate.first_update", "'gate' or 'review'"),
+    ("gate.groups", 0.05, "body", "gate.groups wants group columns: declare them as schema.groups"),
+    ("gate.groups", 1.5, "gate.groups", "less than 1"),
+    ("gate.metrics", {"accuracy": 0.1}, "gate.metrics.accuracy.[key]", "'macro_f1'"),
+    ("gate.robustness_against", ["rain"], "gate.robustness_against.0", "'fgsm'"),
     ("max_experiences_per_update", 0, "max_experiences_per_update", "greater than or equal to 1"),
     ("max_carries", -1, "max_carries", "greater than or equal to 0"),
 ]
@@ -133,6 +137,14 @@ def test_a_bad_spec_is_refused_with_where_and_why(path: str, value: object, wher
     assert "Value error" not in caught.value.detail
     assert f"{errors[0]['where']}: {errors[0]['problem']}." in caught.value.detail
     assert ".." not in caught.value.detail
+
+
+def test_auc_is_refused_where_there_are_not_two_classes() -> None:
+    document = changed("gate.metrics", {"auc": 0.05})
+    assert parse(document).gate.metrics == {"auc": 0.05}
+    document["schema"]["classes"] = ["no", "maybe", "yes"]
+    with pytest.raises(PipelineInvalidError, match="auc is made for two classes"):
+        parse(document)
 
 
 def test_several_problems_are_told_at_once() -> None:

@@ -99,6 +99,22 @@ def test_limits_and_test_agree() -> None:
     np.testing.assert_allclose(lower, -stats.loss_upper(gained, lost, n=500, alpha=0.05))
 
 
+@pytest.mark.parametrize("alpha", [0.1, 0.05, 0.001, 1e-6])
+def test_every_limit_is_where_the_test_turns(alpha: float) -> None:
+    """From single records to many, from no flips to nothing but flips."""
+    random = np.random.default_rng(0)
+    for n in (1, 2, 5, 60, 500, 20_000):
+        lost = random.integers(0, n + 1, 500) // random.choice([1, 30], 500)
+        gained = (random.random(500) * (n - lost + 1)).astype(int) // random.choice([1, 30], 500)
+        upper = stats.loss_upper(lost, gained, n=n, alpha=alpha)
+        inside = np.abs(upper) < 1 - 1e-6
+        above, below = (
+            stats.noninferiority_p(lost, gained, n=n, margin=upper + aside)[inside] for aside in (1e-9, -1e-9)
+        )
+        assert (above <= alpha).all()
+        assert (below > alpha).all()
+
+
 def test_empty_holdout_has_no_p_value() -> None:
     assert math.isnan(float(stats.noninferiority_p(0, 0, n=0, margin=0.02)))
     assert math.isnan(float(stats.loss_upper(0, 0, n=0, alpha=0.05)))
@@ -194,3 +210,15 @@ def test_more_losses_never_help(n: int, data: st.DataObject) -> None:
     assert 0 <= p[0] <= p[1] + 1e-12
     assert p[1] <= 1
     assert stats.mcnemar_drop_p(lost + 1, gained) <= stats.mcnemar_drop_p(lost, gained) + 1e-12
+
+
+def test_a_share_is_compared_with_an_estimated_one_at_its_rate() -> None:
+    """Exact rejection rate of the score test where both shares are the same, over all pairs of counts."""
+    here, there, alpha = 150, 60, 1 / 60
+    seen, usual = np.arange(here + 1)[:, None], np.arange(there + 1)[None]
+    p = stats.higher_p(seen / here, usual / there, sample=here, reference_sample=there)
+    for share in (0.01, 0.05, 0.2, 0.5):
+        mass = scipy_stats.binom.pmf(seen, here, share) * scipy_stats.binom.pmf(usual, there, share)
+        assert mass[p <= alpha].sum() <= 1.5 * alpha
+    assert stats.higher_p(0.0, 0.0, sample=10, reference_sample=10) == 0.5
+    assert stats.higher_p(0.3, 0.01, sample=150, reference_sample=60) < 1e-4

@@ -262,6 +262,44 @@ class DecisionView(Body):
     decision: Mapping[str, Any] | None
 
 
+class DecisionReason(Body):
+    """Why a person does something that the ledger keeps."""
+
+    reason: Reason
+    by: Actor = "anonymous"
+
+
+class FreezeView(Body):
+    """An audit that stopped promotion."""
+
+    update: str = Field(description="Whose audit did not pass.")
+    last_audited: int | None = Field(description="The newest version whose audit passed.")
+
+
+class HoldoutView(Body):
+    """A past holdout: records of an experience that the champion learnt, never trained on."""
+
+    experience: int
+    records: int
+    judged_records: int = Field(description="Of these, how many updates are compared on.")
+    sealed_records: int = Field(description="Of the audit part.")
+    looks: int = Field(description="Updates that were compared on it.")
+    looks_left: int
+    audits: int = Field(description="Looks at the sealed part.")
+    audits_left: int
+    anchor_version: int = Field(description="The version right after it was learnt.")
+    retired: bool
+    pinned: bool
+
+
+class HoldoutsView(Body):
+    """The past holdouts of a pipeline."""
+
+    pipeline: str
+    freeze: FreezeView | None = Field(description="Not null: promotion is frozen.")
+    holdouts: Sequence[HoldoutView]
+
+
 class RollbackRequest(Body):
     """Which former champion to bring back."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,13 @@ Outcome = Literal["promote", "review", "reject"]
 Bits = NDArray[np.bool_]
 """(n,) right/wrong of one model on a holdout's records, in their order."""
 
+Share = Annotated[float, Field(gt=0, lt=1)]
+Metric = Literal["macro_f1", "balanced_accuracy", "auc", "brier"]
+Attack = Literal["fgsm", "pgd", "corruptions"]
+
 VERDICT_SCHEMA = "holdfast.verdict/1"
+BUDGET = "budget"
+"""The guard of the sealed audit parts."""
 
 
 class GateConfig(BaseModel):
@@ -26,6 +32,39 @@ class GateConfig(BaseModel):
     alpha: float = Field(0.05, gt=0, le=0.1, description="Error rate of each promise.")
     learning_margin: float = Field(
         0.02, gt=0, lt=1, description="The new experience may be answered worse than by the champion by less."
+    )
+    budget: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="A past experience may truly lose less than this over all updates since it was learnt.",
+    )
+    audits: int = Field(
+        50,
+        ge=1,
+        le=10_000,
+        description="Looks at the sealed audit parts that alpha is shared out over; one a promotion.",
+    )
+    holdout_looks: int = Field(
+        500,
+        ge=1,
+        le=1_000_000,
+        description="Updates that a holdout may be compared in; then it is worn out, and no evidence.",
+    )
+    max_holdouts: int = Field(
+        50,
+        ge=1,
+        le=10_000,
+        description="Past holdouts judged whole: the newest, and all pinned ones; others are archived.",
+    )
+    holdout_records: int = Field(
+        5000, ge=1, le=10_000_000, description="Records of one holdout that are judged, at most."
+    )
+    archive_records: int = Field(
+        5000,
+        ge=1,
+        le=10_000_000,
+        description="Records of all archived holdouts together, sampled evenly over holdouts and classes.",
     )
     first_update: Literal["gate", "review"] = Field(
         "gate",
@@ -44,6 +83,130 @@ class GateConfig(BaseModel):
         lt=1,
         description="Stop a batch whose anomalies exceed the reference by more.",
     )
+    suspect_excess: float = Field(
+        0.02,
+        ge=0,
+        lt=1,
+        description="Stop a batch in which outliers, or mislabelled records, truly exceed the share in past "
+        "holdouts by more.",
+    )
+    planted_excess: float = Field(
+        0.01, ge=0, lt=1, description="The same for records that are alike only by a rare mark."
+    )
+    on_shift: Literal["note", "review"] = Field(
+        "note", description="When the batch is shifted: note it with the verdict, or let a person decide too."
+    )
+    shift_alpha: float = Field(
+        0.001, gt=0, le=0.1, description="Chance that a batch which is not shifted is called so."
+    )
+    groups: Share | None = Field(
+        None,
+        description="Each value of each group column may truly lose less than this, on every holdout; "
+        "0.05 is a good start, unset asks nothing.",
+    )
+    negative_flips: Share | None = Field(
+        None,
+        description="Share of records that may turn from right to wrong, whatever is gained elsewhere; "
+        "unset asks nothing.",
+    )
+    calibration: Annotated[float, Field(gt=0, lt=2)] | None = Field(
+        None,
+        description="A holdout's Brier score (0 best, 2 worst) may truly rise by less than this; 0.005 is a "
+        "good start, unset asks nothing.",
+    )
+    metrics: Mapping[Metric, Share] = Field(
+        default_factory=dict,
+        description="Metrics beyond accuracy, each with what a holdout may truly lose of it: macro_f1, "
+        "balanced_accuracy, auc (two classes), brier.",
+    )
+    robustness: Share | None = Field(
+        None,
+        description="Accuracy on disturbed holdout records may truly fall by less than this; 0.05 is a good "
+        "start, unset asks nothing.",
+    )
+    robustness_against: tuple[Attack, ...] = Field(
+        ("fgsm", "pgd", "corruptions"),
+        min_length=1,
+        description="How records are disturbed: fgsm, pgd, corruptions.",
+    )
+    robustness_epsilon: float = Field(
+        0.1,
+        gt=0,
+        le=10,
+        description="How far fgsm and pgd may move a feature, in units of the scaled input (mostly standard "
+        "deviations).",
+    )
+    robustness_records: int = Field(
+        400, ge=100, le=5000, description="Holdout records that are disturbed, at most."
+    )
+    train_gap: Share | None = Field(
+        None,
+        description="Accuracy on the training records may lie so far above that on the new holdouts; unset "
+        "only reports it.",
+    )
+    latency_ratio: Annotated[float, Field(gt=0, le=1000)] | None = Field(
+        None, description="How many times the champion's time an answer may take; unset asks nothing."
+    )
+    size_ratio: Annotated[float, Field(gt=0, le=1000)] | None = Field(
+        None,
+        description="How many times the champion's bytes the served network may have; unset asks nothing.",
+    )
+    update_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="Seconds that learning may take; unset asks nothing."
+    )
+
+    @property
+    def needs_details(self) -> bool:
+        """Whether a guard asks for more of each record than right or wrong."""
+        return self.calibration is not None or bool(self.metrics)
+
+    @property
+    def needs_champion(self) -> bool:
+        """Whether the champion must answer again, beside the challenger."""
+        return self.robustness is not None or self.latency_ratio is not None
+
+    @property
+    def needs_records(self) -> bool:
+        """Whether a guard asks for the records' own labels and groups."""
+        return self.groups is not None or self.needs_details
+
+
+@dataclass(frozen=True)
+class Details:
+    """What one model said of each record of a holdout, beyond right or wrong; all (n,), in their order."""
+
+    predicted: NDArray[np.int32]
+    """Class id of the answer."""
+    confidence: NDArray[np.float32]
+    """Probability of the answer."""
+    brier: NDArray[np.float32]
+    """Sum over the classes of (probability - truth)^2, between 0 and 2 (Brier 1950)."""
+    score: NDArray[np.float32] | None = None
+    """Probability of class 1; None: the stream has not two classes."""
+
+    def __len__(self) -> int:
+        return len(self.predicted)
+
+    def first(self, records: int) -> "Details":
+        """The same of the first so many records."""
+        return Details(
+            self.predicted[:records],
+            self.confidence[:records],
+            self.brier[:records],
+            None if self.score is None else self.score[:records],
+        )
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Records of a holdout that have a twin among those now learnt, nearer than their own kind usually is."""
+
+    records: int
+    """Records of the holdout that have one."""
+    relabelled: int
+    """Of these, those whose twin carries another label."""
+    usual: float
+    """Share of the holdout's records whose nearest record in the same holdout carries another label."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +220,16 @@ class PairedAnswers:
     """(n,)."""
     margin: float | None = None
     """This holdout's own margin; None: the pipeline's."""
+    looks: int = 0
+    """Earlier updates that were compared on it."""
+    twins: Twins | None = None
+    """How the records now learnt that resemble this holdout's are labelled; None: nobody looked."""
+    labels: NDArray[np.int64] | None = None
+    """(n,) class ids; None: no guard asked for them."""
+    groups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
+    """Group column -> (n,) value of each record."""
+    baseline_details: Details | None = None
+    challenger_details: Details | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +248,85 @@ class Screen:
     """At each size, the 99th percentile of the distance to the nearest neighbours."""
 
 
+SuspectKind = Literal["planted", "outliers", "mislabelled"]
+MOST_WORST = 20
+"""Records that a person is shown, at most."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """A feature of one record that lies far outside what is usual."""
+
+    feature: int
+    """Its place among the flattened features."""
+    value: float
+    low: float
+    """1st percentile of the past holdouts."""
+    high: float
+    """99th percentile."""
+
+
+@dataclass(frozen=True)
+class WorstRecord:
+    """A record that a person should look at."""
+
+    record: str
+    """Its record id."""
+    kind: str
+    """What is suspect about it: a `SuspectKind`, or `values`."""
+    score: float
+    """The larger the worse, among records of its kind."""
+    reason: str
+    label: int | None = None
+    """Class id that it came with."""
+    deviations: tuple[Deviation, ...] = ()
+    """Its most unusual features, the farthest first."""
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """What past holdouts and the champion make of a batch's records."""
+
+    records: int
+    """Records of the batch that were looked at; 0: they, or the past holdouts', are too few."""
+    reference_records: int
+    rates: Mapping[SuspectKind, float] = field(default_factory=dict)
+    """Share of the records looked at."""
+    expected_rates: Mapping[SuspectKind, float] = field(default_factory=dict)
+    """The share among the past holdouts, had the champion doubted their labels as it doubts this batch's."""
+    worst: tuple[WorstRecord, ...] = ()
+    """Up to `MOST_WORST` of each kind, the worst first."""
+    dead_features: tuple[int, ...] = ()
+    """Features that vary in the past holdouts and are constant in the batch."""
+    far_features: tuple[int, ...] = ()
+    """Features with a value more than a hundred times as large as any in the past holdouts."""
+
+
+@dataclass(frozen=True)
+class ShiftEvidence:
+    """What the battery of `streams.shift` says about the batch against the newest past holdouts."""
+
+    verdict: Literal["shifted", "same", "undecided"]
+    alpha: float
+    """Chance of `shifted` when both are samples of one distribution, at most."""
+    p_values: Mapping[str, float]
+    """By test, corrected for all comparisons."""
+    distance: float
+    """Largest KS distance of a feature, 0..1."""
+    feature: int | None
+    """Where that is."""
+    reference_records: int
+    window_records: int
+    label_shift: float
+    """Total variation between the shares of the labels that both came with, 0..1."""
+    prior_shift: float | None = None
+    """The same by the champion's answers (BBSE); None: it cannot tell the classes apart."""
+    estimated_accuracy: float | None = None
+    """Of the champion on the batch, by its confidence."""
+    reference_accuracy: float | None = None
+    """Of the champion on the past holdouts that it was compared with."""
+
+
 @dataclass(frozen=True)
 class DataEvidence:
     """What the data guard sees of a batch, before anything is learnt from it."""
@@ -91,6 +343,63 @@ class DataEvidence:
     anomaly_rate: float = 0.0
     reference_anomaly_rate: float = 0.0
     has_reference: bool = False
+    suspects: Suspects | None = None
+    """None: there is no champion yet, or the batch cannot be read."""
+    worst: tuple[WorstRecord, ...] = ()
+    """Records with broken values."""
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """Promotion stopped: an audit did not pass, and no person has lifted that yet."""
+
+    update_id: str
+    """Whose audit it was."""
+    last_audited: int | None
+    """The newest version whose audit passed; None: none ever did."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The sealed audit parts: the challenger against each experience's anchor.
+
+    Only an update that would be promoted is looked at (`decide`), so that all an audit ever tells the
+    following updates is that it passed, and a sum of error rates over the looks is a bound.
+    """
+
+    answers: tuple[PairedAnswers, ...]
+    """One an experience that the champion learnt; the baseline is its anchor, `looks` are earlier audits."""
+    last_audited: int | None = None
+    """The newest version of the champion's lineage whose audit passed."""
+
+
+@dataclass(frozen=True)
+class Disturbed:
+    """Right/wrong bits on the same holdout records, disturbed in one way; by each model's own gradients
+    where it is an attack."""
+
+    way: str
+    """Such as "fgsm", "pgd" or "blur"."""
+    baseline: NDArray[np.bool_] | None
+    challenger: NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True)
+class Running:
+    """What a challenger cost to make, and costs to run. None: it was not measured."""
+
+    train_right: int | None = None
+    """Training records that the challenger answers right,"""
+    train_records: int = 0
+    """of so many."""
+    seconds: float | None = None
+    """That learning took."""
+    champion_bytes: int | None = None
+    """Of the served network."""
+    challenger_bytes: int | None = None
+    champion_rounds: tuple[float, ...] = ()
+    """Seconds that the same batch took, round by round, in turns with the challenger."""
+    challenger_rounds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,6 +415,21 @@ class Evidence:
     """No champion yet: the baseline of `new` is the majority class."""
     learnt: bool = True
     """False: the data guard stopped the batch before it was learnt."""
+    attempt: int | None = None
+    """Which try of the same experiences against the same champion this is: 1, 2 ... The tries share alpha
+    (`stats.spent`). None: there is one only, with all of it."""
+    audit: Audit | None = None
+    """None: nothing is sealed, or there is no champion yet."""
+    freeze: Freeze | None = None
+    """None: promotion is not frozen."""
+    champion: int | None = None
+    """The version in use."""
+    disturbed: tuple[Disturbed, ...] = ()
+    """One a way of disturbing; empty: nobody asked."""
+    running: Running | None = None
+    """None: nothing was measured."""
+    shift: ShiftEvidence | None = None
+    """None: there is no champion yet, or the batch was not compared."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +444,15 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Note:
+    """Something to know that does not decide."""
+
+    about: str
+    sentence: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What the gate says, and why."""
 
@@ -127,6 +460,19 @@ class Verdict:
     reason: str
     """One sentence: the finding that decided."""
     findings: tuple[Finding, ...]
+    notes: tuple[Note, ...] = ()
+    worst: tuple[WorstRecord, ...] = ()
+    """Of a batch that the data guard stopped: the records to look at, at most `MOST_WORST`."""
+
+    @property
+    def audit(self) -> tuple[Finding, ...]:
+        """What the sealed audit parts said; empty: they were not looked at."""
+        return tuple(each for each in self.findings if each.guard == BUDGET and "look" in each.numbers)
+
+    @property
+    def freezes(self) -> bool:
+        """Whether an audit was made and did not pass, which stops promotion."""
+        return any(each.answer != "pass" for each in self.audit)
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form, `verdict.json`."""

@@ -1,21 +1,25 @@
 """Two models on the same holdouts, record by record: what flipped, and what the statistics say of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isfinite
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.gate import stats
-from service.gate.base import PairedAnswers
+from service.gate.base import PairedAnswers, Twins
+
+Counts = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 POWER = 0.8
 """Chance that the number of records asked for settles the question."""
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """The flips of one holdout, and everything the statistics say of them."""
 
     experience: int
@@ -24,23 +28,21 @@ class Comparison:
     gained: int
     margin: float
     alpha: float
+    loss: float
+    lower: float
+    upper: float
     p_noninferior: float
     p_drop: float
     """Exact McNemar, Holm-adjusted over all holdouts of the guard."""
+    baseline_accuracy: float
+    challenger_accuracy: float
     p_gain: float
-    lower: float
-    upper: float
     baseline_right: int
     challenger_right: int
-
-    @property
-    def loss(self) -> float:
-        return (self.lost - self.gained) / self.n
-
-    @property
-    def churn(self) -> float:
-        """P(a record flips), pulled a little towards 1/2, so that no flips do not read as never."""
-        return (self.lost + self.gained + 1) / (self.n + 2)
+    needed: int
+    """Records of this holdout that would settle non-inferiority or a drop with power 0.8."""
+    needed_for_difference: int
+    """Records with which McNemar's test would see a difference like this one with power 0.8."""
 
     def numbers(self) -> dict[str, float]:
         return {
@@ -54,35 +56,9 @@ class Comparison:
             "loss_upper": self.upper,
             "p_noninferior": self.p_noninferior,
             "p_drop_holm": self.p_drop,
-            "baseline_accuracy": self.baseline_right / self.n,
-            "challenger_accuracy": self.challenger_right / self.n,
+            "baseline_accuracy": self.baseline_accuracy,
+            "challenger_accuracy": self.challenger_accuracy,
         }
-
-    def needed(self) -> int:
-        """Records of this holdout that would settle non-inferiority or a drop with power 0.8.
-
-        Planned for a true loss of 0. Where that many were already compared, for the loss that was seen; and
-        where even that is not above `n`, twice as many.
-        """
-        planned = int(stats.needed_n(self.margin, self.alpha, churn=self.churn, power=POWER))
-        if planned > self.n:
-            return planned
-        if self.loss < self.margin:
-            planned = int(
-                stats.needed_n(
-                    self.margin, self.alpha, churn=self.churn, power=POWER, true_loss=max(self.loss, 0.0)
-                )
-            )
-        else:
-            planned = self.needed_for_difference()
-        return planned if planned > self.n else 2 * self.n
-
-    def needed_for_difference(self) -> int:
-        """Records with which McNemar's test would see a difference like this one with power 0.8."""
-        if self.lost == self.gained:
-            return 2 * self.n
-        planned = int(stats.needed_n_difference(self.loss, self.alpha, churn=self.churn, power=POWER))
-        return planned if planned > self.n else 2 * self.n
 
 
 def problem(answers: PairedAnswers, margin: float) -> str | None:
@@ -95,16 +71,18 @@ def problem(answers: PairedAnswers, margin: float) -> str | None:
 
 def _unpaired(answers: PairedAnswers, margin: float) -> str | None:
     """Why a holdout's answers cannot be paired; None: they can, be they none at all."""
-    if answers.baseline is None:
+    baseline, challenger = answers.baseline, answers.challenger
+    if baseline is None:
         return "the baseline's answers are missing; predict its holdout again"
-    if answers.challenger is None:
+    if challenger is None:
         return "the challenger's answers are missing; predict its holdout again"
-    for name, bits in (("baseline's", answers.baseline), ("challenger's", answers.challenger)):
-        if bits.dtype != np.bool_ or bits.ndim != 1:
-            return f"the {name} answers are not right/wrong bits; predict its holdout again"
-    if len(answers.baseline) != len(answers.challenger):
+    if baseline.dtype.kind != "b" or baseline.ndim != 1:
+        return "the baseline's answers are not right/wrong bits; predict its holdout again"
+    if challenger.dtype.kind != "b" or challenger.ndim != 1:
+        return "the challenger's answers are not right/wrong bits; predict its holdout again"
+    if len(baseline) != len(challenger):
         return (
-            f"{len(answers.baseline)} answers of the baseline against {len(answers.challenger)} of the "
+            f"{len(baseline)} answers of the baseline against {len(challenger)} of the "
             "challenger cannot be paired; predict its holdout again with both"
         )
     if not (isfinite(margin) and 0 < margin < 1):
@@ -129,30 +107,47 @@ class Pool:
     margin: float
     """The largest margin of the small ones."""
     floor: int
-    """Records below which nothing can pass at that margin."""
+    """Records that they need to be judged as one."""
 
     @property
     def n(self) -> int:
         return _size(self.answers)
 
 
-def is_small(answers: PairedAnswers, margin: float, *, alpha: float) -> bool:
-    """Whether a holdout's answers can be paired, but are too few for any challenger to pass."""
-    return _unpaired(answers, margin) is None and _size(answers) < int(stats.floor_n(margin, alpha))
+Enough = Callable[[float], int]
+"""Records that a holdout needs to be judged alone at a margin."""
 
 
-def pooled(past: Sequence[tuple[PairedAnswers, float]], *, alpha: float) -> Pool | None:
+def floor(alpha: float) -> Enough:
+    """Records below which no challenger can pass."""
+    return lambda margin: _floor(margin, alpha)
+
+
+@lru_cache(maxsize=1024)
+def _floor(margin: float, alpha: float) -> int:
+    """`stats.floor_n` of one margin; 0 of a meaningless one. Holdouts are many, their margins few."""
+    return int(stats.floor_n(margin, alpha)) if 0 < margin < 1 else 0
+
+
+def is_small(answers: PairedAnswers, margin: float, *, enough: Enough) -> bool:
+    """Whether a holdout's answers can be paired, but are too few to be judged alone."""
+    return _size(answers) < enough(margin) and _unpaired(answers, margin) is None
+
+
+def pooled(past: Sequence[tuple[PairedAnswers, float]], *, enough: Enough) -> Pool | None:
     """The small ones of the past holdouts and, while they are too few together, the smallest full ones.
 
     None where no holdout is small.
     """
-    small = [(each, margin) for each, margin in past if is_small(each, margin, alpha=alpha)]
+    small = [(each, margin) for each, margin in past if is_small(each, margin, enough=enough)]
     if not small:
         return None
     margin = max(margin for _, margin in small)
-    floor = int(stats.floor_n(margin, alpha))
+    floor = enough(margin)
     members = [each for each, _ in small]
-    full = [each for each, its in past if problem(each, its) is None and not is_small(each, its, alpha=alpha)]
+    full = [
+        each for each, its in past if problem(each, its) is None and not is_small(each, its, enough=enough)
+    ]
     added: list[PairedAnswers] = []
     for each in sorted(full, key=_size):
         if sum(map(_size, members + added)) >= floor:
@@ -165,10 +160,25 @@ def pooled(past: Sequence[tuple[PairedAnswers, float]], *, alpha: float) -> Pool
     return Pool(
         small=names,
         added=tuple(sorted(each.experience for each in added)),
-        answers=PairedAnswers(names[0], baseline, challenger, margin),
+        answers=PairedAnswers(
+            names[0],
+            baseline,
+            challenger,
+            margin,
+            looks=max(each.looks for each in every),
+            twins=_together([each.twins for each in every if each.twins is not None]),
+        ),
         margin=margin,
         floor=floor,
     )
+
+
+def _together(twins: Sequence[Twins]) -> Twins | None:
+    records = sum(each.records for each in twins)
+    if not records:
+        return None
+    usual = sum(each.usual * each.records for each in twins) / records
+    return Twins(records, sum(each.relabelled for each in twins), usual)
 
 
 def compare(sound: Sequence[tuple[PairedAnswers, float]], *, alpha: float, holdouts: int) -> list[Comparison]:
@@ -178,32 +188,73 @@ def compare(sound: Sequence[tuple[PairedAnswers, float]], *, alpha: float, holdo
     """
     if not sound:
         return []
-    before: list[NDArray[np.bool_]] = [np.asarray(each.baseline, dtype=np.bool_) for each, _ in sound]
-    after: list[NDArray[np.bool_]] = [np.asarray(each.challenger, dtype=np.bool_) for each, _ in sound]
-    n = np.array([len(bits) for bits in before])
-    lost = np.array([int((old & ~new).sum()) for old, new in zip(before, after, strict=True)])
-    gained = np.array([int((new & ~old).sum()) for old, new in zip(before, after, strict=True)])
+    n, before, after, both = _counts([each for each, _ in sound])
+    lost, gained = before - both, after - both
     margins = np.array([margin for _, margin in sound])
-    p_noninferior = stats.noninferiority_p(lost, gained, n=n, margin=margins)
     p_drop = stats.holm(np.append(stats.mcnemar_drop_p(lost, gained), np.ones(holdouts - len(sound))))
-    p_gain = stats.mcnemar_gain_p(lost, gained)
-    lower = stats.loss_lower(lost, gained, n=n, alpha=alpha)
-    upper = stats.loss_upper(lost, gained, n=n, alpha=alpha)
-    return [
-        Comparison(
-            experience=each.experience,
-            n=int(n[i]),
-            lost=int(lost[i]),
-            gained=int(gained[i]),
-            margin=margin,
-            alpha=alpha,
-            p_noninferior=float(p_noninferior[i]),
-            p_drop=float(p_drop[i]),
-            p_gain=float(p_gain[i]),
-            lower=float(lower[i]),
-            upper=float(upper[i]),
-            baseline_right=int(before[i].sum()),
-            challenger_right=int(after[i].sum()),
-        )
-        for i, (each, margin) in enumerate(sound)
+    columns = (
+        np.array([each.experience for each, _ in sound]),
+        n,
+        lost,
+        gained,
+        margins,
+        np.full(len(sound), alpha),
+        (lost - gained) / n,
+        stats.loss_lower(lost, gained, n=n, alpha=alpha),
+        stats.loss_upper(lost, gained, n=n, alpha=alpha),
+        stats.noninferiority_p(lost, gained, n=n, margin=margins),
+        p_drop[: len(sound)],
+        before / n,
+        after / n,
+        stats.mcnemar_gain_p(lost, gained),
+        before,
+        after,
+        *_needed(lost, gained, n=n, margins=margins, alpha=alpha),
+    )
+    # As plain numbers, a column at a time: to take them out one by one would outlast the statistics.
+    return [Comparison._make(row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+def _counts(sound: Sequence[PairedAnswers]) -> NDArray[np.int64]:
+    """(4, holdouts) records, right by the baseline, right by the challenger, right by both."""
+    # So many at a time that their bits stay in the processor's cache.
+    some = [_counts_of_few(sound[first : first + 64]) for first in range(0, len(sound), 64)]
+    return np.concatenate(some, axis=1)
+
+
+def _counts_of_few(sound: Sequence[PairedAnswers]) -> NDArray[np.int64]:
+    n = np.array([_size(each) for each in sound])
+    starts = np.cumsum(n) - n
+    before = np.concatenate([each.baseline for each in sound if each.baseline is not None])
+    after = np.concatenate([each.challenger for each in sound if each.challenger is not None])
+    # Bits are summed five times as fast in a small type, where it holds the largest count.
+    counter = np.uint16 if n.max() < 2**16 else np.int64
+    right = [
+        np.add.reduceat(bits.view(np.uint8), starts, dtype=counter)
+        for bits in (before, after, before & after)
     ]
+    return np.array([n, *right], dtype=np.int64)
+
+
+def _needed(
+    lost: Counts, gained: Counts, *, n: Counts, margins: Floats, alpha: float
+) -> tuple[Counts, Counts]:
+    """(holdouts,) each: records that would settle the question, and that would show this difference.
+
+    The first is planned for a true loss of 0. Where that many were already compared, for the loss that was
+    seen; and where even that is not above `n`, it is twice as many.
+    """
+    # Pulled a little towards 1/2, so that no flips do not read as never.
+    churn = (lost + gained + 1) / (n + 2)
+    loss = (lost - gained) / n
+    # A difference of 0 is never seen; it stands for itself until it is doubled below.
+    apart = np.where(lost == gained, 1.0, loss)
+    difference = stats.needed_n_difference(apart, alpha, churn=churn, power=POWER)
+    difference = np.where((lost == gained) | (difference <= n), 2 * n, difference)
+    harmless = stats.needed_n(margins, alpha, churn=churn, power=POWER)
+    # Half the margin stands for losses beyond it, which the next line leaves out.
+    within = np.where(loss < margins, np.maximum(loss, 0.0), margins / 2)
+    seen = stats.needed_n(margins, alpha, churn=churn, power=POWER, true_loss=within)
+    seen = np.where(loss < margins, seen, difference)
+    settling = np.where(harmless > n, harmless, np.where(seen > n, seen, 2 * n))
+    return settling, difference

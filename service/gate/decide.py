@@ -3,24 +3,47 @@
 from collections.abc import Callable, Sequence
 from math import inf
 
-from service.gate import guards
+from service.gate import budget, groups, guards, quality, robustness, running, stats
 from service.gate import sentences as say
-from service.gate.base import Evidence, Finding, GateConfig, Outcome, Verdict
+from service.gate.base import (
+    MOST_WORST,
+    Evidence,
+    Finding,
+    GateConfig,
+    Note,
+    Outcome,
+    Verdict,
+    WorstRecord,
+)
 
-Guard = Callable[[Evidence, GateConfig], tuple[Finding, ...]]
+Guard = Callable[[Evidence, GateConfig], tuple[Finding | Note, ...]]
 
 
 def _data(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
     return guards.data(evidence.data, config)
 
 
-BEFORE_LEARNING: tuple[tuple[str, Guard], ...] = (("data", _data),)
-"""Guards of the batch itself."""
+def _shift_noted(evidence: Evidence, _config: GateConfig) -> tuple[Note, ...]:
+    return () if evidence.shift is None else (guards.shift_note(evidence.shift),)
+
+
+BEFORE_LEARNING: tuple[tuple[str, Guard], ...] = (("data", _data), ("shift", _shift_noted))
+"""Guards of the batch itself, and what is to be known of it."""
 AFTER_LEARNING: tuple[tuple[str, Guard], ...] = (
     ("retention", guards.retention),
     ("learning", guards.learning),
+    ("freeze", budget.frozen),
+    ("groups", groups.groups),
+    ("negative flips", quality.negative_flips),
+    ("calibration", quality.calibration),
+    ("metrics", quality.metrics),
+    ("robustness", robustness.robustness),
+    ("running", running.running),
+    ("shift", guards.shift),
 )
 """Guards of the challenger. A new guard is one function and one line here."""
+SEALED: tuple[tuple[str, Guard], ...] = (("budget", budget.budget),)
+"""Guards that look at sealed records, and so only at a challenger that would be promoted."""
 
 
 def decide(
@@ -29,19 +52,23 @@ def decide(
     *,
     before: Sequence[tuple[str, Guard]] = BEFORE_LEARNING,
     after: Sequence[tuple[str, Guard]] = AFTER_LEARNING,
+    sealed: Sequence[tuple[str, Guard]] = SEALED,
 ) -> Verdict:
     """Promote, review or reject: any fail rejects, else anything undecided goes to review.
 
     Promotion needs a pass from every finding, and at least one finding on the challenger itself.
     """
-    findings = _run(before, evidence, config)
+    findings, notes = _run(before, evidence, config)
     if evidence.learnt:
-        on_challenger = _run(after, evidence, config)
+        on_challenger, more = _run(after, evidence, _of_attempt(config, evidence.attempt))
         if not on_challenger:
-            on_challenger = (_nothing("no guard looked at the challenger"),)
-        findings += on_challenger
+            on_challenger = [_nothing("no guard looked at the challenger")]
+        findings, notes = findings + on_challenger, notes + more
+        if _fold(findings) == "promote":
+            of_sealed, more = _run(sealed, evidence, config)
+            findings, notes = findings + of_sealed, notes + more
     elif all(finding.answer != "fail" for finding in findings):
-        findings += (
+        findings.append(
             _nothing("the batch was stopped before it was learnt, yet the data findings do not say why"),
         )
     outcome = _fold(findings)
@@ -50,22 +77,50 @@ def decide(
         if outcome == "promote"
         else _deciding(findings, outcome).sentence
     )
-    return Verdict(outcome, reason, findings)
+    return Verdict(outcome, reason, tuple(findings), tuple(notes), _worst(evidence, findings))
 
 
-def _run(table: Sequence[tuple[str, Guard]], evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
-    findings: list[Finding] = []
+_SHOWN_FOR = {"anomalies": "outliers", "labels": "mislabelled"}
+"""The kind of suspect records that shows what another finding is about."""
+
+
+def _worst(evidence: Evidence, findings: Sequence[Finding]) -> tuple[WorstRecord, ...]:
+    """Of a batch that was stopped: the worst records of each kind that failed, in equal numbers."""
+    if evidence.learnt:
+        return ()
+    failed = {_SHOWN_FOR.get(each.guard, each.guard) for each in findings if each.answer == "fail"}
+    suspects = evidence.data.suspects.worst if evidence.data.suspects else ()
+    found = [each for each in (*evidence.data.worst, *suspects) if each.kind in failed]
+    each_kind = MOST_WORST // max(1, len({each.kind for each in found}))
+    chosen = [each for kind in sorted(failed) for each in [e for e in found if e.kind == kind][:each_kind]]
+    return tuple({each.record: each for each in reversed(chosen)}.values())[::-1]
+
+
+def _of_attempt(config: GateConfig, attempt: int | None) -> GateConfig:
+    """The config with what of alpha this try may spend."""
+    if attempt is None:
+        return config
+    return config.model_copy(update={"alpha": stats.spent(config.alpha, max(attempt, 1))})
+
+
+def _run(
+    table: Sequence[tuple[str, Guard]], evidence: Evidence, config: GateConfig
+) -> tuple[list[Finding], list[Note]]:
+    said: list[Finding | Note] = []
     for name, guard in table:
         try:
-            findings += guard(evidence, config)
+            said += guard(evidence, config)
         # Whatever a guard trips over, its question stays unanswered: that is a finding, and never a pass.
         except Exception as error:
             sentence = (
                 f"the {name} guard broke ({type(error).__name__}: {error}), so its question is open; "
                 "repair it and decide again"
             )
-            findings.append(Finding(name, "undecided", sentence))
-    return tuple(findings)
+            said.append(Finding(name, "undecided", sentence))
+    return (
+        [each for each in said if isinstance(each, Finding)],
+        [each for each in said if isinstance(each, Note)],
+    )
 
 
 def _nothing(why: str) -> Finding:
@@ -86,7 +141,12 @@ def _deciding(findings: Sequence[Finding], outcome: Outcome) -> Finding:
 
 
 def _severity(finding: Finding) -> float:
-    """How far the loss may go beyond its margin; without such numbers the finding comes first."""
+    """How far the loss may go beyond its margin; without such numbers the finding comes first.
+
+    What only exceeds a limit (cost, flips, overfitting) comes after every loss.
+    """
+    if "limit" in finding.numbers:
+        return -inf
     return finding.numbers.get("loss_upper", inf) - finding.numbers.get("margin", 0.0)
 
 
@@ -100,7 +160,7 @@ def _summary(evidence: Evidence, config: GateConfig, findings: Sequence[Finding]
     count = len(evidence.past)
     if count == 1:
         return f"the past holdout kept {within}; {learnt}"
-    small = int(sum(each.numbers.get("pooled", 0) for each in findings))
+    small = int(sum(each.numbers.get("pooled", 0) for each in findings if each.guard == "retention"))
     if small:
         within += (
             ", the small one only with others" if small == 1 else f", the {small} small ones only together"

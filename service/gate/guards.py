@@ -4,20 +4,32 @@ Too little, missing or broken evidence is undecided, with the reason; never a pa
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from service.gate import sentences as say
 from service.gate import stats
-from service.gate.base import Answer, DataEvidence, Evidence, Finding, GateConfig, PairedAnswers
-from service.gate.comparisons import Comparison, Pool, compare, is_small, pooled, problem
+from service.gate.base import (
+    Answer,
+    DataEvidence,
+    Evidence,
+    Finding,
+    GateConfig,
+    Note,
+    PairedAnswers,
+    ShiftEvidence,
+    SuspectKind,
+    Suspects,
+    Twins,
+)
+from service.gate.comparisons import Comparison, Pool, compare, floor, is_small, pooled, problem
 
 
 def data(evidence: DataEvidence, config: GateConfig) -> tuple[Finding, ...]:
-    """Can this batch be learnt from? Values, then anomalies and labels against earlier batches.
+    """Can this batch be learnt from? Values, anomalies and labels against earlier batches, suspect records.
 
-    Anomalies come first: where the features are broken, the labels disagree as a consequence.
+    Anomalies come before labels: where the features are broken, the labels disagree as a consequence.
     """
     values = _values(evidence)
     if values.answer != "pass" or not evidence.has_reference:
@@ -38,7 +50,7 @@ def data(evidence: DataEvidence, config: GateConfig) -> tuple[Finding, ...]:
         reference=evidence.reference_anomaly_rate,
         excess=config.anomaly_excess,
     )
-    return (values, anomalies, labels)
+    return (values, anomalies, labels, *_suspects(evidence.suspects, config))
 
 
 def retention(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
@@ -57,18 +69,75 @@ def retention(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
             "was forgotten; run the update again"
         )
         return () if evidence.first else (Finding("retention", "undecided", nothing),)
-    past = _with_margins(evidence.past, config.margin)
-    alone = [(each, margin) for each, margin in past if not is_small(each, margin, alpha=config.alpha)]
-    pool = pooled(past, alpha=config.alpha)
+    worn = tuple(_worn_out(each, config) for each in evidence.past if each.looks >= config.holdout_looks)
+    fresh = [each for each in evidence.past if each.looks < config.holdout_looks]
+    past = _with_margins(fresh, config.margin)
+    enough = floor(config.alpha)
+    alone = [(each, margin) for each, margin in past if not is_small(each, margin, enough=enough)]
+    pool = pooled(past, enough=enough) if len(alone) < len(past) else None
     judged = [*alone, (pool.answers, pool.margin)] if pool else alone
     seen = _compared(judged, config)
-    findings = [
-        _found("retention", each.experience, its, _judge_retention)
-        for (each, _), its in zip(alone, seen, strict=False)
-    ]
+    findings = [_retained(each, its, config) for (each, _), its in zip(alone, seen, strict=False)]
     if pool:
         findings.append(_pool_found(pool, seen[-1], config))
-    return tuple(findings)
+    return (*findings, *worn)
+
+
+def _worn_out(answers: PairedAnswers, config: GateConfig) -> Finding:
+    sentence = (
+        f"experience {answers.experience}: its holdout was compared {answers.looks} times, which wears it "
+        "out: models chosen by it so often may fit it by luck; retire it (holdfast holdout retire)"
+    )
+    numbers = {"looks": answers.looks, "looks_left": 0}
+    return Finding("retention", "undecided", sentence, answers.experience, numbers)
+
+
+def _retained(answers: PairedAnswers, seen: Comparison | str, config: GateConfig) -> Finding:
+    """The finding of one past holdout, with what is left of its life."""
+    if isinstance(seen, str):
+        return Finding(
+            "retention", "undecided", f"experience {answers.experience}: {seen}", answers.experience
+        )
+    answer, sentence, more = _judge_retention(seen, twins=answers.twins)
+    numbers = seen.numbers()
+    numbers.update(more)
+    late = _live_on(answers.looks, config, numbers)
+    return Finding("retention", answer, sentence + late, answers.experience, numbers)
+
+
+def _live_on(looks: int, config: GateConfig, numbers: dict[str, float]) -> str:
+    """Adds what is left of a holdout's life after this look; says it too, when it is late in it."""
+    left = config.holdout_looks - looks - 1
+    numbers["looks"], numbers["looks_left"] = looks + 1, left
+    if left < config.holdout_looks * _LATE:
+        return f"; {left} of {config.holdout_looks} looks at it are left"
+    return ""
+
+
+_LATE = 0.2
+"""Share of a holdout's life from which on findings say how much is left."""
+_FEWEST_TWINS = 20
+_RELABELLED = 0.25
+"""Twins relabelled beyond what is usual, as a share, from which on a concept has changed."""
+
+
+def _is_obsolete(twins: Twins, alpha: float) -> bool:
+    if twins.records < _FEWEST_TWINS or not 0 <= twins.usual <= 1:
+        return False
+    share = twins.relabelled / twins.records
+    p = float(stats.excess_p(share, twins.usual, sample=twins.records))
+    return share - twins.usual > _RELABELLED and p <= alpha
+
+
+def _obsolete(lost: str, name: str, twins: Twins) -> "_Judgement":
+    """What was lost was perhaps rightly lost: the same inputs carry other labels now."""
+    relabelled = f"{twins.relabelled} of its {say.records(twins.records)} that have a twin in the new data"
+    sentence = (
+        f"{lost}, but its holdout looks obsolete: {relabelled} carry another label there; if the new labels "
+        f"are right, retire the holdout of {name} (holdfast holdout retire), else reject"
+    )
+    more = {"twins": twins.records, "relabelled": twins.relabelled, "relabelled_usual": twins.usual}
+    return "undecided", sentence, more
 
 
 def learning(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
@@ -84,6 +153,66 @@ def learning(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
         sentence = "this is the first version, and the pipeline asks that a person approves it"
         return (*found, Finding("first_update", "undecided", sentence))
     return found
+
+
+def shift(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
+    """Must a person look because the batch is shifted? Only where the pipeline asks for that.
+
+    New data is supposed to be new: a shift never fails a model.
+    """
+    seen = evidence.shift
+    if config.on_shift == "note" or seen is None or seen.verdict == "same":
+        return ()
+    note = shift_note(seen)
+    return (Finding("shift", "undecided", f"{note.sentence}; a person decides", numbers=note.numbers),)
+
+
+def shift_note(seen: ShiftEvidence) -> Note:
+    """What the battery found, in a sentence."""
+    numbers = {f"p_{test}": p for test, p in seen.p_values.items()}
+    numbers |= {
+        "alpha": seen.alpha,
+        "distance": seen.distance,
+        "reference_records": seen.reference_records,
+        "window_records": seen.window_records,
+        "label_shift": seen.label_shift,
+    }
+    optional = {
+        "feature": seen.feature,
+        "prior_shift": seen.prior_shift,
+        "estimated_accuracy": seen.estimated_accuracy,
+        "reference_accuracy": seen.reference_accuracy,
+    }
+    numbers |= {name: float(value) for name, value in optional.items() if value is not None}
+    return Note("shift", f"shift: {_shift_words(seen)}", numbers)
+
+
+def _shift_words(seen: ShiftEvidence) -> str:
+    compared = f"{say.records(seen.window_records)} compared with {seen.reference_records} of past holdouts"
+    if seen.verdict == "undecided":
+        return f"{compared} are too few to say whether the batch is shifted"
+    rate = f"false alarms at most {say.percent(seen.alpha)} of batches"
+    if seen.verdict == "same":
+        return f"none found ({compared}; {rate})"
+    words = {
+        "features": f"feature {seen.feature} differs by {seen.distance:.2f} of 1",
+        "probabilities": "the champion answers with other confidence",
+        "labels": "the champion answers other classes",
+    }
+    found = [words[test] for test in words if seen.p_values.get(test, 1.0) <= seen.alpha]
+    told = f"{' and '.join(found)} ({compared}; {rate})"
+    if seen.label_shift >= _LABELS_MOVED:
+        told += f"; the shares of the labels moved by {say.with_unit(seen.label_shift)}"
+    if seen.estimated_accuracy is not None and seen.reference_accuracy is not None:
+        told += (
+            f"; by its confidence the champion answers about {say.percent(seen.estimated_accuracy)} of the "
+            f"batch right, {say.percent(seen.reference_accuracy)} before"
+        )
+    return told
+
+
+_LABELS_MOVED = 0.1
+"""Worth a word: between samples of 500 records of ten balanced classes, chance moves them by 0.06."""
 
 
 def _values(evidence: DataEvidence) -> Finding:
@@ -115,7 +244,33 @@ def _values(evidence: DataEvidence) -> Finding:
         sentence = "values: the only record is whole"
     if not evidence.has_reference:
         sentence += "; labels and anomalies have nothing to be compared with yet"
+    if evidence.suspects:
+        numbers |= {
+            "dead_features": len(evidence.suspects.dead_features),
+            "far_features": len(evidence.suspects.far_features),
+        }
+        sentence += _unusual(evidence.suspects)
     return Finding("values", "pass", sentence, numbers=numbers)
+
+
+def _unusual(seen: Suspects) -> str:
+    """What is worth knowing of whole features, though it stops nothing."""
+    told = ""
+    if seen.dead_features:
+        told += f"; {_features(seen.dead_features)} never varied, and did before"
+    if seen.far_features:
+        told += f"; {_features(seen.far_features)} held values over a hundred times larger than before"
+    return told
+
+
+def _features(places: Sequence[int]) -> str:
+    """The first few by number: "feature 3", "features 3, 9 and 11 and 5 more"."""
+    shown = places[:_FEATURES_NAMED]
+    more = f" and {len(places) - len(shown)} more" if len(places) > len(shown) else ""
+    return f"feature{'' if len(places) == 1 else 's'} {say.listed(shown)}{more}"
+
+
+_FEATURES_NAMED = 5
 
 
 def _is_count(value: object) -> bool:
@@ -154,6 +309,70 @@ def _rate(
     return Finding(guard, "pass", f"{guard}: {compared}", numbers=numbers)
 
 
+_SUSPECT_WORDS: dict[SuspectKind, tuple[str, str]] = {
+    "planted": (
+        "are alike only by a rare mark, under labels that the rest of their features contradicts",
+        "look at the worst records for a mark that somebody planted",
+    ),
+    "outliers": (
+        "are far from earlier records and from the rest of the batch",
+        "look at the worst records and at what made them",
+    ),
+    "mislabelled": (
+        "carry a label that neither their neighbours nor the champion would give",
+        "look at the worst records and how they were labelled",
+    ),
+}
+"""Of each kind: what such records do, and what a person should do about them."""
+
+
+def _suspects(seen: Suspects | None, config: GateConfig) -> tuple[Finding, ...]:
+    """One finding a kind: is its true share more than allowed above that of the past holdouts?
+
+    Two tests must say so, each at alpha over the number of kinds: an exact binomial one of H0 "at most the
+    expected share + excess", and one of H0 "no more than the past holdouts", whose share is estimated too.
+    """
+    if seen is None:
+        return ()
+    if not seen.records > 0:
+        sentence = (
+            f"suspects: the batch, or the {say.records(seen.reference_records)} of past holdouts, are too "
+            "few to tell suspect records by; merge the batch with the next, or let a person look at it"
+        )
+        return (Finding("suspects", "undecided", sentence),)
+    return tuple(_suspect(kind, seen, config) for kind in _SUSPECT_WORDS)
+
+
+def _suspect(kind: SuspectKind, seen: Suspects, config: GateConfig) -> Finding:
+    rate, expected = seen.rates[kind], seen.expected_rates[kind]
+    excess = config.planted_excess if kind == "planted" else config.suspect_excess
+    alpha = config.alpha / len(_SUSPECT_WORDS)
+    numbers: dict[str, float] = {
+        "sample": seen.records,
+        "rate": rate,
+        "reference_records": seen.reference_records,
+        "expected_rate": expected,
+        "excess_allowed": excess,
+    }
+    if not (0 <= rate <= 1 and 0 <= expected <= 1):
+        sentence = f"{kind}: the shares are not numbers between 0 and 1; screen the batch again"
+        return Finding(kind, "undecided", sentence, numbers=numbers)
+    p_excess = float(stats.excess_p(rate, min(1.0, expected + excess), sample=seen.records))
+    p_chance = float(
+        stats.higher_p(rate, expected, sample=seen.records, reference_sample=seen.reference_records)
+    )
+    numbers |= {"p_excess": p_excess, "p_chance": p_chance, "alpha": alpha}
+    described, remedy = _SUSPECT_WORDS[kind]
+    compared = (
+        f"{kind}: {say.percent(rate)} of {say.records(seen.records)} {described}; "
+        f"{say.percent(expected)} is expected by the past holdouts, and {say.with_unit(excess)} more "
+        f"{'is' if say.points(excess) == '1' else 'are'} allowed"
+    )
+    if max(p_excess, p_chance) <= alpha:
+        return Finding(kind, "fail", f"{compared}; the batch was not learnt: {remedy}", numbers=numbers)
+    return Finding(kind, "pass", compared, numbers=numbers)
+
+
 def _each(
     answers: Sequence[PairedAnswers],
     config: GateConfig,
@@ -188,19 +407,22 @@ def _found(
     if isinstance(seen, str):
         return Finding(guard, "undecided", f"experience {experience}: {seen}", experience)
     answer, sentence, more = judge(seen)
-    return Finding(guard, answer, sentence, experience, seen.numbers() | more)
+    numbers = seen.numbers()
+    numbers.update(more)
+    return Finding(guard, answer, sentence, experience, numbers)
 
 
 def _pool_found(pool: Pool, seen: Comparison | str, config: GateConfig) -> Finding:
     """The small past holdouts' one finding: too few even together, or judged as one holdout."""
     numbers: dict[str, float] = {"pooled": len(pool.small)}
+    late = _live_on(pool.answers.looks, config, numbers)
     if isinstance(seen, str):
         numbers |= {"n": 0, "margin": pool.margin, "alpha": config.alpha}
     else:
-        answer, sentence, more = _judge_retention(seen, _named(pool))
+        answer, sentence, more = _judge_retention(seen, _named(pool), twins=pool.answers.twins)
         numbers |= seen.numbers()
         if answer == "fail" or pool.n >= pool.floor:
-            return Finding("retention", answer, sentence, numbers=numbers | more)
+            return Finding("retention", answer, sentence + late, numbers=numbers | more)
     few = f"all past holdouts that can be compared hold {say.records(pool.n)} together"
     sentence = (
         f"{say.experiences(pool.small)}: {few}, which cannot settle a margin of "
@@ -209,8 +431,7 @@ def _pool_found(pool: Pool, seen: Comparison | str, config: GateConfig) -> Findi
     return Finding("retention", "undecided", sentence, numbers=numbers | {"n_needed": pool.floor})
 
 
-@dataclass(frozen=True)
-class _Named:
+class _Named(NamedTuple):
     """What sentences call that which was compared."""
 
     experiences: str
@@ -219,16 +440,23 @@ class _Named:
     together: str = ""
 
 
+_ALONE = _Named("")
+"""One holdout, which goes by its own experience."""
+
+
 def _named(pool: Pool) -> _Named:
     together = f" together with {say.experiences(pool.added)}" if pool.added else " together"
     its = "its" if len(pool.small) == 1 else "their"
     return _Named(say.experiences(pool.small), ", too small to be judged alone,", its, together)
 
 
-def _judge_retention(seen: Comparison, named: _Named | None = None) -> _Judgement:
+def _judge_retention(
+    seen: Comparison, named: _Named | None = None, *, twins: Twins | None = None
+) -> _Judgement:
     """Of one holdout, or of the pool that is `named`."""
-    named = named or _Named(f"experience {seen.experience}")
-    subject, together = named.experiences + named.aside, named.together
+    named = named or _ALONE
+    name, together = named.experiences or f"experience {seen.experience}", named.together
+    subject = name + named.aside
     if seen.p_noninferior <= seen.alpha:
         if seen.upper < 0 and say.points(-seen.upper) != "0":
             kept = f"{subject} gained{together}: at least {say.with_unit(-seen.upper)} better"
@@ -238,9 +466,11 @@ def _judge_retention(seen: Comparison, named: _Named | None = None) -> _Judgemen
         return "pass", f"{kept} ({say.flips(seen.n, seen.lost, seen.gained)})", {}
     if seen.p_drop <= seen.alpha:
         lost = f"{subject} lost {say.between(seen.lower, seen.upper)}{together}"
-        remedy = f"keep the champion, and replay more of {named.experiences}"
+        if twins is not None and _is_obsolete(twins, seen.alpha):
+            return _obsolete(lost, name, twins)
+        remedy = f"keep the champion, and replay more of {name}"
         return "fail", f"{lost}; {say.were_allowed(seen.margin)}: {remedy}", {}
-    needed = seen.needed()
+    needed = seen.needed
     may = f"{subject} may have lost {say.up_to(seen.upper)}{together}, {say.points(seen.margin)} allowed"
     cannot = f"{say.records(seen.n, 'holdout')} cannot settle it, {say.about(needed)} would have"
     return "undecided", f"{may}; {cannot}; {_LESS_CHURN}", {"n_needed": needed}
@@ -283,7 +513,7 @@ def _judge_first(seen: Comparison) -> _Judgement:
     if majority == 1:
         alone = f"{name}: its holdout holds one class only, so no model can beat saying it always"
         return "undecided", f"{alone}; let a person decide, or cut the experience with more classes", more
-    needed = seen.needed_for_difference()
+    needed = seen.needed_for_difference
     short = f"{name}: {compared}; {say.records(seen.n, 'holdout')} cannot tell these apart"
     return "undecided", f"{short}, {say.about(needed)} may; {_UNTIL_THEN}", more | {"n_needed": needed}
 
@@ -293,7 +523,7 @@ _UNTIL_THEN = "until then a person decides"
 
 def _unsettled(seen: Comparison, suspicion: str) -> _Judgement:
     """Too few records to say either; how many would be enough."""
-    needed = seen.needed()
+    needed = seen.needed
     have, would = say.records(seen.n, "holdout"), f"{say.about(needed)} would, {_UNTIL_THEN}"
     more: dict[str, float] = {"n_needed": needed}
     if seen.n < int(stats.floor_n(seen.margin, seen.alpha)):

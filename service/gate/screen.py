@@ -165,18 +165,18 @@ def _sample(
     finite = np.flatnonzero(_finite_rows(raw))[: 2 * _LOOKED_AT]
     if not len(finite):
         return np.empty((0, 1)), labels[:0]
-    return _standardise(raw[finite]), labels[chosen[finite]]
+    return standardise(raw[finite]), labels[chosen[finite]]
 
 
-def _standardise(raw: NDArray[np.float64]) -> NDArray[np.float64]:
+def standardise(raw: NDArray[np.float64], *, tail: float = 1.0) -> NDArray[np.float64]:
     """Every column to mean 0 and variance 1, its tails clipped; wide records then to unit length.
 
-    Clipping to the 1st and 99th percentile keeps one absurd value from flattening its column. A column that
+    Clipping `tail` percent at either end keeps one absurd value from flattening its column. A column that
     is constant after that says nothing and becomes 0.
     """
     scale = np.abs(raw).max(axis=0)
     columns = raw / np.where(scale > 0, scale, 1.0)
-    low, high = np.percentile(columns, [1, 99], axis=0)
+    low, high = np.percentile(columns, [tail, 100 - tail], axis=0)
     columns = np.clip(columns, low, high)
     columns -= columns.mean(axis=0)
     spread = columns.std(axis=0)

@@ -1,15 +1,18 @@
 """How the gate speaks: numbers in words that a person can act on. A loss is a share, a point is 0.01."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 
+@lru_cache(maxsize=4096)
 def points(share: float, *, digits: int = 1) -> str:
     """A share as points without a unit, no trailing zeros: 0.05 is "5", 0.0078 is "0.8"."""
     text = f"{100 * share:.{digits}f}"
-    text = text.rstrip("0").rstrip(".") if "." in text else text
+    text = text.rstrip("0").rstrip(".") if digits else text
     return "0" if text in ("-0", "") else text
 
 
+@lru_cache(maxsize=4096)
 def with_unit(share: float, *, digits: int = 1) -> str:
     """The same with its unit: "1 point", "0.8 points"."""
     number = points(share, digits=digits)
@@ -19,6 +22,16 @@ def with_unit(share: float, *, digits: int = 1) -> str:
 def percent(share: float) -> str:
     """A share as a percentage: "62 %"; small ones keep a digit, "0.4 %"."""
     return f"{points(share, digits=0 if share == 0 or share >= 0.0095 else 1)} %"
+
+
+def percent_of(share: float) -> str:
+    """A small share as a percentage with its digits: "2.13 %", "0.4 %"."""
+    return f"{points(share, digits=2)} %"
+
+
+def share(value: float) -> str:
+    """A score that is no percentage: "0.0052"."""
+    return f"{value:.4f}".rstrip("0").rstrip(".") or "0"
 
 
 def records(count: int, kind: str = "") -> str:
@@ -57,11 +70,12 @@ def at_worst(upper: float, margin: float) -> str:
 
 def between(lower: float, upper: float) -> str:
     """A proven loss, from its limits: "between 3.1 and 7.8 points", "about 7.8 points", "up to 2 points"."""
-    if points(lower) == points(upper):
-        return f"about {with_unit(upper)}"
-    if lower <= 0 or points(lower) == "0":
-        return f"up to {with_unit(upper)}"
-    return f"between {points(lower)} and {with_unit(upper)}"
+    least, most = points(lower), with_unit(upper)
+    if least == points(upper):
+        return f"about {most}"
+    if lower <= 0 or least == "0":
+        return f"up to {most}"
+    return f"between {least} and {most}"
 
 
 def up_to(upper: float) -> str:
@@ -69,6 +83,7 @@ def up_to(upper: float) -> str:
     return f"up to {with_unit(upper)}"
 
 
+@lru_cache(maxsize=4096)
 def were_allowed(margin: float) -> str:
     """A margin that was exceeded: "2 were allowed", "1 was allowed"."""
     number = points(margin)

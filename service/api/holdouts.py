@@ -1,0 +1,84 @@
+"""Past holdouts: how each stands, and what a person makes of it; and the freeze that an audit may bring."""
+
+from typing import Annotated
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Path
+
+from service import champions, decisions, freezes, holdouts, specs
+from service.api.bodies import DecisionReason, EntryView, FreezeView, HoldoutsView, HoldoutView
+from service.api.doors import JsonRoute
+from service.api.parameters import MAX_INTEGER, Engine, PipelineName
+from service.plan import records_judged
+from streams.manifest import Manifest
+from streams.tables import reading
+
+router = APIRouter(prefix="/v1/pipelines", tags=["holdouts"], route_class=JsonRoute)
+
+Experience = Annotated[int, Path(ge=0, le=MAX_INTEGER, description="Index of the experience.")]
+
+
+@router.get("/{pipeline}/holdouts", summary="Past holdouts, and what is left of each")
+def list_all(pipeline: PipelineName, engine: Engine) -> HoldoutsView:
+    """Those of the experiences that the champion learnt, oldest first."""
+    with reading(engine) as connection:
+        return _view(connection, engine, pipeline)
+
+
+@router.post("/{pipeline}/holdouts/{experience}/{marking}", summary="Retire, restore, pin or unpin")
+def mark(
+    pipeline: PipelineName,
+    experience: Experience,
+    marking: decisions.Marking,
+    body: DecisionReason,
+    engine: Engine,
+) -> EntryView:
+    """A retired holdout is no evidence any more; a pinned one is never cut down. Both stand in the ledger."""
+    with reading(engine) as connection:
+        specs.load_spec(connection, pipeline)
+    return EntryView.of(
+        decisions.mark_holdout(
+            engine, pipeline, experience, marking=marking, actor=body.by, reason=body.reason
+        )
+    )
+
+
+@router.post("/{pipeline}/unfreeze", summary="Free promotion again")
+def unfreeze(pipeline: PipelineName, body: DecisionReason, engine: Engine) -> EntryView:
+    """After an audit that did not pass. A rollback to the last audited version frees it as well."""
+    with reading(engine) as connection:
+        specs.load_spec(connection, pipeline)
+    return EntryView.of(decisions.unfreeze(engine, pipeline, actor=body.by, reason=body.reason))
+
+
+def _view(connection: sa.Connection, engine: sa.Engine, pipeline: str) -> HoldoutsView:
+    spec = specs.load_spec(connection, pipeline)
+    champion = champions.current(connection, pipeline)
+    lineage = champions.lineage(connection, pipeline, champion.version if champion else None)
+    learnt = tuple(lineage[-1].learnt) if lineage else ()
+    marks = holdouts.marks(connection, pipeline)
+    judged = records_judged(learnt, marks, spec.gate)
+    looks = holdouts.count_looks(connection, pipeline)
+    audits = holdouts.count_looks(connection, pipeline, part="audit")
+    freeze = freezes.current(connection, pipeline)
+    rows = {row.index: row for row in Manifest(engine).experiences(pipeline)}
+    return HoldoutsView(
+        pipeline=pipeline,
+        freeze=FreezeView(update=freeze.update_id, last_audited=freeze.last_audited) if freeze else None,
+        holdouts=[
+            HoldoutView(
+                experience=index,
+                records=rows[index].gate.rows,
+                judged_records=min(rows[index].gate.rows, judged.get(index, 0)),
+                sealed_records=rows[index].audit.rows,
+                looks=looks.get(index, 0),
+                looks_left=max(0, spec.gate.holdout_looks - looks.get(index, 0)),
+                audits=audits.get(index, 0),
+                audits_left=max(0, spec.gate.audits - audits.get(index, 0)),
+                anchor_version=next(each.version for each in lineage if index in each.learnt),
+                retired=marks.get(index, holdouts.UNMARKED).retired,
+                pinned=marks.get(index, holdouts.UNMARKED).pinned,
+            )
+            for index in sorted(learnt)
+        ],
+    )

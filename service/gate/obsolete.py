@@ -1,0 +1,62 @@
+"""Do the same inputs carry other labels now? Then what was lost on a holdout was perhaps rightly lost.
+
+A record of a holdout has a *twin* where a record now learnt is at most as far from it as the holdout's own
+records usually are from each other (the median distance to the nearest). Twins of a stream that has merely
+moved (rotated, brighter) are few, or carry the same label; where the concept has changed, they carry another.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.gate.base import Twins
+
+LOOKED_AT = 1000
+"""Records of either side that are compared, at most."""
+
+
+def twins(
+    held: NDArray[np.generic],
+    held_labels: NDArray[np.int64],
+    learnt: NDArray[np.generic],
+    learnt_labels: NDArray[np.int64],
+) -> Twins:
+    """Compare a holdout (n, *shape) with the records now learnt (m, *shape); labels are (n,) and (m,)."""
+    if not len(held) or not len(learnt):
+        return Twins(0, 0, 0.0)
+    ours, our_labels = _some(held, held_labels)
+    theirs, their_labels = _some(learnt, learnt_labels)
+    if len(ours) < 2 or not len(theirs):
+        return Twins(0, 0, 0.0)
+    scale = ours.std(axis=0)
+    scale = np.where(scale > 1e-9, scale, 1.0)
+    ours, theirs = ours / scale, theirs / scale
+    among = _distances(ours, ours)
+    np.fill_diagonal(among, np.inf)
+    own = among.argmin(axis=1)
+    usual = float(np.median(among[np.arange(len(ours)), own]))
+    across = _distances(ours, theirs)
+    nearest = across.argmin(axis=1)
+    near = across[np.arange(len(ours)), nearest] <= usual
+    other = their_labels[nearest] != our_labels
+    return Twins(
+        records=int(near.sum()),
+        relabelled=int((near & other).sum()),
+        usual=float((our_labels[own] != our_labels).mean()),
+    )
+
+
+def _some(
+    inputs: NDArray[np.generic], labels: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """At most `LOOKED_AT` evenly spaced records, those with finite features, flat."""
+    places = np.arange(len(inputs))
+    if len(inputs) > LOOKED_AT:
+        places = np.arange(LOOKED_AT) * len(inputs) // LOOKED_AT
+    rows = np.asarray(inputs[places], dtype=np.float64).reshape(len(places), -1)
+    finite = np.isfinite(rows).all(axis=1)
+    return rows[finite], labels[places][finite]
+
+
+def _distances(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    squares = (left**2).sum(axis=1)[:, None] + (right**2).sum(axis=1) - 2 * left @ right.T
+    return np.asarray(np.sqrt(np.maximum(squares, 0.0)))

@@ -1,0 +1,183 @@
+"""How often the retention rule promotes, asks and rejects, before a pipeline goes live.
+
+A holdout of `n` records shows two counts, `lost` and `gained`, which are multinomial: each record turns wrong
+with probability (churn + loss) / 2 and right with (churn - loss) / 2. More losses never help, so that for
+every count of gains there is a largest count of losses that passes; rates are exact sums over the gains.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats as distributions
+
+from service.gate import stats
+
+Counts = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+_NEGLIGIBLE = 1e-13
+"""Gains beyond these two tails are left out of the sums."""
+_CHURNS = (0.04, 0.06, 0.1, 0.15, 0.25, 0.35, 0.5)
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """One past holdout, and what the gate asks of it."""
+
+    n: int
+    """Records."""
+    churn: float
+    """Share of the records whose answer flips; a loss beyond it raises it to that loss."""
+    margin: float
+    alpha: float
+
+    def flips(self, loss: float) -> tuple[float, float]:
+        """P(a record turns wrong) and P(it turns right) when `loss` is truly lost."""
+        churn = max(self.churn, abs(loss))
+        return (churn + loss) / 2, (churn - loss) / 2
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of many updates that truly lost the same, the share with each outcome; they sum to 1."""
+
+    promote: float
+    review: float
+    reject: float
+    threshold: float
+    """The share that "the estimated loss is at most the margin" would have promoted."""
+
+
+def most_losses(gained: ArrayLike, *, n: int, margin: float, alpha: float) -> Counts:
+    """The largest count of losses that passes with so many gains; -1 where not even none does."""
+    gains = np.asarray(gained, dtype=np.int64)
+    low, high = np.full(gains.shape, -1, dtype=np.int64), n - gains
+    while (low < high).any():
+        middle = (low + high + 1) // 2
+        passes = stats.noninferiority_p(middle, gains, n=n, margin=margin) <= alpha
+        low, high = np.where(passes, middle, low), np.where(passes, high, middle - 1)
+    return low
+
+
+def promote_rates(n: int, *, margin: float, alpha: float, loss: float, churns: Sequence[float]) -> Floats:
+    """(churns,) the exact probability that a holdout passes when `loss` is truly lost, at each churn."""
+    shares = [Holdout(n, churn, margin, alpha).flips(loss) for churn in churns]
+    spans = [_gains(n, p_gained) for _, p_gained in shares]
+    gains = np.unique(np.concatenate(spans))
+    limits = most_losses(gains, n=n, margin=margin, alpha=alpha)
+    return np.array(
+        [
+            _at_most(limits[np.searchsorted(gains, span)], span, n=n, shares=each)
+            for each, span in zip(shares, spans, strict=True)
+        ]
+    )
+
+
+def worst_false_promotion(n: int, *, margin: float, alpha: float) -> tuple[float, float]:
+    """The largest rate at which exactly the margin is lost and passes, and the churn where it is met.
+
+    On a grid of churns from the margin, below which none can be, to one half; finer where few records flip.
+    """
+    grid = (*(margin * times for times in (1, 1.02, 1.1, 1.25, 1.5, 2, 3)), *_CHURNS)
+    churns = sorted({max(min(churn, 0.5), margin) for churn in grid})
+    rates = promote_rates(n, margin=margin, alpha=alpha, loss=margin, churns=churns)
+    return float(rates.max()), churns[int(rates.argmax())]
+
+
+def promote_rate(holdout: Holdout, loss: float) -> float:
+    """The exact probability that one holdout passes when `loss` is truly lost on it."""
+    rates = promote_rates(
+        holdout.n, margin=holdout.margin, alpha=holdout.alpha, loss=loss, churns=[holdout.churn]
+    )
+    return float(rates[0])
+
+
+def threshold_rate(holdout: Holdout, loss: float) -> float:
+    """The exact probability of "the estimated loss is at most the margin" when `loss` is truly lost."""
+    shares = holdout.flips(loss)
+    gains = _gains(holdout.n, shares[1])
+    # A hair above the margin, so that a product that is whole but for rounding is not cut by one.
+    limits = np.floor(holdout.margin * holdout.n * (1 + 1e-12) + gains).astype(np.int64)
+    return _at_most(limits, gains, n=holdout.n, shares=shares)
+
+
+def rates_of_one(holdout: Holdout, loss: float) -> Rates:
+    """Exact, of an update with one past holdout."""
+    shares = holdout.flips(loss)
+    gains = _gains(holdout.n, shares[1])
+    passing = most_losses(gains, n=holdout.n, margin=holdout.margin, alpha=holdout.alpha)
+    promote = _at_most(passing, gains, n=holdout.n, shares=shares)
+    settled = np.maximum(passing, _fewest_alarming(gains, n=holdout.n, alpha=holdout.alpha) - 1)
+    review = max(_at_most(settled, gains, n=holdout.n, shares=shares) - promote, 0.0)
+    reject = max(1.0 - promote - review, 0.0)
+    return Rates(promote, review, reject, threshold_rate(holdout, loss))
+
+
+def rates_of_many(holdout: Holdout, losses: Sequence[float], *, draws: int, seed: int) -> Rates:
+    """Of an update with one such holdout for each of `losses`, which are independent.
+
+    Promotion and the threshold are exact products. How what is left divides into review and reject depends
+    on Holm's adjustment over all holdouts, and is estimated from `draws` updates.
+    """
+    if len(losses) == 1:
+        return rates_of_one(holdout, losses[0])
+    kinds = {loss: losses.count(loss) for loss in losses}
+    promote = float(np.prod([promote_rate(holdout, loss) ** many for loss, many in kinds.items()]))
+    threshold = float(np.prod([threshold_rate(holdout, loss) ** many for loss, many in kinds.items()]))
+    drawn = drawn_rates(holdout, losses, draws=draws, seed=seed)
+    undecided = drawn.review + drawn.reject
+    reject = (1 - promote) * (drawn.reject / undecided if undecided else 0.0)
+    return Rates(promote, 1 - promote - reject, reject, threshold)
+
+
+def drawn_rates(holdout: Holdout, losses: Sequence[float], *, draws: int, seed: int) -> Rates:
+    """The same by Monte Carlo alone."""
+    random = np.random.default_rng(seed)
+    flips = [
+        random.multinomial(holdout.n, [p_lost, p_gained, 1 - p_lost - p_gained], draws)
+        for p_lost, p_gained in map(holdout.flips, losses)
+    ]
+    lost, gained = (np.stack([each[:, kind] for each in flips], axis=1) for kind in (0, 1))
+    passes = stats.noninferiority_p(lost, gained, n=holdout.n, margin=holdout.margin) <= holdout.alpha
+    alarms = _holm(stats.mcnemar_drop_p(lost, gained)) <= holdout.alpha
+    promoted, rejected = passes.all(axis=1), (alarms & ~passes).any(axis=1)
+    within = (lost - gained <= holdout.margin * holdout.n * (1 + 1e-12)).all(axis=1)
+    promote, reject = float(promoted.mean()), float(rejected.mean())
+    return Rates(promote, 1 - promote - reject, reject, float(within.mean()))
+
+
+def _holm(p: Floats) -> Floats:
+    """`stats.holm` of every row."""
+    order = np.argsort(p, axis=1, kind="stable")
+    stepped = np.take_along_axis(p, order, axis=1) * np.arange(p.shape[1], 0, -1)
+    adjusted = np.empty_like(p)
+    np.put_along_axis(adjusted, order, np.minimum(np.maximum.accumulate(stepped, axis=1), 1.0), axis=1)
+    return adjusted
+
+
+def _gains(n: int, p_gained: float) -> Counts:
+    """The counts of gains that have a probability worth summing, rising."""
+    first, last = (
+        float(distributions.binom.ppf(tail, n, p_gained)) for tail in (_NEGLIGIBLE, 1 - _NEGLIGIBLE)
+    )
+    return np.arange(int(max(first, 0)), int(last) + 1)
+
+
+def _at_most(limits: Counts, gains: Counts, *, n: int, shares: tuple[float, float]) -> float:
+    """P(lost <= its limit), summed over the gains."""
+    p_lost, p_gained = shares
+    left = min(p_lost / (1 - p_gained), 1.0)
+    weights = distributions.binom.pmf(gains, n, p_gained)
+    return float((weights * distributions.binom.cdf(limits, n - gains, left)).sum())
+
+
+def _fewest_alarming(gains: Counts, *, n: int, alpha: float) -> Counts:
+    """The smallest count of losses that McNemar's test calls a drop; n + 1 where none is."""
+    low, high = np.zeros_like(gains), np.full_like(gains, n + 1)
+    while (low < high).any():
+        middle = (low + high) // 2
+        alarms = stats.mcnemar_drop_p(middle, gains) <= alpha
+        low, high = np.where(alarms, low, middle + 1), np.where(alarms, middle, high)
+    return low
