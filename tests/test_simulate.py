@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from service.errors import HoldfastError
 from service.gate import planning, stats
+from service.gate.base import GateConfig
 from service.gate.lives import Life, simulate
 from service.gate.simulate import (
     Holdout,
@@ -24,6 +26,8 @@ from service.gate.simulate import (
     threshold_rate,
     worst_false_promotion,
 )
+from service.gate_commands import gate_plan
+from streams.split import Split
 from tests.test_cli import holdfast, refused
 
 ORACLE: list[dict[str, float]] = json.loads(
@@ -241,6 +245,19 @@ def test_simulate_tells_of_lives() -> None:
     assert lives["budget"]["lost_the_budget"] == 0
     assert 0 < lives["budget"]["lost_the_budget_upper_95"] < 0.05
     assert lives["budget"]["frozen"] >= lives["harmless"]["frozen"] > 0
+
+
+def test_plan_assumes_what_a_pipeline_has_that_says_nothing() -> None:
+    """The command has the numbers itself: reading them from the config would load it at every start."""
+    assumed = {name: each.default for name, each in signature(gate_plan).parameters.items()}
+    gate, split = GateConfig(), Split()
+    assert (assumed["gate"], assumed["audit"]) == (split.gate, split.audit)
+    assert (assumed["margin"], assumed["alpha"], assumed["budget"], assumed["updates"]) == (
+        gate.margin,
+        gate.alpha,
+        gate.budget,
+        gate.audits,
+    )
 
 
 def test_plan_tells_records_for_a_margin_and_a_margin_for_records() -> None:

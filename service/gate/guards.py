@@ -99,19 +99,17 @@ def _retained(answers: PairedAnswers, seen: Comparison | str, config: GateConfig
             "retention", "undecided", f"experience {answers.experience}: {seen}", answers.experience
         )
     answer, sentence, more = _judge_retention(seen, twins=answers.twins)
-    numbers = seen.numbers()
-    numbers.update(more)
-    late = _live_on(answers.looks, config, numbers)
-    return Finding("retention", answer, sentence + late, answers.experience, numbers)
+    late, life = _life(answers.looks, config)
+    return Finding(
+        "retention", answer, sentence + late, answers.experience, {**seen.numbers(), **more, **life}
+    )
 
 
-def _live_on(looks: int, config: GateConfig, numbers: dict[str, float]) -> str:
-    """Adds what is left of a holdout's life after this look; says it too, when it is late in it."""
+def _life(looks: int, config: GateConfig) -> tuple[str, dict[str, float]]:
+    """What is left of a holdout's life after this look: in words, when it is late in it, and in numbers."""
     left = config.holdout_looks - looks - 1
-    numbers["looks"], numbers["looks_left"] = looks + 1, left
-    if left < config.holdout_looks * _LATE:
-        return f"; {left} of {config.holdout_looks} looks at it are left"
-    return ""
+    late = f"; {left} of {config.holdout_looks} looks at it are left"
+    return late if left < config.holdout_looks * _LATE else "", {"looks": looks + 1, "looks_left": left}
 
 
 _LATE = 0.2
@@ -414,8 +412,8 @@ def _found(
 
 def _pool_found(pool: Pool, seen: Comparison | str, config: GateConfig) -> Finding:
     """The small past holdouts' one finding: too few even together, or judged as one holdout."""
-    numbers: dict[str, float] = {"pooled": len(pool.small)}
-    late = _live_on(pool.answers.looks, config, numbers)
+    late, life = _life(pool.answers.looks, config)
+    numbers: dict[str, float] = {"pooled": len(pool.small), **life}
     if isinstance(seen, str):
         numbers |= {"n": 0, "margin": pool.margin, "alpha": config.alpha}
     else:

@@ -109,22 +109,28 @@ class _Neighbours:
         return np.asarray(self.doubt + beside, dtype=np.float64)
 
 
-def _expected(kind: SuspectKind, batch: _Neighbours, reference: _Neighbours) -> float:
-    """Share of suspects in a clean batch of which the champion knows as little as of this one.
+def _more_doubted(batch: _Neighbours, reference: _Neighbours) -> float:
+    """Chance that the champion doubts a right label of the batch that it would not doubt in the reference.
 
-    Where the features moved, the champion doubts right labels too, and only the neighbours are left to say
-    which are wrong. How much it doubts is seen on records that their neighbours vouch for: with t of them
-    doubted, t0 in the reference, a clean record that was not doubted there is doubted here with the chance
-    (t - t0) / (1 - t0).
+    Seen on records that their neighbours vouch for: (t - t0) / (1 - t0), where it doubts the share t of them,
+    and t0 in the reference.
     """
     sure, usual = batch.unlikely[batch.vouched_for()], reference.unlikely[reference.vouched_for()]
     before = float(usual.mean()) if len(usual) else 0.0
     now = float(sure.mean()) if len(sure) else 1.0
-    more = max(0.0, (now - before) / (1 - before)) if before < 1 else 1.0
+    return max(0.0, (now - before) / (1 - before)) if before < 1 else 1.0
+
+
+def _expected(kind: SuspectKind, reference: _Neighbours, more_doubted: float) -> float:
+    """Share of suspects in a clean batch of which the champion knows as little as of this one.
+
+    Where the features moved, the champion doubts right labels too, and only the neighbours are left to say
+    which are wrong.
+    """
     alone = int(reference.doubtful(kind).sum())
     # By the rule of succession: that none of few was doubted does not say that none ever is.
     both = alone * (int(reference.flagged(kind).sum()) + 1) / (alone + 2)
-    return (both + (alone - both) * more) / len(reference.doubt)
+    return (both + (alone - both) * more_doubted) / len(reference.doubt)
 
 
 def find_suspects(
@@ -145,13 +151,14 @@ def find_suspects(
     known = np.concatenate([batch.probabilities, reference.probabilities]).max(axis=0) > 0
     doubts = _doubt(reference)
     learnt = known[batch.labels]
-    unlikely = ~learnt | (_conformal(doubts, _doubt(batch)) <= _UNLIKELY)
-    pool = min(len(batch), len(reference))
     doubt = _doubt(batch)
+    unlikely = ~learnt | (_conformal(doubts, doubt) <= _UNLIKELY)
+    pool = min(len(batch), len(reference))
     found = _neighbours(here, batch.labels, unlikely, doubt, pool=pool, seed=seed)
     usual = _neighbours(
         there, reference.labels, _conformal_within(doubts) <= _UNLIKELY, doubts, pool=pool, seed=seed
     )
+    more = _more_doubted(found, usual)
     outlying, level, distance = _outliers(batch, reference, newest=newest, seed=seed)
     flagged: dict[SuspectKind, Flags] = {kind: found.flagged(kind) for kind in _BY_LABEL}
     flagged["outliers"] = outlying
@@ -162,7 +169,7 @@ def find_suspects(
         records=len(batch),
         reference_records=len(reference),
         rates={kind: float(flags.mean()) for kind, flags in flagged.items()},
-        expected_rates={kind: _expected(kind, found, usual) for kind in _BY_LABEL} | {"outliers": level},
+        expected_rates={kind: _expected(kind, usual, more) for kind in _BY_LABEL} | {"outliers": level},
         worst=tuple(
             describe.of(kind, int(place), float(scores[kind][place]))
             for kind, flags in flagged.items()
@@ -184,15 +191,17 @@ def _doubt(seen: Seen) -> Floats:
 
 def _conformal(reference: Floats, scores: Floats) -> Floats:
     """(1 + #{reference >= s}) / (n + 1) of each score."""
-    rising = np.sort(reference)
-    as_large = len(rising) - np.searchsorted(rising, scores, side="left")
-    return np.asarray((1 + as_large) / (len(rising) + 1), dtype=np.float64)
+    return np.asarray((1 + _as_large(reference, scores)) / (len(reference) + 1), dtype=np.float64)
 
 
 def _conformal_within(scores: Floats) -> Floats:
-    """The same of each score against all others."""
-    rising = np.sort(scores)
-    return np.asarray((len(rising) - np.searchsorted(rising, scores, side="left")) / len(rising))
+    """The same of each score against all others; it counts itself as the 1."""
+    return np.asarray(_as_large(scores, scores) / len(scores), dtype=np.float64)
+
+
+def _as_large(reference: Floats, scores: Floats) -> NDArray[np.int64]:
+    """#{reference >= s} of each score."""
+    return len(reference) - np.searchsorted(np.sort(reference), scores, side="left").astype(np.int64)
 
 
 def _neighbours(
