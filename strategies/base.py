@@ -107,9 +107,11 @@ class StrategyConfig(BaseModel):
     channels_last: bool = Field(
         False, description="Images and convolutions with channels last in memory; faster on most GPUs."
     )
-    compile: bool = Field(
+    compile: bool | Literal["graphs"] = Field(
         False,
-        description="torch.compile of the network below the head: up to a minute in each process.",
+        description="torch.compile of the network below the head, for full steps: up to a minute in each "
+        "process. graphs: on a GPU also replays a step's kernels as CUDA graphs, faster where launching them "
+        "bounds the step.",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Same seed, same data, same learner: bit-equal on CPU.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one.")

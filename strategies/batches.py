@@ -87,6 +87,11 @@ class TensorBatches:
         """Records of one epoch."""
         return len(self.records) if self.chosen is None else len(self.chosen)
 
+    @property
+    def whole_step(self) -> int:
+        """Records of every step but the last of an epoch; 0 where there is one step alone, and not full."""
+        return self.batch_size if self.visited >= self.batch_size else 0
+
     def __len__(self) -> int:
         return math.ceil(self.visited / self.batch_size)
 
@@ -120,6 +125,12 @@ class ReplayBatches:
     def sources(self) -> tuple[Records, Records]:
         """What new ones are taken from, and what kept ones are."""
         return self.new.records, self.kept
+
+    @property
+    def whole_step(self) -> int:
+        """As of `TensorBatches`, with the kept ones."""
+        new = self.new.whole_step
+        return new + min(self.replayed, len(self.kept)) if new else 0
 
     def __len__(self) -> int:
         return len(self.new)

@@ -200,6 +200,8 @@ class Options:
     """The forward pass in bfloat16; weights and their steps stay float32."""
     channels_last: bool = False
     compiled: bool = False
+    graphs: bool = False
+    """The kernels of compiled steps are replayed as CUDA graphs."""
 
 
 class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no types
@@ -219,12 +221,18 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
         self.rows_before = 0
         """Rows of the head before this experience."""
         self.answer: Callable[[Tensor], Tensor] = self.model.answer
+        self._whole_step = 0
+        """Records of a step that is compiled; others are few, or each of another size."""
         if options.channels_last:
             self.model.to(memory_format=torch.channels_last)
         if options.compiled:
             # Not the head: each growth of it would be compiled anew, and torch gives up after a few.
-            features: Any = torch.compile(self.model.features)
-            self.answer = lambda prepared: self.model.head(features(prepared))
+            # For one size: kernels for any size take up to three times as long in batch normalisation.
+            mode = "reduce-overhead" if options.graphs else "default"
+            features: Any = torch.compile(self.model.features, dynamic=False, mode=mode)
+            self.answer = lambda prepared: self.model.head(
+                features(prepared) if len(prepared) == self._whole_step else self.model.features(prepared)
+            )
 
     @property
     def mb_task_id(self) -> Tensor:
@@ -334,6 +342,7 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
 
     def training_epoch(self, **_: Any) -> None:
         acts = self._acts_of_a_step()
+        self._whole_step = self.dataloader.whole_step
         resident = all(records.resident for records in self.dataloader.sources)
         for batch in self.dataloader if resident else ahead(self.dataloader, self.device):
             if self._stop_training:

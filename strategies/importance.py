@@ -189,14 +189,16 @@ class PathIntegral(HeldWeights):
     @torch.no_grad()
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Note the gradient of the loss on the labels, before the penalty joins it."""
-        # Copies: what clips the gradient later does so in place.
-        self._pulls = [gradient.clone() for gradient in gradients(self._weights)]
+        # Not those that the optimizer gets: what clips a gradient later does so in place.
+        self._pulls = gradients(self._weights)
         _, anchors, importances = self._held
         if anchors:
             ways = torch._foreach_sub(self._before, anchors)
-            held = torch._foreach_addcmul(self._pulls, ways, importances, 2 * self.strength)
-            for weight, gradient in zip(self._weights, held, strict=True):
-                weight.grad = gradient
+            stepped = list(torch._foreach_addcmul(self._pulls, ways, importances, 2 * self.strength))
+        else:
+            stepped = [gradient.clone() for gradient in self._pulls]
+        for weight, gradient in zip(self._weights, stepped, strict=True):
+            weight.grad = gradient
 
     @torch.no_grad()
     def after_update(self, strategy: Any, **_: Any) -> None:

@@ -106,7 +106,8 @@ class AvalancheLearner:
                 augmentation=Augmentation(config.augment, stream_info.shape) if config.augment else None,
                 bfloat16=config.precision == "bfloat16",
                 channels_last=config.channels_last,
-                compiled=config.compile,
+                compiled=bool(config.compile),
+                graphs=config.compile == "graphs" and self.device.type == "cuda",
             ),
         )
         self._attributes = frozenset(vars(self._template))

@@ -30,7 +30,7 @@ HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x.png>"
 
 
 def finding(**changes: Any) -> Finding:
-    return replace(Finding("retention", "pass", "experience 0 kept its accuracy", 0, {"n": 100.0}), **changes)
+    return Finding("retention", "pass", "experience 0 kept its accuracy", 0, {"n": 100.0})._replace(**changes)
 
 
 def verdict(*findings: Finding, reason: str = "all kept") -> Verdict:

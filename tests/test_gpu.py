@@ -104,6 +104,8 @@ def test_records_that_do_not_fit_are_learnt_alike(name: str, monkeypatch: pytest
         {"network": "cnn", "channels_last": True, "precision": "bfloat16", "augment": ["crop", "noise"]},
         {"network": "resnet18", "epochs": 5},
         {"compile": True},
+        {"compile": "graphs"},
+        {"network": "cnn", "channels_last": True, "precision": "bfloat16", "compile": "graphs"},
     ],
     ids=str,
 )

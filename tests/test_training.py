@@ -212,8 +212,9 @@ def test_channels_last_is_the_same_learner_up_to_rounding() -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_network_is_the_same_learner_up_to_rounding() -> None:
-    plain, compiled = build(epochs=1, optimizer="sgd"), build(epochs=1, optimizer="sgd", compile=True)
+@pytest.mark.parametrize("compile", [True, "graphs"])
+def test_a_compiled_network_is_the_same_learner_up_to_rounding(compile: Any) -> None:
+    plain, compiled = build(epochs=1, optimizer="sgd"), build(epochs=1, optimizer="sgd", compile=compile)
     for index in (0, 1):
         for learner in (plain, compiled):
             learner.learn(digits(index, records=200))

@@ -1,8 +1,8 @@
 """Evidence in, findings and a verdict out: the values that the gate works on."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -432,15 +432,14 @@ class Evidence:
     """None: there is no champion yet, or the batch was not compared."""
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One guard's answer, with its numbers and a sentence that a person can act on."""
 
     guard: str
     answer: Answer
     sentence: str
     experience: int | None = None
-    numbers: Mapping[str, float] = field(default_factory=dict)
+    numbers: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True)
@@ -476,4 +475,5 @@ class Verdict:
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form, `verdict.json`."""
-        return {"schema": VERDICT_SCHEMA, **asdict(self)}
+        findings = [each._asdict() | {"numbers": dict(each.numbers)} for each in self.findings]
+        return {"schema": VERDICT_SCHEMA, **asdict(replace(self, findings=())), "findings": findings}

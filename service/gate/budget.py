@@ -8,8 +8,6 @@ mirror image of the first-change mode of Renggli et al., "Continuous integration
 with ease.ml/ci", MLSys 2019).
 """
 
-from dataclasses import replace
-
 from service.gate import sentences as say
 from service.gate import stats
 from service.gate.base import BUDGET, Audit, Evidence, Finding, GateConfig, Note, PairedAnswers
@@ -73,9 +71,8 @@ def budget(evidence: Evidence, config: GateConfig) -> tuple[Finding | Note, ...]
         for its, name, look in zip(seen, named, looks, strict=True)
     ]
     if pool:
-        found[-1] = replace(
-            found[-1], experience=None, numbers={**found[-1].numbers, "pooled": len(pool.small)}
-        )
+        numbers = {**found[-1].numbers, "pooled": len(pool.small)}
+        found[-1] = found[-1]._replace(experience=None, numbers=numbers)
     return (*found, *notes)
 
 

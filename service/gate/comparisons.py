@@ -1,9 +1,8 @@
 """Two models on the same holdouts, record by record: what flipped, and what the statistics say of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import isfinite
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +43,8 @@ class Comparison(NamedTuple):
     needed_for_difference: int
     """Records with which McNemar's test would see a difference like this one with power 0.8."""
 
-    def numbers(self) -> dict[str, float]:
+    def numbers(self, more: Mapping[str, float] = {}) -> dict[str, float]:
+        """What a finding tells, with `more` that is known of the holdout."""
         return {
             "n": self.n,
             "lost": self.lost,
@@ -58,6 +58,7 @@ class Comparison(NamedTuple):
             "p_drop_holm": self.p_drop,
             "baseline_accuracy": self.baseline_accuracy,
             "challenger_accuracy": self.challenger_accuracy,
+            **more,
         }
 
 
@@ -85,7 +86,7 @@ def _unpaired(answers: PairedAnswers, margin: float) -> str | None:
             f"{len(baseline)} answers of the baseline against {len(challenger)} of the "
             "challenger cannot be paired; predict its holdout again with both"
         )
-    if not (isfinite(margin) and 0 < margin < 1):
+    if not 0 < margin < 1:
         return f"a margin of {margin} means nothing; set one between 0 and 1"
     return None
 
@@ -200,8 +201,7 @@ def compare(sound: Sequence[tuple[PairedAnswers, float]], *, alpha: float, holdo
         margins,
         np.full(len(sound), alpha),
         (lost - gained) / n,
-        stats.loss_lower(lost, gained, n=n, alpha=alpha),
-        stats.loss_upper(lost, gained, n=n, alpha=alpha),
+        *stats.loss_limits(lost, gained, n=n, alpha=alpha),
         stats.noninferiority_p(lost, gained, n=n, margin=margins),
         p_drop[: len(sound)],
         before / n,
@@ -212,7 +212,7 @@ def compare(sound: Sequence[tuple[PairedAnswers, float]], *, alpha: float, holdo
         *_needed(lost, gained, n=n, margins=margins, alpha=alpha),
     )
     # As plain numbers, a column at a time: to take them out one by one would outlast the statistics.
-    return [Comparison._make(row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    return list(map(Comparison._make, zip(*(column.tolist() for column in columns), strict=True)))
 
 
 def _counts(sound: Sequence[PairedAnswers]) -> NDArray[np.int64]:

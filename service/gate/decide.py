@@ -106,21 +106,25 @@ def _of_attempt(config: GateConfig, attempt: int | None) -> GateConfig:
 def _run(
     table: Sequence[tuple[str, Guard]], evidence: Evidence, config: GateConfig
 ) -> tuple[list[Finding], list[Note]]:
-    said: list[Finding | Note] = []
+    findings: list[Finding] = []
+    notes: list[Note] = []
     for name, guard in table:
         try:
-            said += guard(evidence, config)
+            said = guard(evidence, config)
+            found = [each for each in said if isinstance(each, Finding)]
+            noted = [each for each in said if isinstance(each, Note)]
+            if len(found) + len(noted) != len(said):
+                raise TypeError("it answered with what is no finding")
+            findings += found
+            notes += noted
         # Whatever a guard trips over, its question stays unanswered: that is a finding, and never a pass.
         except Exception as error:
             sentence = (
                 f"the {name} guard broke ({type(error).__name__}: {error}), so its question is open; "
                 "repair it and decide again"
             )
-            said.append(Finding(name, "undecided", sentence))
-    return (
-        [each for each in said if isinstance(each, Finding)],
-        [each for each in said if isinstance(each, Note)],
-    )
+            findings.append(Finding(name, "undecided", sentence))
+    return findings, notes
 
 
 def _nothing(why: str) -> Finding:

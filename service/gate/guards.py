@@ -3,7 +3,8 @@
 Too little, missing or broken evidence is undecided, with the reason; never a pass.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -99,17 +100,17 @@ def _retained(answers: PairedAnswers, seen: Comparison | str, config: GateConfig
             "retention", "undecided", f"experience {answers.experience}: {seen}", answers.experience
         )
     answer, sentence, more = _judge_retention(seen, twins=answers.twins)
-    late, life = _life(answers.looks, config)
-    return Finding(
-        "retention", answer, sentence + late, answers.experience, {**seen.numbers(), **more, **life}
-    )
+    late, life = _life(answers.looks, config.holdout_looks)
+    numbers = seen.numbers({**more, **life} if more else life)
+    return Finding("retention", answer, sentence + late, answers.experience, numbers)
 
 
-def _life(looks: int, config: GateConfig) -> tuple[str, dict[str, float]]:
+@lru_cache(maxsize=4096)
+def _life(looks: int, lifetime: int) -> tuple[str, Mapping[str, float]]:
     """What is left of a holdout's life after this look: in words, when it is late in it, and in numbers."""
-    left = config.holdout_looks - looks - 1
-    late = f"; {left} of {config.holdout_looks} looks at it are left"
-    return late if left < config.holdout_looks * _LATE else "", {"looks": looks + 1, "looks_left": left}
+    left = lifetime - looks - 1
+    late = f"; {left} of {lifetime} looks at it are left" if left < lifetime * _LATE else ""
+    return late, {"looks": looks + 1, "looks_left": left}
 
 
 _LATE = 0.2
@@ -405,14 +406,12 @@ def _found(
     if isinstance(seen, str):
         return Finding(guard, "undecided", f"experience {experience}: {seen}", experience)
     answer, sentence, more = judge(seen)
-    numbers = seen.numbers()
-    numbers.update(more)
-    return Finding(guard, answer, sentence, experience, numbers)
+    return Finding(guard, answer, sentence, experience, seen.numbers(more))
 
 
 def _pool_found(pool: Pool, seen: Comparison | str, config: GateConfig) -> Finding:
     """The small past holdouts' one finding: too few even together, or judged as one holdout."""
-    late, life = _life(pool.answers.looks, config)
+    late, life = _life(pool.answers.looks, config.holdout_looks)
     numbers: dict[str, float] = {"pooled": len(pool.small), **life}
     if isinstance(seen, str):
         numbers |= {"n": 0, "margin": pool.margin, "alpha": config.alpha}

@@ -4,19 +4,28 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 
-@lru_cache(maxsize=4096)
 def points(share: float, *, digits: int = 1) -> str:
     """A share as points without a unit, no trailing zeros: 0.05 is "5", 0.0078 is "0.8"."""
+    if digits == 1 and -1 <= share <= 1:
+        return _tenths(round(1000 * share))
     text = f"{100 * share:.{digits}f}"
     text = text.rstrip("0").rstrip(".") if digits else text
-    return "0" if text in ("-0", "") else text
+    return "0" if text == "-0" else text
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2048)
+def _tenths(number: int) -> str:
+    """Of the few there are each is written once: that takes longer than a comparison's statistics."""
+    return f"{number / 10:.1f}".removesuffix(".0")
+
+
 def with_unit(share: float, *, digits: int = 1) -> str:
     """The same with its unit: "1 point", "0.8 points"."""
-    number = points(share, digits=digits)
-    return f"{number} {'point' if number == '1' else 'points'}"
+    return _unit(points(share, digits=digits))
+
+
+def _unit(number: str) -> str:
+    return f"{number} point" if number == "1" else f"{number} points"
 
 
 def percent(share: float) -> str:
@@ -65,17 +74,17 @@ def at_worst(upper: float, margin: float) -> str:
         worst = points(upper, digits=2)
     if worst == "0":
         return "at worst nothing lost"
-    return f"at worst {worst} {'point' if worst == '1' else 'points'} lost"
+    return f"at worst {_unit(worst)} lost"
 
 
 def between(lower: float, upper: float) -> str:
     """A proven loss, from its limits: "between 3.1 and 7.8 points", "about 7.8 points", "up to 2 points"."""
-    least, most = points(lower), with_unit(upper)
-    if least == points(upper):
-        return f"about {most}"
+    least, most = points(lower), points(upper)
+    if least == most:
+        return f"about {_unit(most)}"
     if lower <= 0 or least == "0":
-        return f"up to {most}"
-    return f"between {least} and {most}"
+        return f"up to {_unit(most)}"
+    return f"between {least} and {_unit(most)}"
 
 
 def up_to(upper: float) -> str:
@@ -92,4 +101,4 @@ def were_allowed(margin: float) -> str:
 
 def flips(n: int, lost: int, gained: int) -> str:
     """What a comparison rests on: "600 records, 12 got worse, 15 got better"."""
-    return f"{records(n)}, {lost} got worse, {gained} got better"
+    return f"{n} {'record' if n == 1 else 'records'}, {lost} got worse, {gained} got better"

@@ -59,6 +59,17 @@ def loss_upper(lost: ArrayLike, gained: ArrayLike, *, n: ArrayLike, alpha: float
     Inverts `noninferiority_z`, as Tango (1998) does; negative means a proven gain. Newton's method settles
     nearly all at once, and bisection what it does not.
     """
+    return _limit(lost, gained, n, alpha)
+
+
+def loss_limits(lost: ArrayLike, gained: ArrayLike, *, n: ArrayLike, alpha: float) -> tuple[Floats, Floats]:
+    """`loss_lower` and `loss_upper` at once, in about half of the time."""
+    b, c, size = np.broadcast_arrays(lost, gained, n)
+    gain_upper, upper = _limit(np.stack((c, b)), np.stack((b, c)), size, alpha)
+    return -gain_upper, upper
+
+
+def _limit(lost: ArrayLike, gained: ArrayLike, n: ArrayLike, alpha: float) -> Floats:
     flips = np.broadcast_arrays(*(np.asarray(value, dtype=np.float64) for value in (lost, gained, n)))
     b, c, size = (np.atleast_1d(each) for each in flips)
     critical = float(ndtri(alpha))
@@ -72,15 +83,16 @@ def loss_upper(lost: ArrayLike, gained: ArrayLike, *, n: ArrayLike, alpha: float
 def _limit_by_newton(b: Floats, c: Floats, n: Floats, critical: float) -> tuple[Floats, NDArray[np.bool_]]:
     """The margin m at which (b - c)/n - m = critical * sd(m), and where it was found."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        m = (b - c) / n - critical * np.sqrt(b + c + critical**2) / n
+        loss = (b - c) / n
+        m = loss - critical * np.sqrt(b + c + critical**2) / n
         settled = np.zeros(m.shape, dtype=np.bool_)
+        slope_linear = 2 * n - b + c
         for _ in range(_NEWTON_STEPS):
             q, linear, root = _gains_under_h0(b, c, n, m)
-            slope_linear = 2 * n - b + c
             slope_q = ((linear * slope_linear + 4 * n * c * (1 - 2 * m)) / root - slope_linear) / (4 * n)
             sd = np.sqrt((2 * q + m - m**2) / n)
             slope = 1 + critical * (2 * slope_q + 1 - 2 * m) / (2 * n * sd)
-            step = ((b - c) / n - m - critical * sd) / slope
+            step = (loss - m - critical * sd) / slope
             m = m + step
             settled = np.abs(step) <= _SETTLED
             if settled.all():
