@@ -132,6 +132,7 @@ holdout_states = sa.Table(
     sa.Column("experience", sa.Integer, primary_key=True),
     sa.Column("retired", sa.Boolean, nullable=False),
     sa.Column("pinned", sa.Boolean, nullable=False),
+    sa.Column("margin", sa.Double),
 )
 
 ledger = sa.Table(

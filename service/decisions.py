@@ -18,6 +18,7 @@ from service.errors import (
     HoldoutUnknownError,
     NothingToLearnError,
 )
+from service.gate import sentences as say
 from service.specs import load_spec
 from streams.manifest import removed_trains
 
@@ -240,22 +241,14 @@ def mark_holdout(
         HoldoutUnknownError: the champion learnt no such experience, so it has no past holdout.
         HoldoutConflictError: it is marked so already.
     """
+    changes = {
+        "retire": {"retired": True},
+        "restore": {"retired": False},
+        "pin": {"pinned": True},
+        "unpin": {"pinned": False},
+    }
     with engine.begin() as connection:
-        lock_pipeline(connection, pipeline)
-        champion = champions.current(connection, pipeline)
-        version = champions.version(connection, pipeline, champion.version) if champion else None
-        if version is None or experience not in version.learnt:
-            raise HoldoutUnknownError(
-                f"Experience {experience} has no past holdout: no champion of {pipeline!r} learnt it.",
-                fix="Choose one of GET /v1/pipelines/{pipeline}/holdouts.",
-            )
-        before = holdouts.marks(connection, pipeline).get(experience, holdouts.UNMARKED)
-        changes = {
-            "retire": {"retired": True},
-            "restore": {"retired": False},
-            "pin": {"pinned": True},
-            "unpin": {"pinned": False},
-        }
+        before, version = _holdout(connection, pipeline, experience)
         after = replace(before, **changes[marking])
         if after == before:
             raise HoldoutConflictError(
@@ -263,16 +256,62 @@ def mark_holdout(
                 fix="Read GET /v1/pipelines/{pipeline}/holdouts.",
             )
         holdouts.set_mark(connection, pipeline, experience=experience, mark=after)
-        return ledger.append(
-            connection,
-            pipeline,
-            action=marking,
-            actor=actor,
-            reason=f"holdout of experience {experience}: {reason}",
-            update_id=None,
-            version=version.version,
-            previous_version=version.version,
+        told = f"holdout of experience {experience}: {reason}"
+        return _of_holdout(connection, pipeline, marking, version, actor=actor, reason=told)
+
+
+def set_holdout_margin(
+    engine: sa.Engine, pipeline: str, experience: int, *, margin: float | None, actor: str, reason: str
+) -> ledger.Entry:
+    """Say how much a past holdout may truly lose from now on, as a share; None: what the pipeline says.
+
+    Raises:
+        HoldoutUnknownError: the champion learnt no such experience, so it has no past holdout.
+        HoldoutConflictError: that is its margin already.
+    """
+    with engine.begin() as connection:
+        before, version = _holdout(connection, pipeline, experience)
+        if margin == before.margin:
+            stands = "the pipeline's" if margin is None else say.with_unit(margin, digits=2)
+            raise HoldoutConflictError(
+                f"The margin of the holdout of experience {experience} is {stands} already.",
+                fix="Read GET /v1/pipelines/{pipeline}/holdouts.",
+            )
+        mark = replace(before, margin=margin)
+        holdouts.set_mark(connection, pipeline, experience=experience, mark=mark)
+        set_to = (
+            "the pipeline's margin" if margin is None else f"a margin of {say.with_unit(margin, digits=2)}"
         )
+        told = f"holdout of experience {experience}, {set_to} from now on: {reason}"
+        return _of_holdout(connection, pipeline, "margin", version, actor=actor, reason=told)
+
+
+def _holdout(connection: sa.Connection, pipeline: str, experience: int) -> tuple[holdouts.Mark, int]:
+    """The mark of a past holdout, and the champion's version; the pipeline is held from here on."""
+    lock_pipeline(connection, pipeline)
+    champion = champions.current(connection, pipeline)
+    version = champions.version(connection, pipeline, champion.version) if champion else None
+    if version is None or experience not in version.learnt:
+        raise HoldoutUnknownError(
+            f"Experience {experience} has no past holdout: no champion of {pipeline!r} learnt it.",
+            fix="Choose one of GET /v1/pipelines/{pipeline}/holdouts.",
+        )
+    return holdouts.marks(connection, pipeline).get(experience, holdouts.UNMARKED), version.version
+
+
+def _of_holdout(
+    connection: sa.Connection, pipeline: str, action: ledger.Action, version: int, *, actor: str, reason: str
+) -> ledger.Entry:
+    return ledger.append(
+        connection,
+        pipeline,
+        action=action,
+        actor=actor,
+        reason=reason,
+        update_id=None,
+        version=version,
+        previous_version=version,
+    )
 
 
 _MARKED = {"retire": "retired", "restore": "restored", "pin": "pinned", "unpin": "unpinned"}

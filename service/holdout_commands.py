@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from service.commands import By, Json, Reason, Url, open_client, path_of, print_json
+from service.gate.sentences import with_unit
 
 holdout_app = typer.Typer(
     help="Past holdouts: how each stands; retire or pin one.", no_args_is_help=True, rich_markup_mode=None
@@ -25,7 +26,7 @@ def holdout_list(pipeline: str, json_output: Json = False, url: Url = None) -> N
         typer.echo(
             f"experience {each['experience']}: {each['judged_records']} of {each['records']} records judged, "
             f"{each['sealed_records']} sealed, {each['looks_left']} looks and {each['audits_left']} audits "
-            f"left, anchor v{each['anchor_version']}{marks}"
+            f"left, margin {with_unit(each['margin'], digits=2)}, anchor v{each['anchor_version']}{marks}"
         )
     if not view["holdouts"]:
         typer.echo("No past holdout yet: nothing was promoted.")
@@ -71,6 +72,27 @@ def holdout_unpin(
     """Let a pinned holdout be archived when newer ones come."""
     _mark(pipeline, experience, "unpin", reason=reason, by=by, url=url)
     typer.echo(f"The holdout of experience {experience} is no longer pinned.")
+
+
+@holdout_app.command("margin")
+def holdout_margin(
+    pipeline: str,
+    experience: Experience,
+    margin: Annotated[str, typer.Argument(help="A share (0.05 is 5 points), or `default`: the pipeline's.")],
+    reason: Reason,
+    by: By = "anonymous",
+    url: Url = None,
+) -> None:
+    """Give a holdout a margin of its own: how much it may truly lose."""
+    try:
+        own = None if margin == "default" else float(margin)
+    except ValueError:
+        raise typer.BadParameter("write a share such as 0.05, or default", param_hint="MARGIN") from None
+    with open_client(url) as client:
+        body = {"reason": reason, "by": by, "margin": own}
+        client.post(path_of(pipeline, "holdouts", str(experience), "margin"), body)
+    now = "the pipeline's" if own is None else with_unit(own, digits=2)
+    typer.echo(f"The margin of the holdout of experience {experience} is {now} from now on.")
 
 
 def unfreeze(pipeline: str, reason: Reason, by: By = "anonymous", url: Url = None) -> None:

@@ -26,6 +26,8 @@ class Mark:
     """It is no evidence any more."""
     pinned: bool = False
     """It is never cut down, however many come after it."""
+    margin: float | None = None
+    """What it may truly lose; None: what the pipeline says."""
 
 
 UNMARKED = Mark()
@@ -188,15 +190,17 @@ def marks(connection: sa.Connection, pipeline: str) -> dict[int, Mark]:
     """Experience -> its mark, of those that have one."""
     columns = holdout_states.c
     rows = connection.execute(
-        sa.select(columns.experience, columns.retired, columns.pinned).where(columns.pipeline == pipeline)
+        sa.select(columns.experience, columns.retired, columns.pinned, columns.margin).where(
+            columns.pipeline == pipeline
+        )
     )
-    return {row.experience: Mark(retired=row.retired, pinned=row.pinned) for row in rows}
+    return {row.experience: Mark(retired=row.retired, pinned=row.pinned, margin=row.margin) for row in rows}
 
 
 def set_mark(connection: sa.Connection, pipeline: str, *, experience: int, mark: Mark) -> None:
     """Write a holdout's mark; the caller holds the pipeline."""
     place = sa.and_(holdout_states.c.pipeline == pipeline, holdout_states.c.experience == experience)
-    values = {"retired": mark.retired, "pinned": mark.pinned}
+    values = {"retired": mark.retired, "pinned": mark.pinned, "margin": mark.margin}
     changed = connection.execute(sa.update(holdout_states).where(place).values(**values))
     if not changed.rowcount:
         connection.execute(

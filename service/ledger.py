@@ -10,7 +10,17 @@ import sqlalchemy as sa
 from service.database import ledger, lock_pipeline, now
 
 Action = Literal[
-    "promote", "review", "reject", "rollback", "freeze", "unfreeze", "retire", "restore", "pin", "unpin"
+    "promote",
+    "review",
+    "reject",
+    "rollback",
+    "freeze",
+    "unfreeze",
+    "retire",
+    "restore",
+    "pin",
+    "unpin",
+    "margin",
 ]
 
 GENESIS = "0" * 64

@@ -33,6 +33,8 @@ class Plan:
     """What it said of each of their records, where a guard asks for it and it is stored."""
     judged: Mapping[int, int]
     """Past holdouts that are judged -> how many of their records, at most; those retired are not there."""
+    margins: Mapping[int, float]
+    """Of holdouts that a person gave a margin of their own."""
     anchors: Mapping[int, Bits]
     """For each of them, the stored answers of its anchor on the sealed part."""
     looks: Mapping[int, int]
@@ -94,7 +96,8 @@ def make_plan(engine: sa.Engine, update: Update) -> Plan:
             else {}
         )
         references = backlog.screens(connection, pipeline, learnt)
-        judged = records_judged(learnt, holdouts.marks(connection, pipeline), spec.gate)
+        marks = holdouts.marks(connection, pipeline)
+        judged = records_judged(learnt, marks, spec.gate)
         anchors = _anchors(connection, lineage, judged)
         passed = holdouts.audited(connection, pipeline)
         looks, audits = (
@@ -124,6 +127,7 @@ def make_plan(engine: sa.Engine, update: Update) -> Plan:
             if index in details and len(details[index]) >= min(records, rows[index].gate.rows)
         },
         judged=judged,
+        margins={index: mark.margin for index, mark in marks.items() if mark.margin is not None},
         anchors=anchors,
         looks=looks,
         audits=audits,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -36,7 +36,7 @@ from service.gate.obsolete import twins
 from service.gate.screen import data_evidence, profile
 from service.inspection import Inspector, Picture, broken_records, pictures
 from service.storage import StorePlace
-from strategies.base import Learner, LearnReport, StrategyError, StreamInfo
+from strategies.base import SEEDS, Learner, LearningDivergedError, LearnReport, StrategyError, StreamInfo
 from strategies.catalog import STRATEGIES
 from strategies.network_choice import Installation, install
 from streams.base import Experience
@@ -49,6 +49,8 @@ BADNESS: Mapping[Answer, int] = {"pass": 0, "undecided": 1, "fail": FAILED}
 
 NEWEST_HOLDOUTS, OLDER_HOLDOUTS = 5, 5
 """Past holdouts that new data is compared with, at most."""
+
+Made = TypeVar("Made")
 
 RESULT_FILE = "result.json"
 LEARNER_FOLDER = "learner"
@@ -94,8 +96,23 @@ class Task:
     """How the experiences that the champion learnt looked."""
     sealed: tuple[Stored, ...] = ()
     """Audit parts of the past holdouts and of the new ones."""
+    repeat: int = 0
+    """0: make the challenger. Another: learn the same with the seed that many further, and only answer."""
     installation: Installation = field(default_factory=Installation)
     """The networks and weights that the installation has; the trainer's own environment has no say."""
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """What became of the same update with another seed."""
+
+    seed: int
+    right: dict[int, Bits] = field(default_factory=dict)
+    """By experience, past and new holdouts."""
+    predicted: dict[int, NDArray[np.int32]] = field(default_factory=dict)
+    """Class ids of the answers."""
+    failure: str | None = None
+    """Why learning diverged; None: it did not."""
 
 
 @dataclass(frozen=True)
@@ -141,23 +158,14 @@ def run(task: Task, on_progress: OnProgress) -> None:
     """
     if (task.folder / RESULT_FILE).exists():
         return
-    store = task.store.open()
-    parts = [store.open(part.digest, index=part.experience) for part in task.learn]
-    on_progress({"stage": "screening"})
-    champion = _champion(task)
-    past = Inspector.of(champion, [store.open(part.digest, index=part.experience) for part in _told(task)])
-    result = _screen(task, parts, past)
     for leftover in task.folder.parent.glob(f"{task.folder.name}.*.tmp"):
         # Of a trainer that was killed. One that is only slow has lost its lease, and may fail.
         shutil.rmtree(leftover, ignore_errors=True)
     scratch = task.folder.with_name(f"{task.folder.name}.{os.getpid()}-{time.monotonic_ns()}.tmp")
     scratch.mkdir(parents=True)
     try:
-        if not result.stopped:
-            result = _learn(
-                task, parts, result, champion, store=store, scratch=scratch, on_progress=on_progress
-            )
-        _write_result(result, scratch / RESULT_FILE)
+        made = _repeat(task, on_progress) if task.repeat else _make(task, scratch, on_progress)
+        _write_result(made, scratch / RESULT_FILE)
         _publish(scratch, task.folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -165,10 +173,55 @@ def run(task: Task, on_progress: OnProgress) -> None:
 
 def read_result(folder: Path) -> Result | None:
     """The result in a folder; None when no trainer has finished there."""
+    return _read(folder, Result)
+
+
+def read_repeated(folder: Path) -> Repeated | None:
+    """What a repeat left in its folder; None when no trainer has finished there."""
+    return _read(folder, Repeated)
+
+
+def _read(folder: Path, kind: type[Made]) -> Made | None:
     path = folder / RESULT_FILE
     if not path.exists():
         return None
-    return msgspec.json.decode(path.read_bytes(), type=Result, dec_hook=_decode_array)
+    return msgspec.json.decode(path.read_bytes(), type=kind, dec_hook=_decode_array)
+
+
+def _make(task: Task, scratch: Path, on_progress: OnProgress) -> Result:
+    """The challenger, with its files in `scratch`; or what stopped the batch."""
+    store = task.store.open()
+    parts = _opened(store, task.learn)
+    on_progress({"stage": "screening"})
+    champion = _champion(task)
+    screened = _screen(task, parts, Inspector.of(champion, _opened(store, _told(task))))
+    if screened.stopped:
+        return screened
+    return _learn(task, parts, screened, champion, store=store, scratch=scratch, on_progress=on_progress)
+
+
+def _repeat(task: Task, on_progress: OnProgress) -> Repeated:
+    """Learn the same from the same champion with another seed, and answer the same holdouts."""
+    store = task.store.open()
+    seed = (int(task.strategy.get("seed", 0)) + task.repeat) % SEEDS
+    learner = _champion(task) or _fresh(task, seed=seed)
+    learner.reseed(seed)
+
+    def note(*, step: int, total_steps: int, loss: float) -> None:
+        on_progress({"stage": "learning", "step": step, "total_steps": total_steps, "loss": loss})
+
+    try:
+        learner.learn(merge(_opened(store, task.learn)), note)
+    except LearningDivergedError as error:
+        return Repeated(seed, failure=str(error))
+    holdouts = [_judged(store, part) for part in (*task.past_holdouts, *task.new_holdouts)]
+    said = {holdout.index: answer(learner, holdout) for holdout in holdouts}
+    predicted = {index: details.predicted for index, details in _details(said).items()}
+    return Repeated(seed, right=_bits(said), predicted=predicted)
+
+
+def _opened(store: ExperienceStore, parts: Sequence[Stored]) -> list[Experience]:
+    return [store.open(part.digest, index=part.experience) for part in parts]
 
 
 def load_learner(folder: Path) -> Learner:
@@ -188,6 +241,13 @@ def _champion(task: Task) -> Learner | None:
     return champion
 
 
+def _fresh(task: Task, **changes: Any) -> Learner:
+    """A learner of the pipeline's strategy that has learnt nothing yet."""
+    install(task.installation)
+    spec = STRATEGIES[task.strategy["name"]]
+    return spec.build(spec.config.model_validate({**task.strategy, **changes}), task.stream)
+
+
 def _told(task: Task) -> list[Stored]:
     """Past holdouts that new data is compared with, the newest first: the newest, and some spread before."""
     newest_first = sorted(task.past_holdouts, key=lambda part: part.experience, reverse=True)
@@ -197,7 +257,10 @@ def _told(task: Task) -> list[Stored]:
 
 
 def _screen(task: Task, parts: Sequence[Experience], past: Inspector | None) -> Result:
-    """Look at each experience by itself; the worst is the evidence, and of equals the newest."""
+    """Look at each experience by itself; the worst is the evidence, and of equals the newest.
+
+    Whether they are shifted is asked of all together, and may make the screen stricter.
+    """
     evidence = [
         data_evidence(
             part.inputs,
@@ -217,14 +280,15 @@ def _screen(task: Task, parts: Sequence[Experience], past: Inspector | None) -> 
         evidence = [
             replace(data, suspects=past.suspects(part)) for data, part in zip(evidence, parts, strict=True)
         ]
-    worst = [_worst(data, task.gate) for data in evidence]
+    shift = past.shift(parts, alpha=task.gate.shift_alpha) if past and readable else None
+    worst = [_worst(data, task.gate.routed(shift)) for data in evidence]
     stopped = [position for position, badness in enumerate(worst) if badness == FAILED]
     _, place, data = max(zip(worst, range(len(parts)), evidence, strict=True), key=lambda each: each[:2])
     return Result(
         data=data,
         stopped=tuple(parts[position].index for position in stopped),
         screens={part.index: profile(part.inputs, part.labels) for part in parts},
-        shift=past.shift(parts, alpha=task.gate.shift_alpha) if past and readable else None,
+        shift=shift,
         pictures=pictures(parts[place], data) if stopped else {},
     )
 
@@ -243,9 +307,7 @@ def _learn(
     scratch: Path,
     on_progress: OnProgress,
 ) -> Result:
-    install(task.installation)
-    spec = STRATEGIES[task.strategy["name"]]
-    learner = champion or spec.build(spec.config.model_validate(task.strategy), task.stream)
+    learner = champion or _fresh(task)
     experience = merge(parts)
     new = [_judged(store, part) for part in task.new_holdouts]
     past = [_judged(store, part) for part in task.past_holdouts]
@@ -444,7 +506,7 @@ def _export(learner: Learner, stream: StreamInfo, path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _write_result(result: Result, path: Path) -> None:
+def _write_result(result: Result | Repeated, path: Path) -> None:
     payload = msgspec.json.encode(result, enc_hook=_encode_array)
     with path.open("wb") as file:
         file.write(payload)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import sqlalchemy as sa
 
-from service import backlog, champions, freezes, holdouts, jobs, ledger
+from service import backlog, champions, freezes, holdouts, jobs, ledger, repeats
 from service.database import lock_pipeline, now
 from service.errors import ChampionMovedError
 from service.gate.base import Audit, Evidence, PairedAnswers, Verdict
@@ -72,16 +72,20 @@ class Updater:
             champions.require_unmoved(connection, update.pipeline, expected_revision=base)
         run_id, version = self._registry.publish(told)
         self._settle(plan, result, verdict, run_id=run_id, version=version)
+        repeats.remove(self.folder(update.id))
         project(self._engine, self._registry, update.pipeline)
         return verdict
 
     def _learn(self, plan: Plan, on_progress: OnProgress) -> Result:
-        folder = self.folder(plan.update.id)
-        finished = read_result(folder)
-        if finished is None:
+        folder, others = self.folder(plan.update.id), plan.spec.gate.repeats
+        if read_result(folder) is None or others:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            self._train(self._task(plan, folder), on_progress)
-            finished = read_result(folder)
+            task = self._task(plan, folder)
+            if others:
+                repeats.learn(self._train, task, on_progress, repeats=others)
+            else:
+                self._train(task, on_progress)
+        finished = read_result(folder)
         if finished is None:
             raise FileNotFoundError(
                 f"the trainer of update {plan.update.id} left no result in {folder}; "
@@ -132,6 +136,7 @@ class Updater:
                 experience=index,
                 baseline=baseline.get(index),
                 challenger=result.challenger.get(index),
+                margin=plan.margins.get(index),
                 looks=plan.looks.get(index, 0),
                 twins=result.twins.get(index),
                 labels=records.labels if records else None,
@@ -151,6 +156,7 @@ class Updater:
             champion=plan.base_version,
             disturbed=result.disturbed,
             running=result.running,
+            repeats=repeats.evidence(self.folder(plan.update.id), result, repeats=plan.spec.gate.repeats),
             shift=result.shift,
         )
 
@@ -246,6 +252,7 @@ class Updater:
                 },
             )
             jobs.ensure_queued(connection, update.pipeline, requested_by="champion moved")
+        repeats.remove(self.folder(update.id))
 
     def _close_empty(self, plan: Plan) -> None:
         update = plan.update
@@ -269,6 +276,7 @@ class Updater:
             if not jobs.get(connection, update.id).cancelled:
                 return False
         folder = self.folder(update.id)
+        repeats.remove(folder)
         for left in (folder, *folder.parent.glob(f"{folder.name}.*.tmp")):
             shutil.rmtree(left, ignore_errors=True)
         return True
@@ -280,6 +288,7 @@ class Updater:
             LostLeaseError: another worker owns the update.
         """
         jobs.fail(self._engine, update, error=str(error))
+        repeats.remove(self.folder(update.id))
 
 
 def _count_looks(connection: sa.Connection, plan: Plan, result: Result, verdict: Verdict) -> None:

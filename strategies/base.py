@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+SEEDS = 2**31
+"""Seeds are from 0 to one less."""
+
+
 class StrategyError(Exception):
     """Any failure of the learning side. The message says what is wrong and what to do about it."""
 
@@ -113,7 +117,7 @@ class StrategyConfig(BaseModel):
         "process. graphs: on a GPU also replays a step's kernels as CUDA graphs, faster where launching them "
         "bounds the step.",
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="Same seed, same data, same learner: bit-equal on CPU.")
+    seed: int = Field(0, ge=0, lt=SEEDS, description="Same seed, same data, same learner: bit-equal on CPU.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one.")
 
     @model_validator(mode="after")
@@ -186,6 +190,10 @@ class Learner(Protocol):
 
     def embed(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
         """Features below the head (n, width): what the network decides by. As pure as `predict`."""
+        ...
+
+    def reseed(self, seed: int) -> None:
+        """Draw by another seed in what is learnt from now on."""
         ...
 
     def widen(self, classes: Sequence[str]) -> None:

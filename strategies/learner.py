@@ -194,6 +194,10 @@ class AvalancheLearner:
                 module.training = mode
         return np.concatenate(answers)
 
+    def reseed(self, seed: int) -> None:
+        """See `Learner.reseed`. The seed is saved with the learner."""
+        self.config = self.config.model_copy(update={"seed": seed})
+
     def widen(self, classes: Sequence[str]) -> None:
         """See `Learner.widen`. The head grows when records of the new classes are learnt."""
         known = self.stream_info.classes

@@ -1,6 +1,7 @@
 """A service in one process: real SQLite, real MLflow store, real trainer, records through the front door."""
 
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -63,6 +64,9 @@ def silent(progress: Mapping[str, Any]) -> None:
     """The progress callback that tells nobody."""
 
 
+_ALONE = threading.Lock()
+
+
 @dataclass
 class Home:
     """One installation under a folder."""
@@ -79,7 +83,9 @@ class Home:
     def train(self, task: Task, on_progress: OnProgress) -> None:
         self.trained.append(task.update_id)
         self.before_training()
-        trainer.run(task, on_progress)
+        # Random states are the process's: elsewhere each trainer has one of its own.
+        with _ALONE:
+            trainer.run(task, on_progress)
 
     @property
     def updater(self) -> Updater:

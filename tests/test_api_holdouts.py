@@ -67,6 +67,29 @@ def test_holdouts_are_listed_and_marked_and_the_ledger_tells(api: Api, pipeline:
     assert get(api, f"/pipelines/{pipeline}/ledger")["intact"]
 
 
+def test_a_holdout_gets_a_margin_of_its_own_and_gives_it_back(api: Api, pipeline: str) -> None:
+    path = f"/pipelines/{pipeline}/holdouts"
+    learn(api, pipeline, "promote")
+    usual = get(api, path)["holdouts"][0]["margin"]
+    post(api, f"{path}/0/pin", WHY)
+    entry = post(api, f"{path}/0/margin", {"margin": 0.125, "reason": "few records", "by": "Ada"}).json()
+    assert (entry["action"], entry["actor"]) == ("margin", "Ada")
+    assert entry["reason"] == "holdout of experience 0, a margin of 12.5 points from now on: few records"
+    now = get(api, path)["holdouts"][0]
+    assert (now["margin"], now["pinned"]) == (0.125, True)
+    with unchanged(api):
+        api.refuses(post(api, f"{path}/0/margin", {"margin": 0.125, **WHY}), 409, "holdout-conflict")
+        api.refuses(post(api, f"{path}/3/margin", {"margin": 0.1, **WHY}), 404, "holdout-unknown")
+        refused: tuple[Any, ...] = (0, 1, -0.1, "NaN", True, {})
+        for wrong in refused:
+            api.refuses(post(api, f"{path}/0/margin", {"margin": wrong, **WHY}), 422, "request-invalid")
+        api.refuses(post(api, f"{path}/0/margin", WHY), 422, "request-invalid")
+        api.refuses(post(api, f"{path}/0/margin", {"margin": 0.1}), 422, "request-invalid")
+    post(api, f"{path}/0/margin", {"margin": None, **WHY})
+    assert get(api, path)["holdouts"][0]["margin"] == usual
+    assert get(api, f"/pipelines/{pipeline}/ledger")["intact"]
+
+
 def test_marks_that_cannot_be_change_nothing(api: Api, pipeline: str) -> None:
     path = f"/pipelines/{pipeline}/holdouts"
     with unchanged(api):
@@ -127,6 +150,17 @@ def test_the_commands_say_the_same(api: Api, pipeline: str) -> None:
     ):
         assert run("holdout", command, pipeline, "0", "-m", "why").stdout == said
     assert ", retired" in run("holdout", "list", pipeline).stdout
+    assert run("holdout", "margin", pipeline, "0", "0.03", "-m", "why").stdout == (
+        "The margin of the holdout of experience 0 is 3 points from now on.\n"
+    )
+    assert "margin 3 points" in run("holdout", "list", pipeline).stdout
+    assert run("holdout", "margin", pipeline, "0", "default", "-m", "why").stdout == (
+        "The margin of the holdout of experience 0 is the pipeline's from now on.\n"
+    )
+    for wrong in ("much", "2", "nan"):
+        refused = run("holdout", "margin", pipeline, "0", wrong, "-m", "why")
+        assert refused.returncode, wrong
+        assert refused.stderr, wrong
     refused = run("holdout", "retire", pipeline, "0", "-m", "again")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "stands so already" in refused.stderr

@@ -133,8 +133,14 @@ def test_a_retired_holdout_is_no_evidence_and_can_come_back(make: Callable[..., 
     assert [finding.experience for finding in verdict.findings if finding.guard == "retention"] == [1]
     mark("restore")
     mark("pin")
+    decisions.set_holdout_margin(each.engine, NAME, 1, margin=0.25, actor="Ada", reason="few records")
     after = each.learn(digits(3))
-    assert [finding.experience for finding in after.findings if finding.guard == "retention"] == [0, 1, 2]
+    margins = {
+        finding.experience: finding.numbers["margin"]
+        for finding in after.findings
+        if finding.guard == "retention"
+    }
+    assert margins == {0: 0.2, 1: 0.25, 2: 0.2}
     assert ledger.first_break(each.ledger()) is None
 
 
@@ -181,4 +187,5 @@ def test_looks_and_marks_come_back_on_both_databases(database: sa.Engine) -> Non
         assert holdouts.audited(connection, NAME) == {"a"}
         holdouts.set_mark(connection, NAME, experience=3, mark=Mark(retired=True))
         holdouts.set_mark(connection, NAME, experience=3, mark=Mark(pinned=True))
-        assert holdouts.marks(connection, NAME) == {3: Mark(retired=False, pinned=True)}
+        holdouts.set_mark(connection, NAME, experience=3, mark=Mark(pinned=True, margin=0.05))
+        assert holdouts.marks(connection, NAME) == {3: Mark(retired=False, pinned=True, margin=0.05)}

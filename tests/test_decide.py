@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.gate.base import DataEvidence, Evidence, Finding, GateConfig, PairedAnswers
+from service.gate.base import DataEvidence, Evidence, Finding, GateConfig, PairedAnswers, ShiftEvidence
 from service.gate.decide import AFTER_LEARNING, decide
 from tests.test_guards import CLEAN, CONFIG, NOT_BITS, first, paired
 
@@ -18,6 +18,43 @@ PAST = tuple(paired(600, lost=6, gained=6, experience=each) for each in range(4)
 NEW = (paired(600, gained=400, experience=4),)
 GOOD = Evidence(CLEAN, past=PAST, new=NEW)
 DROP = paired(600, lost=100, experience=2)
+
+
+SHIFTED = ShiftEvidence(
+    verdict="shifted",
+    alpha=0.001,
+    p_values={"features": 1e-9},
+    distance=0.4,
+    feature=3,
+    reference_records=500,
+    window_records=600,
+    label_shift=0.02,
+)
+RATHER_WRONG = replace(CLEAN, label_error_rate=0.1)
+"""Seven points more labels than before disagree with their neighbours; ten are allowed."""
+
+
+@pytest.mark.parametrize(
+    ("shift", "on_shift", "data", "outcome"),
+    [
+        (SHIFTED, "note", CLEAN, "promote"),
+        (SHIFTED, "note", RATHER_WRONG, "promote"),
+        (SHIFTED, "strict", CLEAN, "promote"),
+        (SHIFTED, "strict", RATHER_WRONG, "reject"),
+        (replace(SHIFTED, verdict="same"), "strict", RATHER_WRONG, "promote"),
+        (None, "strict", RATHER_WRONG, "promote"),
+        (SHIFTED, "review", CLEAN, "review"),
+        (replace(SHIFTED, verdict="undecided"), "review", CLEAN, "review"),
+        (replace(SHIFTED, verdict="same"), "review", CLEAN, "promote"),
+    ],
+)
+def test_a_shift_never_fails_a_model_and_is_routed(
+    shift: ShiftEvidence | None, on_shift: Any, data: DataEvidence, outcome: str
+) -> None:
+    config = CONFIG.model_copy(update={"on_shift": on_shift})
+    verdict = decide(replace(GOOD, data=data, shift=shift), config)
+    assert verdict.outcome == outcome, verdict
+    assert [note.about for note in verdict.notes] == (["shift"] if shift else [])
 
 
 def test_all_pass_promotes() -> None:

@@ -216,7 +216,7 @@ def test_the_gate_page_names_every_guard_and_the_form_of_a_verdict() -> None:
     literals = {node.value for tree in sources for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     own = ("values", "labels", "anomalies", "retention", "learning", "first_update", "groups")
     quality = ("negative_flips", "calibration", "macro_f1", "balanced_accuracy", "auc", "brier", "robustness")
-    for finding in (*own, *quality, "train_gap", "latency", "size", "update_cost"):
+    for finding in (*own, *quality, "train_gap", "latency", "size", "update_cost", "seeds", "disagreement"):
         assert finding in literals
         assert f"`{finding}`" in text
     (verdict,) = (json.loads(block) for block in blocks(text, "json"))
@@ -231,11 +231,14 @@ def test_the_gate_page_names_every_guard_and_the_form_of_a_verdict() -> None:
 def test_the_numbers_that_help_to_choose_a_margin_are_the_gates_own() -> None:
     found = re.findall(r"^\| (\d+) points? \| (\d+) \| ([\d,]+) \| ([\d,]+) \|$", page("gate.md"), flags=re.M)
     assert len(found) >= 3
+    first_try = stats.spent(0.05, 1)
     for margin_points, floor, few, many in found:
         margin = int(margin_points) / 100
-        assert int(floor) == int(stats.floor_n(margin, 0.05))
+        assert int(floor) == int(stats.floor_n(margin, first_try))
         for churn, told in ((0.02, few), (0.06, many)):
-            assert int(told.replace(",", "")) == int(stats.needed_n(margin, 0.05, churn=churn, power=0.8))
+            assert int(told.replace(",", "")) == int(
+                stats.needed_n(margin, first_try, churn=churn, power=0.8)
+            )
 
 
 SIMULATED = re.findall(
@@ -359,7 +362,8 @@ def test_the_examples_of_the_api_answer_as_documented(tmp_path: Path) -> None:
             method, path, got = _curl(api, command, {**variables, **other})
             assert got.status_code == int(status), (command, got.text)
             route = re.sub(r"/u-[0-9a-f]+", "/{update}", path.replace("/sensors", "/{pipeline}"))
-            route = re.sub(r"/holdouts/\d+/\w+$", "/holdouts/{experience}/{marking}", route)
+            route = re.sub(r"/holdouts/\d+/(?!margin)\w+$", "/holdouts/{experience}/{marking}", route)
+            route = re.sub(r"/holdouts/\d+/", "/holdouts/{experience}/", route)
             seen.add((method, re.sub(r"/[0-9a-f]{16}$", "/{letter}", route)))
             if answer:
                 documented, real = json.loads(answer), got.json()

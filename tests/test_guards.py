@@ -139,6 +139,46 @@ def test_small_past_holdouts_are_judged_together() -> None:
     assert pool.numbers["n"] == 130
 
 
+@pytest.mark.parametrize(
+    ("lost", "gained", "answer", "says"),
+    [
+        (5, 65, "pass", "experience 0 learnt: at least 7.83 points better than the champion, 5 asked (600 "),
+        (
+            20,
+            30,
+            "fail",
+            "experience 0 learnt too little: at most 3.77 points better",
+        ),
+        (30, 5, "fail", "experience 0 learnt too little: at most 0 points better"),
+        (
+            5,
+            38,
+            "undecided",
+            "experience 0 may be between 3.75 and 7.52 points better",
+        ),
+        (90, 5, "fail", "experience 0 lost between "),
+    ],
+)
+def test_a_new_experience_must_gain_what_is_asked(lost: int, gained: int, answer: str, says: str) -> None:
+    asked = CONFIG.model_copy(update={"learning_gain": 0.05, "learning_margin": 0.1})
+    [found] = learnt(paired(600, lost=lost, gained=gained), config=asked)
+    assert (found.answer, found.sentence[: len(says)]) == (answer, says)
+    if answer != "fail":
+        assert found.numbers["gain_asked"] == 0.05
+
+
+def test_small_past_holdouts_can_have_a_larger_margin_together() -> None:
+    small = (paired(30, experience=5), paired(20, experience=7))
+    asked = CONFIG.model_copy(update={"small_margin": 0.1})
+    *_, pool = retained(paired(600), *small)
+    assert "together with experience 0" in pool.sentence
+    *_, pool = retained(paired(600), *small, config=asked)
+    assert pool.answer == "pass"
+    assert pool.sentence.startswith("experiences 5 and 7, too small to be judged alone, kept their accuracy ")
+    assert pool.sentence.endswith("10 allowed (50 records, 0 got worse, 0 got better)")
+    assert pool.numbers["margin"] == 0.1
+
+
 @pytest.mark.parametrize("n", [0, 1, 50, 69])
 def test_a_small_past_holdout_borrows_the_smallest_full_one(n: int) -> None:
     found = retained(paired(600), paired(300, experience=1), paired(n, experience=5))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from service.gate.base import Details, Disturbed, Evidence, GateConfig, PairedAnswers, Running
+from service.gate.base import Details, Disturbed, Evidence, GateConfig, PairedAnswers, Repeat, Running
 from service.gate.decide import decide
 from tests.test_guards import CLEAN
 from tests.test_guards_running import TIMES, WHOLE
@@ -28,6 +28,7 @@ ALL = GateConfig(
     latency_ratio=1.5,
     size_ratio=2,
     update_seconds=60,
+    seeds=2,
 )
 WAYS = ("fgsm", "pgd", "noise", "blur", "brightness", "contrast", "occlusion")
 
@@ -57,8 +58,19 @@ def disturbed(n: int = 400) -> tuple[Disturbed, ...]:
     return tuple(Disturbed(way, bits, bits.copy()) for way in WAYS)
 
 
+def repeated(*experiences: int, n: int = 600) -> Repeat:
+    """Another seed that answers as the challenger does."""
+    right, same = np.arange(n) % 20 != 0, np.ones(n, dtype=np.bool_)
+    return Repeat(1, dict.fromkeys(experiences, right), dict.fromkeys(experiences, same))
+
+
 GOOD = Evidence(
-    CLEAN, past=(sound(0), sound(1)), new=(sound(2),), disturbed=disturbed(), running=replace(WHOLE)
+    CLEAN,
+    past=(sound(0), sound(1)),
+    new=(sound(2),),
+    disturbed=disturbed(),
+    running=replace(WHOLE),
+    repeats=(repeated(0, 1, 2),),
 )
 
 
@@ -74,6 +86,8 @@ def test_sound_evidence_is_promoted_by_all_guards() -> None:
         "robustness",
         "latency",
         "size",
+        "seeds",
+        "disagreement",
     }
     assert decide(GOOD, ALL) == verdict
     restored = json.loads(json.dumps(verdict.as_dict(), allow_nan=False))
@@ -86,6 +100,8 @@ def test_sound_evidence_is_promoted_by_all_guards() -> None:
         replace(GOOD, disturbed=()),
         replace(GOOD, running=None),
         replace(GOOD, running=Running()),
+        replace(GOOD, repeats=()),
+        replace(GOOD, repeats=(repeated(0, 1),)),
         replace(GOOD, past=(replace(sound(0), challenger_details=None), sound(1))),
         replace(GOOD, past=(replace(sound(0), groups={}), sound(1))),
         replace(GOOD, new=(replace(sound(2), labels=None),)),

@@ -86,6 +86,28 @@ def test_every_guard_answers_on_real_digits(make: Callable[..., Home]) -> None:
     assert "ink = " in groups.sentence
 
 
+def test_other_seeds_are_asked_and_leave_nothing_behind(make: Callable[..., Home]) -> None:
+    quick: dict[str, Any] = {"robustness": None, "latency_ratio": None}
+    alone, each = make(**quick), make(seeds=3, seeds_margin=0.3, seeds_disagreement=0.6, **quick)
+    for home_ in (alone, each):
+        assert home_.learn(inked(digits(0))).outcome == "promote"
+    verdict = each.learn(inked(digits(1)))
+    alone.learn(inked(digits(1)))
+    assert answers_of(verdict)["seeds"] == answers_of(verdict)["disagreement"] == {"pass"}, verdict
+    (spread,) = (finding for finding in verdict.findings if finding.guard == "seeds")
+    assert spread.numbers["seeds"] == 3
+    assert spread.numbers["accuracy_lowest"] < spread.numbers["accuracy_highest"]
+    assert len(each.trained) == 6
+    folder = each.updater.folder(each.updates()[1].id)
+    assert not list(folder.parent.glob("*-seed-*"))
+    # The challenger is the one that would have been made without.
+    made, made_alone = read_result(folder), read_result(alone.updater.folder(alone.updates()[1].id))
+    assert made
+    assert made_alone
+    for index, bits in made_alone.challenger.items():
+        np.testing.assert_array_equal(made.challenger[index], bits)
+
+
 def test_details_are_stored_and_the_champion_is_not_asked_again(make: Callable[..., Home]) -> None:
     each = make(calibration=0.005, metrics={"macro_f1": 0.03}, robustness=None, latency_ratio=None)
     assert each.learn(inked(digits(0))).outcome == "promote"

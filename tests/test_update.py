@@ -17,6 +17,7 @@ from service.publication import publication
 from service.registry import UPDATE_TAG
 from service.trainer import LEARNER_FOLDER, SERVED_FILE, load_learner, read_result
 from streams.records import Records
+from streams.split import TRAIN, parts_of
 from tests import postgres
 from tests.homes import EXPIRED, NAME, Home, digits, home, silent, with_shuffled_labels
 from tests.threads import outcome
@@ -236,6 +237,23 @@ def test_a_person_gets_what_few_records_cannot_settle(make: Callable[..., Home])
     verdict = each.run()
     assert verdict.outcome == "review", verdict
     assert each.states() == {0: "learnt", 1: "review"}
+
+
+def test_an_experience_without_holdout_records_is_a_past_one_like_others(make: Callable[..., Home]) -> None:
+    """So few records arrived that none was put aside; a person let them in."""
+    each = make(strategy={"name": "replay", "capacity": 300})
+    each.learn(digits(0))
+    batch = digits(1)
+    to_learn = np.flatnonzero(parts_of(batch.split_keys, each.spec.split) == TRAIN)[:3]
+    each.arrive(batch.take(to_learn))
+    each.ask()
+    assert each.run().outcome == "review"
+    decisions.decide_review(each.engine, each.updates()[1].id, choice="approve", actor="Ada", reason="new")
+    verdict = each.learn(digits(2))
+    (pool,) = (finding for finding in verdict.findings if finding.numbers.get("pooled"))
+    assert pool.sentence.startswith("experience 1, too small to be judged alone, "), verdict
+    assert "together with experience 0" in pool.sentence
+    assert each.states()[1] == "learnt"
 
 
 class DiedError(Exception):

@@ -269,6 +269,14 @@ class DecisionReason(Body):
     by: Actor = "anonymous"
 
 
+class HoldoutMargin(DecisionReason):
+    """How much a past holdout may truly lose."""
+
+    margin: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        description="A share: 0.05 is 5 points. null: what the pipeline says."
+    )
+
+
 class FreezeView(Body):
     """An audit that stopped promotion."""
 
@@ -290,6 +298,7 @@ class HoldoutView(Body):
     anchor_version: int = Field(description="The version right after it was learnt.")
     retired: bool
     pinned: bool
+    margin: float = Field(description="What it may truly lose: its own margin, or else the pipeline's.")
 
 
 class HoldoutsView(Body):

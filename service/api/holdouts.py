@@ -6,7 +6,14 @@ import sqlalchemy as sa
 from fastapi import APIRouter, Path
 
 from service import champions, decisions, freezes, holdouts, specs
-from service.api.bodies import DecisionReason, EntryView, FreezeView, HoldoutsView, HoldoutView
+from service.api.bodies import (
+    DecisionReason,
+    EntryView,
+    FreezeView,
+    HoldoutMargin,
+    HoldoutsView,
+    HoldoutView,
+)
 from service.api.doors import JsonRoute
 from service.api.parameters import MAX_INTEGER, Engine, PipelineName
 from service.plan import records_judged
@@ -23,6 +30,20 @@ def list_all(pipeline: PipelineName, engine: Engine) -> HoldoutsView:
     """Those of the experiences that the champion learnt, oldest first."""
     with reading(engine) as connection:
         return _view(connection, engine, pipeline)
+
+
+@router.post("/{pipeline}/holdouts/{experience}/margin", summary="Give a holdout a margin of its own")
+def set_margin(
+    pipeline: PipelineName, experience: Experience, body: HoldoutMargin, engine: Engine
+) -> EntryView:
+    """How much it may truly lose, from the next update on; the ledger keeps who said so, and why."""
+    with reading(engine) as connection:
+        specs.load_spec(connection, pipeline)
+    return EntryView.of(
+        decisions.set_holdout_margin(
+            engine, pipeline, experience, margin=body.margin, actor=body.by, reason=body.reason
+        )
+    )
 
 
 @router.post("/{pipeline}/holdouts/{experience}/{marking}", summary="Retire, restore, pin or unpin")
@@ -78,6 +99,7 @@ def _view(connection: sa.Connection, engine: sa.Engine, pipeline: str) -> Holdou
                 anchor_version=next(each.version for each in lineage if index in each.learnt),
                 retired=marks.get(index, holdouts.UNMARKED).retired,
                 pinned=marks.get(index, holdouts.UNMARKED).pinned,
+                margin=marks.get(index, holdouts.UNMARKED).margin or spec.gate.margin,
             )
             for index in sorted(learnt)
         ],

@@ -29,9 +29,19 @@ class GateConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     margin: float = Field(0.02, gt=0, lt=1, description="A past holdout may truly lose less than this.")
+    small_margin: Share | None = Field(
+        None,
+        description="The same of all past holdouts that are too small to be judged alone, taken together; "
+        "unset: the largest of their margins.",
+    )
     alpha: float = Field(0.05, gt=0, le=0.1, description="Error rate of each promise.")
     learning_margin: float = Field(
         0.02, gt=0, lt=1, description="The new experience may be answered worse than by the champion by less."
+    )
+    learning_gain: Share | None = Field(
+        None,
+        description="The new experience must be answered better than by the champion by more than this; "
+        "unset asks only that it is not answered worse.",
     )
     budget: float = Field(
         0.05,
@@ -93,8 +103,10 @@ class GateConfig(BaseModel):
     planted_excess: float = Field(
         0.01, ge=0, lt=1, description="The same for records that are alike only by a rare mark."
     )
-    on_shift: Literal["note", "review"] = Field(
-        "note", description="When the batch is shifted: note it with the verdict, or let a person decide too."
+    on_shift: Literal["note", "strict", "review"] = Field(
+        "note",
+        description="When the batch is shifted, beside a note with the verdict: strict halves every excess "
+        "that the data guard allows, review lets a person decide.",
     )
     shift_alpha: float = Field(
         0.001, gt=0, le=0.1, description="Chance that a batch which is not shifted is called so."
@@ -154,6 +166,33 @@ class GateConfig(BaseModel):
     update_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         None, description="Seconds that learning may take; unset asks nothing."
     )
+
+    seeds: Annotated[int, Field(ge=2, le=32)] | None = Field(
+        None,
+        description="Seeds that learn each update, in parallel where trainers are idle; the strategy's own "
+        "makes the challenger. 3 is a good start, unset asks nothing.",
+    )
+    seeds_margin: float = Field(
+        0.03,
+        gt=0,
+        lt=1,
+        description="With another seed, all holdouts together may truly be answered worse by less than this.",
+    )
+    seeds_disagreement: float = Field(
+        0.15, gt=0, lt=1, description="Share of holdout records that another seed may answer otherwise."
+    )
+
+    def routed(self, shift: "ShiftEvidence | None") -> "GateConfig":
+        """What is asked of a batch that came with this shift."""
+        if self.on_shift != "strict" or shift is None or shift.verdict != "shifted":
+            return self
+        excesses = ("label_error_excess", "anomaly_excess", "suspect_excess", "planted_excess")
+        return self.model_copy(update={name: getattr(self, name) / 2 for name in excesses})
+
+    @property
+    def repeats(self) -> int:
+        """How often an update is learnt again, with other seeds."""
+        return 0 if self.seeds is None else self.seeds - 1
 
     @property
     def needs_details(self) -> bool:
@@ -385,6 +424,19 @@ class Disturbed:
 
 
 @dataclass(frozen=True)
+class Repeat:
+    """The same update, learnt once more with another seed; answers by experience, past and new holdouts."""
+
+    seed: int
+    right: Mapping[int, NDArray[np.bool_]] = field(default_factory=dict)
+    """(n,) whether it answers a record right."""
+    same: Mapping[int, NDArray[np.bool_]] = field(default_factory=dict)
+    """(n,) whether it answers the class that the challenger does."""
+    failure: str | None = None
+    """Why nothing was learnt with this seed; None: it was."""
+
+
+@dataclass(frozen=True)
 class Running:
     """What a challenger cost to make, and costs to run. None: it was not measured."""
 
@@ -428,6 +480,8 @@ class Evidence:
     """One a way of disturbing; empty: nobody asked."""
     running: Running | None = None
     """None: nothing was measured."""
+    repeats: tuple[Repeat, ...] = ()
+    """One another seed; empty: nobody asked."""
     shift: ShiftEvidence | None = None
     """None: there is no champion yet, or the batch was not compared."""
 

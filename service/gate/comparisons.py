@@ -106,7 +106,7 @@ class Pool:
     answers: PairedAnswers
     """All their records, one after the other, under the first small experience."""
     margin: float
-    """The largest margin of the small ones."""
+    """What they may lose together."""
     floor: int
     """Records that they need to be judged as one."""
 
@@ -135,15 +135,17 @@ def is_small(answers: PairedAnswers, margin: float, *, enough: Enough) -> bool:
     return _size(answers) < enough(margin) and _unpaired(answers, margin) is None
 
 
-def pooled(past: Sequence[tuple[PairedAnswers, float]], *, enough: Enough) -> Pool | None:
+def pooled(
+    past: Sequence[tuple[PairedAnswers, float]], *, enough: Enough, margin: float | None = None
+) -> Pool | None:
     """The small ones of the past holdouts and, while they are too few together, the smallest full ones.
 
-    None where no holdout is small.
+    They are judged at `margin`, or at the largest of their own. None where no holdout is small.
     """
-    small = [(each, margin) for each, margin in past if is_small(each, margin, enough=enough)]
+    small = [(each, its) for each, its in past if is_small(each, its, enough=enough)]
     if not small:
         return None
-    margin = max(margin for _, margin in small)
+    margin = max(its for _, its in small) if margin is None else margin
     floor = enough(margin)
     members = [each for each, _ in small]
     full = [

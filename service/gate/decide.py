@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from math import inf
 
-from service.gate import budget, groups, guards, quality, robustness, running, stats
+from service.gate import budget, groups, guards, quality, robustness, running, seeds, stats
 from service.gate import sentences as say
 from service.gate.base import (
     MOST_WORST,
@@ -20,7 +20,7 @@ Guard = Callable[[Evidence, GateConfig], tuple[Finding | Note, ...]]
 
 
 def _data(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
-    return guards.data(evidence.data, config)
+    return guards.data(evidence.data, config.routed(evidence.shift))
 
 
 def _shift_noted(evidence: Evidence, _config: GateConfig) -> tuple[Note, ...]:
@@ -39,6 +39,7 @@ AFTER_LEARNING: tuple[tuple[str, Guard], ...] = (
     ("metrics", quality.metrics),
     ("robustness", robustness.robustness),
     ("running", running.running),
+    ("seeds", seeds.seeds),
     ("shift", guards.shift),
 )
 """Guards of the challenger. A new guard is one function and one line here."""

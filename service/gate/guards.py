@@ -4,7 +4,7 @@ Too little, missing or broken evidence is undecided, with the reason; never a pa
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -75,7 +75,7 @@ def retention(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
     past = _with_margins(fresh, config.margin)
     enough = floor(config.alpha)
     alone = [(each, margin) for each, margin in past if not is_small(each, margin, enough=enough)]
-    pool = pooled(past, enough=enough) if len(alone) < len(past) else None
+    pool = pooled(past, enough=enough, margin=config.small_margin) if len(alone) < len(past) else None
     judged = [*alone, (pool.answers, pool.margin)] if pool else alone
     seen = _compared(judged, config)
     findings = [_retained(each, its, config) for (each, _), its in zip(alone, seen, strict=False)]
@@ -146,7 +146,7 @@ def learning(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
             "no new experience was compared: without one there is nothing to promote; run the update again"
         )
         return (Finding("learning", "undecided", nothing),)
-    judge = _judge_first if evidence.first else _judge_learning
+    judge = _judge_first if evidence.first else partial(_judge_learning, gain=config.learning_gain)
     found = _each(evidence.new, config, guard="learning", margin=config.learning_margin, judge=judge)
     if evidence.first and config.first_update == "review" and all(each.answer == "pass" for each in found):
         sentence = "this is the first version, and the pipeline asks that a person approves it"
@@ -160,7 +160,7 @@ def shift(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
     New data is supposed to be new: a shift never fails a model.
     """
     seen = evidence.shift
-    if config.on_shift == "note" or seen is None or seen.verdict == "same":
+    if config.on_shift != "review" or seen is None or seen.verdict == "same":
         return ()
     note = shift_note(seen)
     return (Finding("shift", "undecided", f"{note.sentence}; a person decides", numbers=note.numbers),)
@@ -477,8 +477,12 @@ _LESS_CHURN = "a person decides, or learn with less churn (more replay, smaller 
 """Instead of waiting: a past holdout cannot grow."""
 
 
-def _judge_learning(seen: Comparison) -> _Judgement:
+def _judge_learning(seen: Comparison, *, gain: float | None = None) -> _Judgement:
+    """Not worse than the champion and, where a gain is asked, better by more than that."""
     name, allowed = f"experience {seen.experience}", say.points(seen.margin)
+    lost_too_much = seen.p_drop <= seen.alpha < seen.p_noninferior
+    if gain is not None and not lost_too_much:
+        return _judge_gain(seen, gain)
     if seen.p_noninferior <= seen.alpha:
         if seen.upper < 0 and say.points(-seen.upper) != "0":
             learnt = f"at least {say.with_unit(-seen.upper)} better than the champion"
@@ -490,6 +494,24 @@ def _judge_learning(seen: Comparison) -> _Judgement:
         remedy = "keep the champion, and train longer or with another strategy"
         return "fail", f"{lost}; {say.were_allowed(seen.margin)}: {remedy}", {}
     return _unsettled(seen, f"{name} may have lost {say.up_to(seen.upper)} against the champion")
+
+
+def _judge_gain(seen: Comparison, gain: float) -> _Judgement:
+    """The limits of the loss are those of a gain, with their sign turned; a better one is not worse."""
+    name, asked = f"experience {seen.experience}", f"{say.points(gain)} asked"
+    more: dict[str, float] = {"gain_asked": gain}
+    flipped = say.flips(seen.n, seen.lost, seen.gained)
+    if -seen.upper > gain:
+        better = f"at least {say.with_unit(-seen.upper, digits=2)} better than the champion"
+        return "pass", f"{name} learnt: {better}, {asked} ({flipped})", more
+    if -seen.lower <= gain:
+        most = f"at most {say.with_unit(max(-seen.lower, 0.0), digits=2)} better than the champion"
+        remedy = "keep the champion, and train longer or with another strategy"
+        return "fail", f"{name} learnt too little: {most}, {asked} ({flipped}): {remedy}", more
+    lowest, highest = max(-seen.upper, 0.0), -seen.lower
+    between = f"between {say.points(lowest, digits=2)} and {say.with_unit(highest, digits=2)}"
+    cannot = f"{say.records(seen.n, 'holdout')} cannot settle it; a person decides"
+    return "undecided", f"{name} may be {between} better than the champion, {asked}; {cannot}", more
 
 
 def _judge_first(seen: Comparison) -> _Judgement:

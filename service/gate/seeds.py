@@ -1,0 +1,160 @@
+"""The guard of luck: what had become of this update under other seeds?
+
+The same update is learnt again with other seeds. This asks about the recipe and not about the model that
+may be promoted, which stands on its own evidence: so it never rejects, and where seeds decide much a person
+looks.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.gate import sentences as say
+from service.gate import stats
+from service.gate.base import Bits, Evidence, Finding, GateConfig, PairedAnswers, Repeat
+from service.gate.comparisons import Comparison, compare, problem
+
+_REMEDY = "a person decides, or learn with less left to chance (more epochs, a smaller learning rate, ema)"
+
+
+def seeds(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
+    """Spread and disagreement of the challenger and its repeats, over all holdouts together.
+
+    Spread: each repeat against the challenger, record by record, by the test of retention, at the margin
+    `seeds_margin`. Disagreement: the exact upper limit (Clopper and Pearson 1934) of the share of records
+    that a repeat answers otherwise must not exceed `seeds_disagreement`. All must pass, each at alpha.
+    """
+    asked, repeats = config.repeats, evidence.repeats
+    if not asked:
+        return ()
+    if len(repeats) < asked:
+        return (_undecided(f"{len(repeats)} of {asked} repeats are there; run the update again"),)
+    failed = next((each for each in repeats if each.failure is not None), None)
+    if failed:
+        return (_undecided(f"with seed {failed.seed} the same update fails: {failed.failure}; {_REMEDY}"),)
+    holdouts = [each for each in (*evidence.past, *evidence.new) if not _is_empty(each)]
+    wrong = next(_problems(holdouts, repeats, config), None)
+    if wrong is None and not holdouts:
+        wrong = "no holdout record was answered; put records aside, or let a person decide"
+    if wrong is not None:
+        return (_undecided(wrong),)
+    beside = [_Beside.of(each, holdouts) for each in repeats]
+    return (_spread(beside, holdouts, config), _disagreement(beside, config))
+
+
+def _undecided(why: str) -> Finding:
+    return Finding("seeds", "undecided", f"seeds: {why}")
+
+
+def _is_empty(answers: PairedAnswers) -> bool:
+    return answers.challenger is not None and not len(answers.challenger)
+
+
+def _problems(
+    holdouts: Sequence[PairedAnswers], repeats: Sequence[Repeat], config: GateConfig
+) -> Iterator[str]:
+    """Why the repeats cannot be compared with the challenger."""
+    for holdout in holdouts:
+        for each in repeats:
+            for said in (each.right, each.same):
+                pair = PairedAnswers(0, holdout.challenger, said.get(holdout.experience))
+                if problem(pair, config.seeds_margin) is not None:
+                    yield (
+                        f"experience {holdout.experience}: the challenger's answers and those with seed "
+                        f"{each.seed} are not of the same records; run the update again"
+                    )
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """One repeat beside the challenger, over all holdouts."""
+
+    seed: int
+    challenger: Bits
+    right: Bits
+    same: Bits
+    by_holdout: tuple[float, ...]
+    """Accuracy of the repeat on each holdout."""
+
+    @staticmethod
+    def of(repeat: Repeat, holdouts: Sequence[PairedAnswers]) -> "_Beside":
+        right = [repeat.right[each.experience] for each in holdouts]
+        return _Beside(
+            repeat.seed,
+            np.concatenate([each.challenger for each in holdouts if each.challenger is not None]),
+            np.concatenate(right),
+            np.concatenate([repeat.same[each.experience] for each in holdouts]),
+            tuple(float(bits.mean()) for bits in right),
+        )
+
+
+def _spread(beside: Sequence[_Beside], holdouts: Sequence[PairedAnswers], config: GateConfig) -> Finding:
+    pairs = [
+        (PairedAnswers(place, each.challenger, each.right), config.seeds_margin)
+        for place, each in enumerate(beside)
+    ]
+    compared = compare(pairs, alpha=config.alpha, holdouts=len(pairs))
+    worst = max(compared, key=lambda seen: seen.upper)
+    seed, n = beside[worst.experience].seed, worst.n
+    own = [float(each.challenger.mean()) for each in holdouts if each.challenger is not None]
+    accuracies = [worst.baseline_accuracy, *(seen.challenger_accuracy for seen in compared)]
+    low, high = min(accuracies), max(accuracies)
+    by_holdout: NDArray[np.float64] = np.array([own, *(each.by_holdout for each in beside)])
+    apart = by_holdout.max(axis=0) - by_holdout.min(axis=0)
+    widest = int(apart.argmax())
+    numbers = {
+        **worst.numbers(),
+        "seeds": len(accuracies),
+        "worst_seed": seed,
+        "accuracy_lowest": low,
+        "accuracy_highest": high,
+        "accuracy_deviation": float(np.std(accuracies, ddof=1)),
+        "widest_experience": holdouts[widest].experience,
+        "widest_spread": float(apart[widest]),
+    }
+    told = (
+        f"seeds: {len(accuracies)} seeds answer {say.percent_of(low)} to {say.percent_of(high)} of "
+        f"{say.records(n, 'holdout')} right"
+    )
+    if len(holdouts) > 1:
+        where = f"experience {holdouts[widest].experience}"
+        told += f", furthest apart on {where} ({say.with_unit(float(apart[widest]))})"
+    allowed = f"{say.points(config.seeds_margin)} allowed"
+    if all(seen.p_noninferior <= seen.alpha for seen in compared):
+        kept = f"another is at most {say.with_unit(max(worst.upper, 0.0))} below this one, {allowed}"
+        return Finding("seeds", "pass", f"{told}; {kept}", numbers=numbers)
+    sentence = f"{told}; {_lost(worst, seed)}, {allowed}; {_REMEDY}"
+    return Finding("seeds", "undecided", sentence, numbers=numbers)
+
+
+def _lost(worst: Comparison, seed: int) -> str:
+    if worst.p_drop <= worst.alpha:
+        return f"seed {seed} loses {say.between(worst.lower, worst.upper)} against this one"
+    return f"seed {seed} may lose {say.up_to(worst.upper)} against this one"
+
+
+def _disagreement(beside: Sequence[_Beside], config: GateConfig) -> Finding:
+    n = len(beside[0].same)
+    worst = max(beside, key=lambda each: int((~each.same).sum()))
+    others = int((~worst.same).sum())
+    _, high = (float(limit) for limit in stats.clopper_pearson(others, n, alpha=config.alpha))
+    limit = config.seeds_disagreement
+    numbers: dict[str, float] = {
+        "n": n,
+        "seeds": len(beside) + 1,
+        "worst_seed": worst.seed,
+        "others": others,
+        "rate": others / n,
+        "rate_upper": high,
+        "limit": limit,
+        "alpha": config.alpha,
+    }
+    told = (
+        f"disagreement: seed {worst.seed} answers {others} of {say.records(n, 'holdout')} otherwise, "
+        f"at worst {say.percent_of(high)} of all, {say.percent_of(limit)} allowed"
+    )
+    if high <= limit:
+        return Finding("disagreement", "pass", told, numbers=numbers)
+    return Finding("disagreement", "undecided", f"{told}; {_REMEDY}", numbers=numbers)
