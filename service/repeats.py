@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from service.gate.base import Repeat
-from service.trainer import OnProgress, Result, Task, read_repeated, read_result
+from service.trainer import LEARNING, OnProgress, Result, Task, read_repeated, read_result
 
 Train = Callable[[Task, OnProgress], None]
 """Does a task on a trainer, and leaves the result in its folder."""
@@ -28,35 +28,43 @@ class _UnneededError(Exception):
 
 
 def learn(train: Train, task: Task, on_progress: OnProgress, *, repeats: int) -> None:
-    """Do `task`, and that many repeats of it with other seeds at the same time.
+    """Do `task`, and that many repeats of it with other seeds beside it.
+
+    The repeats begin when the challenger learns: its trainer comes first, and a batch that is stopped before
+    it is learnt costs no repeat.
 
     Raises:
         What `train` and `on_progress` raise; every other run is then told to stop.
     """
     unneeded = threading.Event()
+    running: list[Future[None]] = []
 
     def listen(_progress: Mapping[str, Any]) -> None:
         if unneeded.is_set():
             raise _UnneededError
 
-    others = [
-        replace(task, folder=repeat_folder(task.folder, number), repeat=number)
-        for number in range(1, repeats + 1)
-    ]
     with ThreadPoolExecutor(repeats, thread_name_prefix="repeat") as threads:
+
+        def begin() -> None:
+            for number in range(1, repeats + 1) if not running else ():
+                each = replace(task, folder=repeat_folder(task.folder, number), repeat=number)
+                if read_repeated(each.folder) is None:
+                    running.append(threads.submit(train, each, listen))
+
+        def note(progress: Mapping[str, Any]) -> None:
+            on_progress(progress)
+            if progress.get("stage") == LEARNING:
+                begin()
+
         try:
-            running = [threads.submit(train, each, listen) for each in others if not _is_done(each)]
             if read_result(task.folder) is None:
-                train(task, on_progress)
+                train(task, note)
             made = read_result(task.folder)
             if made is not None and made.learnt:
+                begin()
                 _await(running, on_progress)
         finally:
             unneeded.set()
-
-
-def _is_done(repeat: Task) -> bool:
-    return read_repeated(repeat.folder) is not None
 
 
 def _await(running: list[Future[None]], on_progress: OnProgress) -> None:

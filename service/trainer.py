@@ -52,6 +52,8 @@ NEWEST_HOLDOUTS, OLDER_HOLDOUTS = 5, 5
 
 Made = TypeVar("Made")
 
+LEARNING = "learning"
+"""The stage of a run that takes steps."""
 RESULT_FILE = "result.json"
 LEARNER_FOLDER = "learner"
 SERVED_FILE = "served.pt2"
@@ -208,7 +210,7 @@ def _repeat(task: Task, on_progress: OnProgress) -> Repeated:
     learner.reseed(seed)
 
     def note(*, step: int, total_steps: int, loss: float) -> None:
-        on_progress({"stage": "learning", "step": step, "total_steps": total_steps, "loss": loss})
+        on_progress({"stage": LEARNING, "step": step, "total_steps": total_steps, "loss": loss})
 
     try:
         learner.learn(merge(_opened(store, task.learn)), note)
@@ -322,7 +324,7 @@ def _learn(
     former = champion.served_network() if champion and task.gate.needs_champion else None
 
     def report_step(*, step: int, total_steps: int, loss: float) -> None:
-        on_progress({"stage": "learning", "step": step, "total_steps": total_steps, "loss": loss})
+        on_progress({"stage": LEARNING, "step": step, "total_steps": total_steps, "loss": loss})
 
     report = learner.learn(experience, report_step)
     on_progress({"stage": "answering holdouts"})

@@ -12,7 +12,7 @@ from service import repeats
 from service.gate.base import GateConfig
 from service.repeats import learn, repeat_folder
 from service.storage import StorePlace
-from service.trainer import RESULT_FILE, OnProgress, Task
+from service.trainer import LEARNING, RESULT_FILE, OnProgress, Task
 from strategies.base import StreamInfo
 
 
@@ -52,7 +52,8 @@ def ignore(_progress: Any) -> None:
 def test_all_seeds_learn_at_the_same_time(task: Task) -> None:
     together = threading.Barrier(3, timeout=20)
 
-    def train(each: Task, _on_progress: OnProgress) -> None:
+    def train(each: Task, on_progress: OnProgress) -> None:
+        on_progress({"stage": LEARNING})
         together.wait()
         finish(each)
 
@@ -85,24 +86,29 @@ def until_stopped(_each: Task, on_progress: OnProgress) -> None:
     raise AssertionError("nobody stopped it")
 
 
-@pytest.mark.parametrize("learnt", [True, False])
-def test_repeats_end_with_a_challenger_that_came_to_nothing(task: Task, learnt: bool) -> None:
+def test_repeats_end_with_a_challenger_that_came_to_nothing(task: Task) -> None:
     def train(each: Task, on_progress: OnProgress) -> None:
         if each.repeat:
             until_stopped(each, on_progress)
-        elif learnt:
-            raise OSError("no trainer")
-        else:
-            # The data guard stopped the batch: there is nothing to repeat.
-            finish(each, learnt=False)
+        on_progress({"stage": LEARNING})
+        raise OSError("the trainer died")
 
     began = time.monotonic()
-    if learnt:
-        with pytest.raises(OSError, match="no trainer"):
-            learn(train, task, ignore, repeats=2)
-    else:
+    with pytest.raises(OSError, match="died"):
         learn(train, task, ignore, repeats=2)
     assert time.monotonic() - began < 10
+
+
+def test_a_batch_that_is_stopped_before_it_is_learnt_costs_no_repeat(task: Task) -> None:
+    learnt: list[int] = []
+
+    def train(each: Task, on_progress: OnProgress) -> None:
+        learnt.append(each.repeat)
+        on_progress({"stage": "screening"})
+        finish(each, learnt=False)
+
+    learn(train, task, ignore, repeats=2)
+    assert learnt == [0]
 
 
 def test_a_lost_lease_ends_the_repeats_too(task: Task) -> None:
