@@ -1,5 +1,6 @@
 """Poisoned batches of real digits, before a champion that learnt clean ones, are stopped; clean ones not."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -211,6 +212,24 @@ def test_batches_that_did_not_move_are_seldom_called_shifted(past: Inspector) ->
         rows = np.random.default_rng(seed).permutation(fresh)[:200]
         alarms += past.shift([part(1, some((images, labels), rows))], alpha=0.01).verdict == "shifted"
     assert alarms <= 2
+
+
+def test_what_cleanlab_confirms_comes_first_and_nothing_depends_on_it(
+    past: Inspector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    batch, _ = flipped(drawn(0, random), random, share=0.08)
+    confirmed = past.suspects(part(1, batch))
+    # What an import finds where the extra is not installed.
+    monkeypatch.setitem(sys.modules, "cleanlab.filter", None)
+    alone = past.suspects(part(1, batch))
+    assert (confirmed.rates, confirmed.expected_rates) == (alone.rates, alone.expected_rates)
+    told = {each.record: each.reason for each in confirmed.worst if each.kind == "mislabelled"}
+    assert set(told) == {each.record for each in alone.worst if each.kind == "mislabelled"}
+    agrees = [reason.endswith("; cleanlab calls it a label error too") for reason in told.values()]
+    assert sum(agrees) > len(agrees) / 2
+    assert agrees == sorted(agrees, reverse=True)
+    assert not any("cleanlab" in each.reason for each in alone.worst)
 
 
 def table_digits(first: int, last: int) -> Records:
