@@ -143,6 +143,13 @@ class ReportInput:
     classes: Sequence[str] = ()
     """Class names by id."""
 
+    @property
+    def own_margins(self) -> Sequence[tuple[int, float]]:
+        """Past holdouts with a margin that is not the pipeline's."""
+        retained = [each for each in self.verdict.findings if each.guard == "retention"]
+        margins = [(each.experience, each.numbers.get("margin", self.gate.margin)) for each in retained]
+        return [(index, its) for index, its in margins if index is not None and its != self.gate.margin]
+
 
 def html_report(report: ReportInput) -> str:
     """One page that needs no network, no script and no other file."""

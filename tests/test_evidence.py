@@ -58,6 +58,14 @@ def report(**changes: Any) -> ReportInput:
     return replace(whole, **changes)
 
 
+def test_the_promise_names_the_holdouts_with_a_margin_of_their_own() -> None:
+    usual = "A version that truly lost 2.0 points or more on some past holdout is promoted"
+    assert usual in html_report(report())
+    own = finding(experience=2, numbers={"n": 100.0, "margin": 0.1})
+    told = html_report(report(verdict=verdict(finding(numbers={"margin": 0.02}), own)))
+    assert "on some past holdout, or 10.0 on that of experience 2, is promoted" in told
+
+
 def test_acc_bwt_and_forgetting_are_what_their_papers_define() -> None:
     found = retention_matrix(LINEAGE, ACCURACIES).metrics()
     assert found["ACC"] == pytest.approx((0.80 + 0.84 + 0.60 + 0.75) / 4)
