@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.answering import Answers, HoldoutRecords, answer, records_of
-from service.gate import guards
+from service.gate import arrivals
 from service.gate.base import (
     Answer,
     Bits,
@@ -296,7 +296,7 @@ def _screen(task: Task, parts: Sequence[Experience], past: Inspector | None) -> 
 
 
 def _worst(data: DataEvidence, config: GateConfig) -> int:
-    return max(BADNESS[finding.answer] for finding in guards.data(data, config))
+    return max(BADNESS[finding.answer] for finding in arrivals.data(data, config))
 
 
 def _learn(

@@ -16,7 +16,7 @@ from service.gate.base import (
 )
 from service.gate.budget import budget, records_needed
 from service.gate.decide import decide
-from service.gate.guards import retention
+from service.gate.forgetting import retention
 
 CONFIG = GateConfig(margin=0.05, learning_margin=0.05, budget=0.05, audits=10)
 WHOLE = DataEvidence(records=2000, nonfinite_records=0)

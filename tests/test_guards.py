@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.gate import guards
+from service.gate import arrivals, forgetting
 from service.gate import sentences as say
 from service.gate.base import DataEvidence, Evidence, Finding, GateConfig, PairedAnswers
 
@@ -38,11 +38,11 @@ def paired(
 
 
 def retained(*answers: PairedAnswers, config: GateConfig = CONFIG, first: bool = False) -> list[Finding]:
-    return list(guards.retention(Evidence(CLEAN, past=answers, first=first), config))
+    return list(forgetting.retention(Evidence(CLEAN, past=answers, first=first), config))
 
 
 def learnt(*answers: PairedAnswers, first: bool = False, config: GateConfig = CONFIG) -> list[Finding]:
-    return list(guards.learning(Evidence(CLEAN, new=answers, first=first), config))
+    return list(forgetting.learning(Evidence(CLEAN, new=answers, first=first), config))
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_first_version_can_be_sent_to_a_person() -> None:
 
 
 def test_clean_batch_passes() -> None:
-    found = guards.data(CLEAN, CONFIG)
+    found = arrivals.data(CLEAN, CONFIG)
     assert [(each.guard, each.answer) for each in found] == [
         ("values", "pass"),
         ("anomalies", "pass"),
@@ -396,7 +396,7 @@ def test_clean_batch_passes() -> None:
 
 
 def test_shuffled_labels_and_broken_pixels_fail() -> None:
-    found = guards.data(replace(CLEAN, label_error_rate=0.62, anomaly_rate=0.4), CONFIG)
+    found = arrivals.data(replace(CLEAN, label_error_rate=0.62, anomaly_rate=0.4), CONFIG)
     assert [each.answer for each in found] == ["pass", "fail", "fail"]
     assert found[2].sentence == (
         "labels: 62 % of the batch disagree with their neighbours, 3 % did before; "
@@ -410,7 +410,7 @@ def test_shuffled_labels_and_broken_pixels_fail() -> None:
 
 def test_an_excess_that_chance_explains_passes() -> None:
     few = replace(CLEAN, sample=5, label_error_rate=0.4, reference_label_error_rate=0.25)
-    assert guards.data(few, CONFIG)[2].answer == "pass"
+    assert arrivals.data(few, CONFIG)[2].answer == "pass"
 
 
 @pytest.mark.parametrize(
@@ -437,7 +437,7 @@ def test_an_excess_that_chance_explains_passes() -> None:
     ],
 )
 def test_broken_values(changed: dict[str, Any], answer: str, sentence: str) -> None:
-    [found] = guards.data(replace(CLEAN, **changed), CONFIG)
+    [found] = arrivals.data(replace(CLEAN, **changed), CONFIG)
     assert (found.answer, found.sentence) == (answer, sentence)
 
 
@@ -445,14 +445,14 @@ def test_broken_values(changed: dict[str, Any], answer: str, sentence: str) -> N
 @pytest.mark.parametrize("count", [math.nan, None, -1, math.inf, 2.5, "600"])
 def test_counts_that_are_none_are_undecided(field: str, count: Any) -> None:
     changed: dict[str, Any] = {field: count}
-    [found] = guards.data(replace(CLEAN, **changed), CONFIG)
+    [found] = arrivals.data(replace(CLEAN, **changed), CONFIG)
     assert found.answer == "undecided"
     assert found.sentence.endswith(" cannot be; count the batch again")
     assert all(math.isfinite(value) for value in found.numbers.values())
 
 
 def test_first_batch_says_that_there_is_nothing_to_compare_with() -> None:
-    [found] = guards.data(DataEvidence(records=600, nonfinite_records=0), CONFIG)
+    [found] = arrivals.data(DataEvidence(records=600, nonfinite_records=0), CONFIG)
     assert found.answer == "pass"
     assert found.sentence == (
         "values: all 600 records are whole; labels and anomalies have nothing to be compared with yet"
@@ -460,7 +460,7 @@ def test_first_batch_says_that_there_is_nothing_to_compare_with() -> None:
 
 
 def test_too_small_a_batch_is_undecided() -> None:
-    found = guards.data(DataEvidence(records=20, nonfinite_records=0, has_reference=True), CONFIG)
+    found = arrivals.data(DataEvidence(records=20, nonfinite_records=0, has_reference=True), CONFIG)
     assert [each.answer for each in found] == ["pass", "undecided", "undecided"]
     assert found[2].sentence == (
         "labels: 20 records are too few to compare with earlier batches; "
@@ -473,5 +473,5 @@ def test_too_small_a_batch_is_undecided() -> None:
 )
 def test_rates_that_are_no_numbers_are_undecided(field: str) -> None:
     changed: dict[str, Any] = {field: math.nan}
-    found = guards.data(replace(CLEAN, **changed), CONFIG)
+    found = arrivals.data(replace(CLEAN, **changed), CONFIG)
     assert "undecided" in {each.answer for each in found}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import rotate
 from sklearn.datasets import load_digits
 
-from service.gate import guards
+from service.gate import arrivals
 from service.gate.base import DataEvidence, Evidence, GateConfig, Verdict
 from service.gate.decide import decide
 from service.gate.screen import data_evidence, profile
@@ -148,7 +148,7 @@ def test_a_small_clean_batch_that_moved_is_not_stopped(angle: float) -> None:
         assert inspector is not None
         found = inspector.suspects(part(1, some(digits(angle), order[300:457])))
         seen = DataEvidence(found.records, 0, sample=157, has_reference=True, suspects=found)
-        assert {finding.answer for finding in guards.data(seen, CONFIG)} == {"pass"}
+        assert {finding.answer for finding in arrivals.data(seen, CONFIG)} == {"pass"}
 
 
 def test_records_like_no_other_are_caught(past: Inspector) -> None:
@@ -176,7 +176,7 @@ def test_new_classes_are_not_suspect() -> None:
             found = inspector.suspects(part(index, train))
             assert found.records > 0
             seen = DataEvidence(found.records, 0, sample=256, has_reference=True, suspects=found)
-            assert {finding.answer for finding in guards.data(seen, CONFIG)} == {"pass"}
+            assert {finding.answer for finding in arrivals.data(seen, CONFIG)} == {"pass"}
         holdouts.insert(0, part(index, gate, "gate"))
         learner.learn(part(index, train))
 

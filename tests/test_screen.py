@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import rotate
 from sklearn.datasets import load_digits
 
-from service.gate import guards
+from service.gate import arrivals
 from service.gate.base import DataEvidence, GateConfig, Screen
 from service.gate.screen import SAMPLE_SIZES, data_evidence, profile
 
@@ -61,7 +61,7 @@ def evidence_of(batch: Batch, reference: list[Screen], *, seed: int = 0) -> Data
 
 def alarms(batch: Batch, reference: list[Screen], *, seed: int = 0) -> set[str]:
     """The guards that stop the batch."""
-    found = guards.data(evidence_of(batch, reference, seed=seed), CONFIG)
+    found = arrivals.data(evidence_of(batch, reference, seed=seed), CONFIG)
     assert "undecided" not in {finding.answer for finding in found}
     return {finding.guard for finding in found if finding.answer == "fail"}
 
@@ -200,14 +200,14 @@ def test_tables_with_columns_of_any_scale() -> None:
     reference = [profile(*table(random, 700))]
     values, labels = table(random, 700)
     fresh = data_evidence(values * 3 + 1, labels, n_classes=2, shape=(6,), reference=reference)
-    assert {finding.answer for finding in guards.data(fresh, CONFIG)} == {"pass"}
+    assert {finding.answer for finding in arrivals.data(fresh, CONFIG)} == {"pass"}
     unlabelled = data_evidence(
         values, random.permutation(labels), n_classes=2, shape=(6,), reference=reference
     )
-    assert guards.data(unlabelled, CONFIG)[2].answer == "fail"
+    assert arrivals.data(unlabelled, CONFIG)[2].answer == "fail"
     values[::100, 0] = 1e300
     absurd = data_evidence(values, labels, n_classes=2, shape=(6,), reference=reference)
-    assert {finding.answer for finding in guards.data(absurd, CONFIG)} == {"pass"}
+    assert {finding.answer for finding in arrivals.data(absurd, CONFIG)} == {"pass"}
 
 
 def test_nonfinite_records_are_dropped_and_counted() -> None:
@@ -219,7 +219,7 @@ def test_nonfinite_records_are_dropped_and_counted() -> None:
     assert np.isfinite(screen.distance_limits).all()
     seen = evidence_of((images, labels), [screen])
     assert seen.nonfinite_records == 2
-    assert guards.data(seen, CONFIG)[0].answer == "fail"
+    assert arrivals.data(seen, CONFIG)[0].answer == "fail"
     nothing_left = np.full((100, 4), np.nan, dtype=np.float32)
     assert profile(nothing_left, np.zeros(100, dtype=np.int64)).sizes == ()
 
@@ -272,7 +272,7 @@ def test_misshapen_batches_are_described(
     seen = data_evidence(inputs, labels, n_classes=10, shape=(2,), reference=[])
     assert seen.misshapen is not None
     assert says in seen.misshapen
-    assert guards.data(seen, CONFIG)[0].answer == "fail"
+    assert arrivals.data(seen, CONFIG)[0].answer == "fail"
 
 
 def test_profile_refuses_unequal_lengths() -> None:

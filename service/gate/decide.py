@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from math import inf
 
-from service.gate import budget, groups, guards, quality, robustness, running, seeds, stats
+from service.gate import arrivals, budget, forgetting, groups, quality, robustness, running, seeds, stats
 from service.gate import sentences as say
 from service.gate.base import (
     MOST_WORST,
@@ -20,18 +20,18 @@ Guard = Callable[[Evidence, GateConfig], tuple[Finding | Note, ...]]
 
 
 def _data(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
-    return guards.data(evidence.data, config.routed(evidence.shift))
+    return arrivals.data(evidence.data, config.routed(evidence.shift))
 
 
 def _shift_noted(evidence: Evidence, _config: GateConfig) -> tuple[Note, ...]:
-    return () if evidence.shift is None else (guards.shift_note(evidence.shift),)
+    return () if evidence.shift is None else (arrivals.shift_note(evidence.shift),)
 
 
 BEFORE_LEARNING: tuple[tuple[str, Guard], ...] = (("data", _data), ("shift", _shift_noted))
 """Guards of the batch itself, and what is to be known of it."""
 AFTER_LEARNING: tuple[tuple[str, Guard], ...] = (
-    ("retention", guards.retention),
-    ("learning", guards.learning),
+    ("retention", forgetting.retention),
+    ("learning", forgetting.learning),
     ("freeze", budget.frozen),
     ("groups", groups.groups),
     ("negative flips", quality.negative_flips),
@@ -40,7 +40,7 @@ AFTER_LEARNING: tuple[tuple[str, Guard], ...] = (
     ("robustness", robustness.robustness),
     ("running", running.running),
     ("seeds", seeds.seeds),
-    ("shift", guards.shift),
+    ("shift", arrivals.shift),
 )
 """Guards of the challenger. A new guard is one function and one line here."""
 SEALED: tuple[tuple[str, Guard], ...] = (("budget", budget.budget),)
