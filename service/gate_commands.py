@@ -104,7 +104,10 @@ def gate_plan(
 ) -> None:
     """How many holdout records a pipeline needs, so that harmless updates pass without a person."""
     _check(margin=margin, churn=churn, n=1 if n is None else n, holdouts=holdouts, alpha=alpha)
-    _between("power", power, 0, 1)
+    _between("power", power, 0, 0.9999)
+    for name, value in (("margin", margin), ("budget", budget)):
+        if value < _LEAST_PLANNED:
+            _refuse(name, value, f"at least {_LEAST_PLANNED:g} to be planned for")
     _between("gate", gate, 0, 1)
     _between("audit", audit, 0, 1)
     _between("budget", budget, 0, 0.5)
@@ -210,6 +213,10 @@ def _lived(life: "Life", lives: int, *, seed: int, step: Step) -> "dict[str, tup
         name: (told, simulate(kind, lives=lives, seed=seed, progress=step))
         for name, (told, kind) in kinds.items()
     }
+
+
+_LEAST_PLANNED = 0.001
+"""A tenth of a point: smaller margins take millions of records, and minutes to plan for."""
 
 
 def _check(*, margin: float, churn: float, n: int, holdouts: int, alpha: float, seed: int = 0) -> None:

@@ -18,8 +18,9 @@ Lived = Mapping[str, tuple[str, Lives]]
 
 def rate_lines(holdout: Holdout, holdouts: int, alpha: float, rates: Rated) -> Iterator[str]:
     yield (
-        f"Margin {say.with_unit(holdout.margin)}, alpha {holdout.alpha:.3g}, "
-        f"{say.percent(holdout.churn)} of the answers flip, {holdout.n:,} records in each holdout."
+        f"Margin {say.with_unit(holdout.margin, digits=2)}, alpha {holdout.alpha:.3g}, "
+        f"{say.percent(holdout.churn)} of the answers flip, {holdout.n:,} "
+        f"{'record' if holdout.n == 1 else 'records'} in each holdout."
     )
     yield ""
     yield f"{'truly lost':<30}{'promoted':>10}{'a person':>10}{'rejected':>10}{'by a threshold':>16}"

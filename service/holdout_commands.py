@@ -87,7 +87,9 @@ def holdout_margin(
     try:
         own = None if margin == "default" else float(margin)
     except ValueError:
-        raise typer.BadParameter("write a share such as 0.05, or default", param_hint="MARGIN") from None
+        own = 0.0
+    if own is not None and not 0 < own < 1:
+        raise typer.BadParameter("write a share such as 0.05 (5 points), or default", param_hint="MARGIN")
     with open_client(url) as client:
         body = {"reason": reason, "by": by, "margin": own}
         client.post(path_of(pipeline, "holdouts", str(experience), "margin"), body)

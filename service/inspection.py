@@ -2,6 +2,7 @@
 
 import base64
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -129,11 +130,14 @@ def _confirmed(
     if len(present) < 2:
         return tuple(worst)
     probabilities = batch.probabilities[np.ix_(judged, present)].astype(np.float64) + 1e-12
-    issues = find_label_issues(
-        np.searchsorted(present, batch.labels[judged]),
-        probabilities / probabilities.sum(axis=1, keepdims=True),
-        n_jobs=1,
-    )
+    with warnings.catch_warnings():
+        # It warns of classes with few records: of these it finds less, which decides nothing.
+        warnings.simplefilter("ignore", UserWarning)
+        issues = find_label_issues(
+            np.searchsorted(present, batch.labels[judged]),
+            probabilities / probabilities.sum(axis=1, keepdims=True),
+            n_jobs=1,
+        )
     errors = {record_ids[row] for row in judged[np.asarray(issues, dtype=bool)]}
     told = [
         replace(each, reason=f"{each.reason}; cleanlab calls it a label error too")

@@ -446,7 +446,8 @@ def earlier_tries(connection: sa.Connection, update: Update) -> int:
             updates.c.id != update.id,
             updates.c.version.is_not(None),
             updates.c.outcome.in_(["reject", "review"]),
-            updates.c.base_revision.is_not_distinct_from(update.base_revision),
+            # By the version, not the revision: to be rolled back to gives a champion no alpha back.
+            updates.c.base_version.is_not_distinct_from(update.base_version),
         )
     )
     wanted = set(update.experiences)

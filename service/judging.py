@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from service import champions, holdouts
 from service.database import updates
 from service.settings import Settings
-from service.trainer import SERVED_FILE
+from service.tasks import SERVED_FILE
 from streams.manifest import Manifest
 from streams.tables import reading
 from streams.triggers import Judge, Surroundings

@@ -19,7 +19,7 @@ import structlog
 from service import trainer
 from service.errors import TrainerDiedError, TrainerStoppedError
 from service.settings import Settings
-from service.trainer import OnProgress, Task
+from service.tasks import OnProgress, Task
 from strategies.base import StreamInfo
 
 # Ray must neither phone home, nor rebuild an environment in each worker because of how we were started.
@@ -143,7 +143,7 @@ class TrainerPool:
             TrainerDiedError: the trainer's process ended; another one takes its place.
             TrainerStoppedError: this pool is about to close.
         """
-        actor = self._borrow()
+        actor = self._borrow(on_progress)
         run_id = secrets.token_hex(8)
         running = actor.run.remote(task, run_id)
         try:
@@ -186,14 +186,15 @@ class TrainerPool:
             ray.kill(actor)
             self._replace()
 
-    def _borrow(self) -> Any:
+    def _borrow(self, on_progress: OnProgress) -> Any:
         while True:
             if self._stopping.is_set():
                 raise _stopped()
             try:
                 return self._idle.get(timeout=PROGRESS_SECONDS)
             except queue.Empty:
-                continue
+                # Whoever waits is told so, and may have nothing to wait for any more.
+                on_progress({"stage": "waiting for a trainer"})
 
     def _watch(self, actor: Any, running: Any, on_progress: OnProgress) -> None:
         while True:

@@ -11,7 +11,7 @@ from service import evidence, holdouts
 from service.gate.base import Bits, DataEvidence, Verdict
 from service.plan import Plan
 from service.registry import Publication
-from service.trainer import SERVED_FILE, Result
+from service.tasks import SERVED_FILE, Result
 
 
 def publication(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from service.gate.base import Repeat
-from service.trainer import LEARNING, OnProgress, Result, Task, read_repeated, read_result
+from service.tasks import LEARNING, OnProgress, Result, Task, read_repeated, read_result
 
 Train = Callable[[Task, OnProgress], None]
 """Does a task on a trainer, and leaves the result in its folder."""
@@ -43,28 +43,30 @@ def learn(train: Train, task: Task, on_progress: OnProgress, *, repeats: int) ->
         if unneeded.is_set():
             raise _UnneededError
 
-    with ThreadPoolExecutor(repeats, thread_name_prefix="repeat") as threads:
+    threads = ThreadPoolExecutor(repeats, thread_name_prefix="repeat")
 
-        def begin() -> None:
-            for number in range(1, repeats + 1) if not running else ():
-                each = replace(task, folder=repeat_folder(task.folder, number), repeat=number)
-                if read_repeated(each.folder) is None:
-                    running.append(threads.submit(train, each, listen))
+    def begin() -> None:
+        for number in range(1, repeats + 1) if not running else ():
+            each = replace(task, folder=repeat_folder(task.folder, number), repeat=number)
+            if read_repeated(each.folder) is None:
+                running.append(threads.submit(train, each, listen))
 
-        def note(progress: Mapping[str, Any]) -> None:
-            on_progress(progress)
-            if progress.get("stage") == LEARNING:
-                begin()
+    def note(progress: Mapping[str, Any]) -> None:
+        on_progress(progress)
+        if progress.get("stage") == LEARNING:
+            begin()
 
-        try:
-            if read_result(task.folder) is None:
-                train(task, note)
-            made = read_result(task.folder)
-            if made is not None and made.learnt:
-                begin()
-                _await(running, on_progress)
-        finally:
-            unneeded.set()
+    try:
+        if read_result(task.folder) is None:
+            train(task, note)
+        made = read_result(task.folder)
+        if made is not None and made.learnt:
+            begin()
+            _await(running, on_progress)
+    finally:
+        unneeded.set()
+        # They end by themselves; what went wrong is told now.
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _await(running: list[Future[None]], on_progress: OnProgress) -> None:

@@ -23,7 +23,7 @@ from service.publication import accuracies, publication
 from service.registry import Registry
 from service.settings import Settings
 from service.storage import store_place
-from service.trainer import OnProgress, Result, Stored, Task, read_result
+from service.tasks import OnProgress, Result, Stored, Task, read_result
 from streams.manifest import Manifest
 from streams.tables import reading
 
@@ -136,7 +136,8 @@ class Updater:
                 experience=index,
                 baseline=baseline.get(index),
                 challenger=result.challenger.get(index),
-                margin=plan.margins.get(index),
+                # Of a past holdout: to be new again, an experience must have been rolled back.
+                margin=plan.margins.get(index) if index in plan.judged else None,
                 looks=plan.looks.get(index, 0),
                 twins=result.twins.get(index),
                 labels=records.labels if records else None,
@@ -169,6 +170,7 @@ class Updater:
                     experience=index,
                     baseline=plan.anchors.get(index) if plan.rows[index].audit.rows else nothing,
                     challenger=result.sealed.get(index) if plan.rows[index].audit.rows else nothing,
+                    margin=plan.margins.get(index),
                     looks=plan.audits.get(index, 0),
                 )
                 for index in plan.judged

@@ -22,7 +22,7 @@ from service.pipelines import PipelineSpec, parse
 from service.registry import Registry
 from service.settings import Settings
 from service.storage import store_place
-from service.trainer import OnProgress, Task
+from service.tasks import OnProgress, Task
 from service.update import Updater
 from streams.datasets import DIGITS_SCHEMA, DatasetsConfig, digits_step
 from streams.manifest import Manifest

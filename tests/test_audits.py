@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from service import decisions, freezes, holdouts, ledger
+from service.database import updates
 from service.errors import FreezeConflictError, HoldoutConflictError, HoldoutUnknownError
 from service.gate.base import GateConfig
 from service.holdouts import Mark
@@ -151,6 +152,9 @@ def test_tries_of_the_same_experience_spend_less_each_time(make: Callable[..., H
     for batch in (1, 2, 3):
         verdict = each.learn(digits(batch, angle=90))
         alphas.append(next(f.numbers["alpha"] for f in verdict.findings if f.guard == "retention"))
+        # As if the champion had been rolled back, and back to: it is the same, and so are the tries.
+        with each.engine.begin() as connection:
+            connection.execute(sa.update(updates).values(base_revision=90 + batch))
     assert alphas == pytest.approx([0.0304, 0.0076, 0.00338], rel=1e-2)
 
 

@@ -1,5 +1,7 @@
 """The budget: what may be lost in all, judged on sealed records once a promotion, never again after a no."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -145,6 +147,17 @@ def test_nothing_sealed_is_said() -> None:
     verdict = decide(evidence(answers(0, 0)), CONFIG)
     assert verdict.outcome == "promote"
     assert "nothing is sealed" in verdict.notes[0].sentence
+
+
+def test_a_holdout_that_may_lose_more_at_once_is_audited_at_that_margin() -> None:
+    lax = replace(answers(0, 2000, lost=160), margin=0.2)
+    verdict = decide(evidence(lax, past=(lax,)), CONFIG)
+    assert verdict.outcome == "promote", verdict.reason
+    (finding,) = verdict.audit
+    assert finding.numbers["margin"] == 0.2
+    few = replace(answers(1, 100), margin=0.2)
+    (alone, pool) = decide(evidence(answers(0, 2000), few), CONFIG).audit
+    assert (alone.numbers["margin"], pool.numbers["margin"], pool.numbers["pooled"]) == (0.05, 0.05, 1)
 
 
 def test_the_looks_share_alpha_out() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.gate.base import DataEvidence, Evidence, Finding, GateConfig, PairedAnswers, ShiftEvidence
+from service.gate.base import DataEvidence, Evidence, Finding, GateConfig, PairedAnswers, ShiftEvidence, Twins
 from service.gate.decide import AFTER_LEARNING, decide
 from tests.test_guards import CLEAN, CONFIG, NOT_BITS, first, paired
 
@@ -55,6 +55,63 @@ def test_a_shift_never_fails_a_model_and_is_routed(
     verdict = decide(replace(GOOD, data=data, shift=shift), config)
     assert verdict.outcome == outcome, verdict
     assert [note.about for note in verdict.notes] == (["shift"] if shift else [])
+
+
+@pytest.mark.parametrize("more", [{"negative_flips": 0.05}, {"groups": 0.05}])
+def test_a_holdout_that_looks_obsolete_waits_for_a_person_whatever_guards_are_on(more: Any) -> None:
+    sites = {"site": np.repeat(["north", "south"], 300)}
+    kept, new = replace(paired(600, experience=1), groups=sites), replace(NEW[0], groups=sites)
+    lost = replace(paired(600, lost=200), twins=Twins(300, 250, 0.02), groups=sites)
+    verdict = decide(replace(GOOD, past=(lost, kept), new=(new,)), CONFIG.model_copy(update=more))
+    assert verdict.outcome == "review"
+    assert "its holdout looks obsolete" in verdict.reason
+
+
+def test_the_reason_tells_the_margin_that_was_asked() -> None:
+    lax = CONFIG.model_copy(update={"small_margin": 0.2})
+    verdict = decide(replace(GOOD, past=(paired(30, lost=1),)), lax)
+    assert verdict.reason == ("the past holdout kept within 20 points; experience 4 learnt")
+    assert "kept its accuracy: at worst" in verdict.findings[3].sentence
+    fine = decide(GOOD, CONFIG.model_copy(update={"margin": 0.0425})).reason
+    assert fine.startswith("all 4 past holdouts kept within 4.25 points")
+
+
+class _WordlessError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def _wordless(_evidence: Evidence, _config: GateConfig) -> tuple[Finding, ...]:
+    raise _WordlessError
+
+
+@pytest.mark.parametrize(
+    "guard",
+    [
+        _wordless,
+        lambda _evidence, _config: (Finding("x", "pass", ""),),
+        lambda _evidence, _config: ("all is well",),
+        lambda _evidence, _config: (Finding("x", "undecided", "why", None, cast("Any", {"margin": None})),),
+        lambda _evidence, _config: Finding("x", "pass", "a finding that is not in a tuple"),
+    ],
+)
+def test_a_guard_that_answers_with_nonsense_never_promotes(guard: Any) -> None:
+    verdict = decide(GOOD, CONFIG, after=(*AFTER_LEARNING, ("strange", guard)))
+    assert verdict.outcome == "review"
+    assert verdict.reason
+
+
+@pytest.mark.parametrize("attempt", ["3", 10**200, 10**9, -5, 0, float("nan")])
+def test_a_try_that_cannot_be_never_promotes_too_much(attempt: Any) -> None:
+    verdict = decide(replace(GOOD, past=(DROP,), attempt=attempt), CONFIG)
+    assert verdict.outcome != "promote"
+    assert verdict.reason
+
+
+def test_evidence_without_any_data_is_a_question() -> None:
+    verdict = decide(replace(GOOD, data=cast("Any", None), learnt=False), CONFIG)
+    assert verdict.outcome == "review"
+    assert verdict.reason
 
 
 def test_all_pass_promotes() -> None:

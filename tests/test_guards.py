@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.gate import arrivals, forgetting
+from service.gate import arrivals, forgetting, stats
 from service.gate import sentences as say
 from service.gate.base import DataEvidence, Evidence, Finding, GateConfig, PairedAnswers
 
@@ -154,7 +154,7 @@ def test_small_past_holdouts_are_judged_together() -> None:
             5,
             38,
             "undecided",
-            "experience 0 may be between 3.75 and 7.52 points better",
+            "experience 0 may be between 3.75 points better and 7.52 points better",
         ),
         (90, 5, "fail", "experience 0 lost between "),
     ],
@@ -179,7 +179,13 @@ def test_small_past_holdouts_can_have_a_larger_margin_together() -> None:
     assert pool.numbers["margin"] == 0.1
 
 
-@pytest.mark.parametrize("n", [0, 1, 50, 69])
+def test_an_empty_past_holdout_is_never_a_pass() -> None:
+    full, empty = retained(paired(600), paired(0, experience=5))
+    assert (full.answer, empty.answer, empty.experience) == ("pass", "undecided", 5)
+    assert "its holdout is empty; retire it" in empty.sentence
+
+
+@pytest.mark.parametrize("n", [1, 50, 69])
 def test_a_small_past_holdout_borrows_the_smallest_full_one(n: int) -> None:
     found = retained(paired(600), paired(300, experience=1), paired(n, experience=5))
     assert [each.answer for each in found] == ["pass"] * 3
@@ -204,7 +210,7 @@ def test_as_many_full_holdouts_join_as_the_floor_asks() -> None:
     )
 
 
-@pytest.mark.parametrize(("sizes", "together"), [((0,), 0), ((0, 0), 0), ((43,), 43), ((0, 30, 39), 69)])
+@pytest.mark.parametrize(("sizes", "together"), [((43,), 43), ((30, 39), 69)])
 def test_small_holdouts_that_are_too_few_together_are_undecided(
     sizes: tuple[int, ...], together: int
 ) -> None:
@@ -235,12 +241,40 @@ def test_the_pool_takes_part_in_holm() -> None:
     assert retained(*small, *others, config=config)[-1].answer == "undecided"
 
 
-def test_a_pool_is_judged_at_its_largest_margin_and_leaves_broken_holdouts_out() -> None:
+def test_a_pool_leaves_broken_holdouts_and_margins_of_their_own_out() -> None:
     broken = PairedAnswers(9, None, np.ones(20, dtype=np.bool_))
-    found = retained(paired(50, experience=1, margin=0.01), broken, paired(50, experience=2))
-    assert [(each.experience, each.answer) for each in found] == [(9, "undecided"), (None, "pass")]
-    assert found[1].numbers["margin"] == 0.05
-    assert found[1].numbers["n"] == 100
+    found = retained(
+        paired(50, experience=1),
+        broken,
+        paired(50, experience=2),
+        paired(50, lost=20, experience=3, margin=0.01),
+    )
+    assert [(each.experience, each.answer) for each in found] == [
+        (9, "undecided"),
+        (3, "fail"),
+        (None, "pass"),
+    ]
+    assert found[2].numbers["margin"] == 0.05
+    assert found[2].numbers["n"] == 100
+    [tight] = retained(
+        paired(50, experience=3, margin=0.01), config=CONFIG.model_copy(update={"small_margin": 0.2})
+    )
+    assert (tight.answer, tight.experience) == ("undecided", 3)
+
+
+@pytest.mark.parametrize("attempt", range(1, 6))
+def test_a_later_try_is_judged_no_more_leniently(attempt: int) -> None:
+    """What is large enough to be judged alone at the first try stays so, however little of alpha is left."""
+    holdouts = (paired(300, lost=12), *(paired(300, experience=each) for each in range(1, 5)))
+    config = GateConfig(margin=0.02, small_margin=0.1, alpha=stats.spent(0.05, attempt))
+    found = forgetting.retention(Evidence(CLEAN, past=holdouts, attempt=attempt), config)
+    assert [each.experience for each in found] == [0, 1, 2, 3, 4]
+    assert found[0].answer != "pass"
+
+
+def test_looks_that_are_no_number_wear_a_holdout_out() -> None:
+    [found] = retained(replace(paired(600), looks=cast("Any", math.nan)))
+    assert found.answer == "undecided"
 
 
 def test_noisy_comparison_is_undecided_and_asks_for_more_than_it_had() -> None:
@@ -392,18 +426,23 @@ def test_clean_batch_passes() -> None:
         ("labels", "pass"),
     ]
     assert found[0].sentence == "values: all 600 records are whole"
-    assert found[2].sentence == "labels: 3 % of the batch disagree with their neighbours, 3 % did before"
+    assert found[2].sentence == (
+        "labels: 3 % of the batch disagree with their neighbours, 3 % did before, 10 points more allowed "
+        "(512 records compared)"
+    )
 
 
 def test_shuffled_labels_and_broken_pixels_fail() -> None:
     found = arrivals.data(replace(CLEAN, label_error_rate=0.62, anomaly_rate=0.4), CONFIG)
     assert [each.answer for each in found] == ["pass", "fail", "fail"]
     assert found[2].sentence == (
-        "labels: 62 % of the batch disagree with their neighbours, 3 % did before; "
+        "labels: 62 % of the batch disagree with their neighbours, 3 % did before, 10 points more allowed "
+        "(512 records compared); "
         "the batch was not learnt: check how they were labelled"
     )
     assert found[1].sentence == (
-        "anomalies: 40 % of the batch look like no other record, 1 % did before; "
+        "anomalies: 40 % of the batch look like no other record, 1 % did before, 20 points more allowed "
+        "(512 records compared); "
         "the batch was not learnt: check the features"
     )
 

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from service import holdouts
 from service.database import answers
 from service.gate.base import Verdict
-from service.trainer import read_result
+from service.tasks import read_result
 from streams.datasets import DIGITS_SCHEMA
 from streams.records import Records
 from tests.homes import NAME, Home, declared, digits, home

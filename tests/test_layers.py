@@ -166,6 +166,7 @@ RANKS = [
     "service.evidence",
     "service.registry",
     "service.inspection",
+    "service.tasks",
     "service.trainer",
     "service.repeats",
     "service.pool",

@@ -12,7 +12,7 @@ import pytest
 from service import decisions, dispatcher, jobs, pool
 from service.pool import TrainerPool
 from service.settings import Settings
-from service.trainer import Task
+from service.tasks import Task
 from service.update import Updater
 from tests.homes import Home, digits, home
 

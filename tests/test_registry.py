@@ -16,7 +16,8 @@ from mlflow.exceptions import MlflowException
 from service import registry
 from service.registry import UPDATE_TAG, Publication, Registry
 from service.settings import Settings
-from service.trainer import SERVED_FILE, _export
+from service.tasks import SERVED_FILE
+from service.trainer import _export
 from strategies.base import Learner, StreamInfo
 from strategies.catalog import STRATEGIES
 from streams.base import Experience

@@ -12,7 +12,7 @@ from service import repeats
 from service.gate.base import GateConfig
 from service.repeats import learn, repeat_folder
 from service.storage import StorePlace
-from service.trainer import LEARNING, RESULT_FILE, OnProgress, Task
+from service.tasks import LEARNING, RESULT_FILE, OnProgress, Task
 from strategies.base import StreamInfo
 
 

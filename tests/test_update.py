@@ -15,7 +15,8 @@ from service.errors import CancelConflictError, ChampionMovedError, LostLeaseErr
 from service.gate.decide import decide
 from service.publication import publication
 from service.registry import UPDATE_TAG
-from service.trainer import LEARNER_FOLDER, SERVED_FILE, load_learner, read_result
+from service.tasks import LEARNER_FOLDER, SERVED_FILE, read_result
+from service.trainer import load_learner
 from streams.records import Records
 from streams.split import TRAIN, parts_of
 from tests import postgres
@@ -250,10 +251,14 @@ def test_an_experience_without_holdout_records_is_a_past_one_like_others(make: C
     assert each.run().outcome == "review"
     decisions.decide_review(each.engine, each.updates()[1].id, choice="approve", actor="Ada", reason="new")
     verdict = each.learn(digits(2))
-    (pool,) = (finding for finding in verdict.findings if finding.numbers.get("pooled"))
-    assert pool.sentence.startswith("experience 1, too small to be judged alone, "), verdict
-    assert "together with experience 0" in pool.sentence
-    assert each.states()[1] == "learnt"
+    assert verdict.outcome == "review"
+    empty = [finding for finding in verdict.findings if finding.experience == 1]
+    assert [(finding.guard, finding.answer) for finding in empty] == [("retention", "undecided")], verdict
+    assert "its holdout is empty; retire it" in empty[0].sentence
+    decisions.mark_holdout(each.engine, NAME, 1, marking="retire", actor="Ada", reason="it is empty")
+    decisions.decide_review(each.engine, each.updates()[2].id, choice="approve", actor="Ada", reason="kept")
+    after = each.learn(digits(3))
+    assert after.outcome == "promote", after
 
 
 class DiedError(Exception):

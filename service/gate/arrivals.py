@@ -134,7 +134,10 @@ def _rate(
         return Finding(guard, "undecided", sentence, numbers=numbers)
     p_excess = float(stats.excess_p(rate, reference, sample=evidence.sample))
     numbers |= {"p_excess": p_excess, "alpha": config.alpha}
-    compared = f"{say.percent(rate)} of the batch {described}, {say.percent(reference)} did before"
+    compared = (
+        f"{say.percent(rate)} of the batch {described}, {say.percent(reference)} did before, "
+        f"{say.with_unit(excess)} more allowed ({say.records(evidence.sample)} compared)"
+    )
     if rate - reference > excess and p_excess <= config.alpha:
         return Finding(
             guard, "fail", f"{guard}: {compared}; the batch was not learnt: {remedy}", numbers=numbers

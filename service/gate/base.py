@@ -123,7 +123,7 @@ class GateConfig(BaseModel):
     )
     calibration: Annotated[float, Field(gt=0, lt=2)] | None = Field(
         None,
-        description="A holdout's Brier score (0 best, 2 worst) may truly rise by less than this; 0.005 is a "
+        description="A holdout's Brier score (0 best, 2 worst) may truly rise by less than this; 0.01 is a "
         "good start, unset asks nothing.",
     )
     metrics: Mapping[Metric, Share] = Field(

@@ -8,6 +8,8 @@ mirror image of the first-change mode of Renggli et al., "Continuous integration
 with ease.ml/ci", MLSys 2019).
 """
 
+from dataclasses import replace
+
 from service.gate import sentences as say
 from service.gate import stats
 from service.gate.base import BUDGET, Audit, Evidence, Finding, GateConfig, Note, PairedAnswers
@@ -47,8 +49,9 @@ def budget(evidence: Evidence, config: GateConfig) -> tuple[Finding | Note, ...]
     if broken:
         return (*(_broken(each, wrong) for each, wrong in broken), *notes)
     needed = records_needed(config)
-    pairs = [(each, config.budget) for each in sealed]
-    pool = pooled(pairs, enough=lambda _: needed)
+    # A person who lets a holdout lose more at once lets it lose as much in all.
+    pairs = [(replace(each, margin=None), max(config.budget, each.margin or 0.0)) for each in sealed]
+    pool = pooled(pairs, enough=lambda _: needed, margin=config.budget)
     if pool and pool.n < needed:
         return (*notes, _too_few(pool, config))
     alone = [pair for pair in pairs if not is_small(*pair, enough=lambda _: needed)]
@@ -127,7 +130,7 @@ def _judge(seen: Comparison, name: str, *, look: int, config: GateConfig, remedy
     numbers = seen.numbers() | {"look": look, "looks_planned": config.audits}
     counted = f"{say.records(seen.n, 'sealed')}, {seen.lost} got worse, {seen.gained} got better"
     looked = f"({counted}; look {look} of {config.audits})"
-    allowed = f"{say.points(seen.margin)} allowed"
+    allowed = f"{say.allowed(seen.margin)} allowed"
     if seen.p_noninferior <= seen.alpha:
         worst = say.at_worst(seen.upper, seen.margin)
         sentence = f"{name} within the budget since learnt: {worst}, {allowed} {looked}"
@@ -136,7 +139,7 @@ def _judge(seen: Comparison, name: str, *, look: int, config: GateConfig, remedy
         lost = f"{name} lost {say.between(seen.lower, seen.upper)} since learnt, {allowed} {looked}"
         sentence = f"{lost}; promotion is frozen: {remedy}"
         return Finding(BUDGET, "fail", sentence, seen.experience, numbers)
-    may = f"{name} may have lost {say.up_to(seen.upper)} since learnt, {allowed} {looked}"
+    may = f"{name} may have lost {say.up_to(seen.upper, seen.margin)} since learnt, {allowed} {looked}"
     sentence = f"{may}; promotion is frozen: {remedy}"
     return Finding(BUDGET, "undecided", sentence, seen.experience, numbers)
 

@@ -66,7 +66,7 @@ def problem(answers: PairedAnswers, margin: float) -> str | None:
     """Why a holdout cannot be compared, and what to do; None: it can."""
     wrong = _unpaired(answers, margin)
     if wrong is None and not _size(answers):
-        return "its holdout is empty; put records aside, or let a person decide"
+        return "its holdout is empty; retire it (holdfast holdout retire), or let a person decide"
     return wrong
 
 
@@ -131,8 +131,11 @@ def _floor(margin: float, alpha: float) -> int:
 
 
 def is_small(answers: PairedAnswers, margin: float, *, enough: Enough) -> bool:
-    """Whether a holdout's answers can be paired, but are too few to be judged alone."""
-    return _size(answers) < enough(margin) and _unpaired(answers, margin) is None
+    """Whether a holdout's answers can be paired, but are too few to be judged alone.
+
+    An empty one has nothing to say, and one with a margin of its own is never judged at another.
+    """
+    return answers.margin is None and 0 < _size(answers) < enough(margin) and problem(answers, margin) is None
 
 
 def pooled(

@@ -1,12 +1,14 @@
 """From evidence to verdict: run the guards, fold their findings. Same evidence, same verdict."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import inf
 
 from service.gate import arrivals, budget, forgetting, groups, quality, robustness, running, seeds, stats
 from service.gate import sentences as say
 from service.gate.base import (
     MOST_WORST,
+    DataEvidence,
     Evidence,
     Finding,
     GateConfig,
@@ -61,7 +63,10 @@ def decide(
     """
     findings, notes = _run(before, evidence, config)
     if evidence.learnt:
-        on_challenger, more = _run(after, evidence, _of_attempt(config, evidence.attempt))
+        try:
+            on_challenger, more = _run(after, evidence, _of_attempt(config, evidence.attempt))
+        except (TypeError, ValueError) as error:
+            on_challenger, more = [_broken("attempt", error)], []
         if not on_challenger:
             on_challenger = [_nothing("no guard looked at the challenger")]
         findings, notes = findings + on_challenger, notes + more
@@ -72,12 +77,14 @@ def decide(
         findings.append(
             _nothing("the batch was stopped before it was learnt, yet the data findings do not say why"),
         )
-    outcome = _fold(findings)
-    reason = (
-        _summary(evidence, config, findings)
-        if outcome == "promote"
-        else _deciding(findings, outcome).sentence
-    )
+    outcome, reason = _fold(findings), ""
+    if outcome == "promote":
+        try:
+            reason = _summary(evidence, findings)
+        except (TypeError, ValueError, AttributeError) as error:
+            findings.append(_broken("summary", error))
+            outcome = _fold(findings)
+    reason = reason or _deciding(findings, outcome).sentence
     return Verdict(outcome, reason, tuple(findings), tuple(notes), _worst(evidence, findings))
 
 
@@ -87,7 +94,7 @@ _SHOWN_FOR = {"anomalies": "outliers", "labels": "mislabelled"}
 
 def _worst(evidence: Evidence, findings: Sequence[Finding]) -> tuple[WorstRecord, ...]:
     """Of a batch that was stopped: the worst records of each kind that failed, in equal numbers."""
-    if evidence.learnt:
+    if evidence.learnt or not isinstance(evidence.data, DataEvidence):
         return ()
     failed = {_SHOWN_FOR.get(each.guard, each.guard) for each in findings if each.answer == "fail"}
     suspects = evidence.data.suspects.worst if evidence.data.suspects else ()
@@ -97,11 +104,15 @@ def _worst(evidence: Evidence, findings: Sequence[Finding]) -> tuple[WorstRecord
     return tuple({each.record: each for each in reversed(chosen)}.values())[::-1]
 
 
+_MOST_TRIES = 10**6
+"""More than that spend no less: it is next to nothing."""
+
+
 def _of_attempt(config: GateConfig, attempt: int | None) -> GateConfig:
     """The config with what of alpha this try may spend."""
     if attempt is None:
         return config
-    return config.model_copy(update={"alpha": stats.spent(config.alpha, max(attempt, 1))})
+    return config.model_copy(update={"alpha": stats.spent(config.alpha, min(max(attempt, 1), _MOST_TRIES))})
 
 
 def _run(
@@ -116,16 +127,38 @@ def _run(
             noted = [each for each in said if isinstance(each, Note)]
             if len(found) + len(noted) != len(said):
                 raise TypeError("it answered with what is no finding")
-            findings += found
+            findings += [_sound(each) for each in found]
             notes += noted
         # Whatever a guard trips over, its question stays unanswered: that is a finding, and never a pass.
         except Exception as error:
-            sentence = (
-                f"the {name} guard broke ({type(error).__name__}: {error}), so its question is open; "
-                "repair it and decide again"
-            )
-            findings.append(Finding(name, "undecided", sentence))
+            findings.append(_broken(name, error))
+        if name == "retention":
+            evidence = _without_obsolete(evidence, findings)
     return findings, notes
+
+
+def _broken(name: str, error: Exception) -> Finding:
+    try:
+        said = f"{type(error).__name__}: {error}"
+    except Exception:  # an exception whose own words fail is still an answer: none
+        said = type(error).__name__
+    sentence = f"the {name} guard broke ({said}), so its question is open; repair it and decide again"
+    return Finding(name, "undecided", sentence)
+
+
+def _sound(finding: Finding) -> Finding:
+    """The finding, if it says something; a guard that gives no sentence has not answered."""
+    if not finding.sentence.strip() or finding.answer not in ("pass", "fail", "undecided"):
+        raise ValueError(f"it answered {finding.answer!r} with the sentence {finding.sentence!r}")
+    return finding
+
+
+def _without_obsolete(evidence: Evidence, findings: Sequence[Finding]) -> Evidence:
+    """What the other guards are shown: a holdout that looks obsolete waits for a person and fails nothing."""
+    obsolete = {each.experience for each in findings if each.guard == "retention" and "twins" in each.numbers}
+    if not obsolete:
+        return evidence
+    return replace(evidence, past=tuple(each for each in evidence.past if each.experience not in obsolete))
 
 
 def _nothing(why: str) -> Finding:
@@ -152,16 +185,18 @@ def _severity(finding: Finding) -> float:
     """
     if "limit" in finding.numbers:
         return -inf
-    return finding.numbers.get("loss_upper", inf) - finding.numbers.get("margin", 0.0)
+    upper, margin = finding.numbers.get("loss_upper", inf), finding.numbers.get("margin", 0.0)
+    return upper - margin if all(isinstance(each, int | float) for each in (upper, margin)) else inf
 
 
-def _summary(evidence: Evidence, config: GateConfig, findings: Sequence[Finding]) -> str:
+def _summary(evidence: Evidence, findings: Sequence[Finding]) -> str:
     """Why the challenger may go out: "all 4 past holdouts kept within 5 points; experience 4 learnt"."""
     learnt = f"{say.experiences(sorted(each.experience for each in evidence.new))} learnt"
-    margins = {config.margin if each.margin is None else each.margin for each in evidence.past}
     if not evidence.past:
         return f"{learnt}; no past holdouts yet"
-    within = f"within {say.with_unit(margins.pop())}" if len(margins) == 1 else "within their margins"
+    margins = {each.numbers.get("margin") for each in findings if each.guard == "retention"}
+    margin = margins.pop() if len(margins) == 1 else None
+    within = "within their margins" if margin is None else f"within {say.with_unit(margin, digits=2)}"
     count = len(evidence.past)
     if count == 1:
         return f"the past holdout kept {within}; {learnt}"

@@ -5,6 +5,7 @@ Too little, missing or broken evidence is undecided, with the reason; never a pa
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
+from math import ceil
 from typing import NamedTuple
 
 from service.gate import sentences as say
@@ -26,9 +27,10 @@ def retention(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
     A holdout with fewer records than any challenger can pass with would never be settled, since it does not
     grow; such small ones are pooled (`comparisons.pooled`), which promises their common loss only.
 
-    All must pass, each at alpha, so P(promote | some holdout truly lost its margin) <= alpha without any
-    correction (an intersection-union test: Berger, Technometrics 24:295, 1982). The alarm is the opposite,
-    "some holdout lost", so its p-values are adjusted (Holm).
+    Which ones are small does not depend on the try: what is judged alone stays so, however little of alpha
+    is left. All must pass, each at alpha, so P(promote | some holdout truly lost its margin) <= alpha without
+    any correction (an intersection-union test: Berger, Technometrics 24:295, 1982). The alarm is the
+    opposite, "some holdout lost", so its p-values are adjusted (Holm).
     """
     if not evidence.past:
         nothing = (
@@ -36,10 +38,10 @@ def retention(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
             "was forgotten; run the update again"
         )
         return () if evidence.first else (Finding("retention", "undecided", nothing),)
-    worn = tuple(_worn_out(each, config) for each in evidence.past if each.looks >= config.holdout_looks)
     fresh = [each for each in evidence.past if each.looks < config.holdout_looks]
+    worn = tuple(_worn_out(each, config) for each in evidence.past if not each.looks < config.holdout_looks)
     past = _with_margins(fresh, config.margin)
-    enough = floor(config.alpha)
+    enough = floor(stats.spent_at_first(config.alpha, evidence.attempt))
     alone = [(each, margin) for each, margin in past if not is_small(each, margin, enough=enough)]
     pool = pooled(past, enough=enough, margin=config.small_margin) if len(alone) < len(past) else None
     judged = [*alone, (pool.answers, pool.margin)] if pool else alone
@@ -171,7 +173,7 @@ def _pool_found(pool: Pool, seen: Comparison | str, config: GateConfig) -> Findi
     few = f"all past holdouts that can be compared hold {say.records(pool.n)} together"
     sentence = (
         f"{say.experiences(pool.small)}: {few}, which cannot settle a margin of "
-        f"{say.with_unit(pool.margin)}; it takes at least {pool.floor}, {_UNTIL_THEN}"
+        f"{say.with_unit(pool.margin, digits=2)}; it takes at least {pool.floor}, {_UNTIL_THEN}"
     )
     return Finding("retention", "undecided", sentence, numbers=numbers | {"n_needed": pool.floor})
 
@@ -190,7 +192,9 @@ _ALONE = _Named("")
 
 
 def _named(pool: Pool) -> _Named:
-    together = f" together with {say.experiences(pool.added)}" if pool.added else " together"
+    together = " together" if len(pool.small) > 1 else ""
+    if pool.added:
+        together = f" together with {say.experiences(pool.added)}"
     its = "its" if len(pool.small) == 1 else "their"
     return _Named(say.experiences(pool.small), ", too small to be judged alone,", its, together)
 
@@ -206,7 +210,7 @@ def _judge_retention(
         if seen.upper < 0 and say.points(-seen.upper) != "0":
             kept = f"{subject} gained{together}: at least {say.with_unit(-seen.upper)} better"
         else:
-            worst = f"{say.at_worst(seen.upper, seen.margin)}, {say.points(seen.margin)} allowed"
+            worst = f"{say.at_worst(seen.upper, seen.margin)}, {say.allowed(seen.margin)} allowed"
             kept = f"{subject} kept {named.its} accuracy{together}: {worst}"
         return "pass", f"{kept} ({say.flips(seen.n, seen.lost, seen.gained)})", {}
     if seen.p_drop <= seen.alpha:
@@ -216,7 +220,8 @@ def _judge_retention(
         remedy = f"keep the champion, and replay more of {name}"
         return "fail", f"{lost}; {say.were_allowed(seen.margin)}: {remedy}", {}
     needed = seen.needed
-    may = f"{subject} may have lost {say.up_to(seen.upper)}{together}, {say.points(seen.margin)} allowed"
+    allowed = f"{say.allowed(seen.margin)} allowed"
+    may = f"{subject} may have lost {say.up_to(seen.upper, seen.margin)}{together}, {allowed}"
     cannot = f"{say.records(seen.n, 'holdout')} cannot settle it, {say.about(needed)} would have"
     return "undecided", f"{may}; {cannot}; {_LESS_CHURN}", {"n_needed": needed}
 
@@ -227,7 +232,7 @@ _LESS_CHURN = "a person decides, or learn with less churn (more replay, smaller 
 
 def _judge_learning(seen: Comparison, *, gain: float | None = None) -> _Judgement:
     """Not worse than the champion and, where a gain is asked, better by more than that."""
-    name, allowed = f"experience {seen.experience}", say.points(seen.margin)
+    name, allowed = f"experience {seen.experience}", say.allowed(seen.margin)
     lost_too_much = seen.p_drop <= seen.alpha < seen.p_noninferior
     if gain is not None and not lost_too_much:
         return _judge_gain(seen, gain)
@@ -241,12 +246,12 @@ def _judge_learning(seen: Comparison, *, gain: float | None = None) -> _Judgemen
         lost = f"{name} lost {say.between(seen.lower, seen.upper)} against the champion"
         remedy = "keep the champion, and train longer or with another strategy"
         return "fail", f"{lost}; {say.were_allowed(seen.margin)}: {remedy}", {}
-    return _unsettled(seen, f"{name} may have lost {say.up_to(seen.upper)} against the champion")
+    return _unsettled(seen, f"{name} may have lost {say.up_to(seen.upper, seen.margin)} against the champion")
 
 
 def _judge_gain(seen: Comparison, gain: float) -> _Judgement:
     """The limits of the loss are those of a gain, with their sign turned; a better one is not worse."""
-    name, asked = f"experience {seen.experience}", f"{say.points(gain)} asked"
+    name, asked = f"experience {seen.experience}", f"{say.allowed(gain)} asked"
     more: dict[str, float] = {"gain_asked": gain}
     flipped = say.flips(seen.n, seen.lost, seen.gained)
     if -seen.upper > gain:
@@ -256,10 +261,23 @@ def _judge_gain(seen: Comparison, gain: float) -> _Judgement:
         most = f"at most {say.with_unit(max(-seen.lower, 0.0), digits=2)} better than the champion"
         remedy = "keep the champion, and train longer or with another strategy"
         return "fail", f"{name} learnt too little: {most}, {asked} ({flipped}): {remedy}", more
-    lowest, highest = max(-seen.upper, 0.0), -seen.lower
-    between = f"between {say.points(lowest, digits=2)} and {say.with_unit(highest, digits=2)}"
-    cannot = f"{say.records(seen.n, 'holdout')} cannot settle it; a person decides"
-    return "undecided", f"{name} may be {between} better than the champion, {asked}; {cannot}", more
+    least = f"{say.with_unit(abs(seen.upper), digits=2)} {'better' if seen.upper < 0 else 'worse'}"
+    may = f"{name} may be between {least} and {say.with_unit(-seen.lower, digits=2)} better than the champion"
+    needed = _needed_for_gain(seen, gain)
+    cannot = f"{say.records(seen.n, 'holdout')} cannot settle it, {say.about(needed)} may; {_UNTIL_THEN}"
+    return "undecided", f"{may}, {asked}; {cannot}", more | {"n_needed": needed}
+
+
+def _needed_for_gain(seen: Comparison, gain: float) -> int:
+    """Records at which the gain that was seen, were it the true one, is told from what is asked; or 2n.
+
+    The limits lie one quantile of alpha apart from what was seen, and shrink with the root of n; to pass four
+    times in five takes as much again for the power, here taken as half.
+    """
+    apart = abs(-seen.loss - gain)
+    reach = (seen.upper - seen.lower) / 2
+    planned = ceil(seen.n * (1.5 * reach / apart) ** 2) if apart > 0 else 0
+    return planned if planned > seen.n else 2 * seen.n
 
 
 def _judge_first(seen: Comparison) -> _Judgement:
@@ -294,7 +312,7 @@ def _unsettled(seen: Comparison, suspicion: str) -> _Judgement:
     have, would = say.records(seen.n, "holdout"), f"{say.about(needed)} would, {_UNTIL_THEN}"
     more: dict[str, float] = {"n_needed": needed}
     if seen.n < int(stats.floor_n(seen.margin, seen.alpha)):
-        cannot = f"{have} cannot settle a margin of {say.with_unit(seen.margin)}"
+        cannot = f"{have} cannot settle a margin of {say.with_unit(seen.margin, digits=2)}"
         return "undecided", f"experience {seen.experience}: {cannot}; {would}", more
-    allowed = f"{say.points(seen.margin)} allowed"
+    allowed = f"{say.allowed(seen.margin)} allowed"
     return "undecided", f"{suspicion}, {allowed}; {have} cannot settle it, {would}", more

@@ -53,7 +53,8 @@ def groups(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
             "or unset groups"
         )
         return (Finding("groups", "undecided", nothing),)
-    floor = int(stats.floor_n(margin, config.alpha))
+    # Of the first try: what is judged alone stays so, however little of alpha is left.
+    floor = int(stats.floor_n(margin, stats.spent_at_first(config.alpha, evidence.attempt)))
     broken = {column: _broken(holdouts, column, margin) for column in columns}
     slices = [
         each
@@ -138,7 +139,7 @@ class _Judged:
 
 
 def _judge(each: _Slice, seen: Comparison, *, floor: int) -> _Judged:
-    allowed = say.points(seen.margin)
+    allowed = say.allowed(seen.margin)
     if seen.p_noninferior <= seen.alpha:
         worst = f"{say.at_worst(seen.upper, seen.margin)}, {allowed} allowed"
         flips = say.flips(seen.n, seen.lost, seen.gained)
@@ -150,10 +151,12 @@ def _judge(each: _Slice, seen: Comparison, *, floor: int) -> _Judged:
         )
     if seen.n < floor:
         few = f"{each.name} has {say.records(seen.n, 'holdout')} in all, which cannot settle a margin of "
-        rest = f"{say.with_unit(seen.margin)}; it takes at least {floor}, until then a person decides"
+        rest = (
+            f"{say.with_unit(seen.margin, digits=2)}; it takes at least {floor}, until then a person decides"
+        )
         return _Judged(each, seen, "undecided", few + rest, floor)
     needed = seen.needed
-    may = f"{each.name} may have lost {say.up_to(seen.upper)}, {allowed} allowed"
+    may = f"{each.name} may have lost {say.up_to(seen.upper, seen.margin)}, {allowed} allowed"
     cannot = f"{say.records(seen.n, 'holdout')} cannot settle it, {say.about(needed)} would have"
     remedy = "a person decides, or learn with less churn (more replay, smaller steps)"
     return _Judged(each, seen, "undecided", f"{may}; {cannot}; {remedy}", needed)

@@ -20,8 +20,31 @@ ENOUGH_RECORDS = 300
 """Below it these tests, which are right for many records only, are not to be relied on."""
 ENOUGH_OF_A_CLASS = 30
 """Records of each class that a metric by classes needs."""
+LARGEST_BRIER = 2.0
 BINS = 15
 """Of the expected calibration error."""
+
+
+def unseen_n(share: float, alpha: float) -> int:
+    """Records below which none of those that are lost may be among them, with probability above alpha.
+
+    A mean can grow by a margin because few records lose as much as one can, and n records show none of these
+    with probability (1 - share)^n. No test of the records that are there can know of them.
+    """
+    return int(np.ceil(np.log(alpha) / np.log1p(-share))) if share < 1 else 1
+
+
+def least_records(metric: Metric, margin: float, alpha: float, *, classes: int) -> tuple[int, int]:
+    """Records that a holdout needs for a metric at a margin, and of each class; the second 0 if none counts.
+
+    By the fewest records whose loss makes the margin: of all records for the Brier score (each at most 2); of
+    a class of its own for balanced accuracy (a class is 1 / classes of it), the area under the curve (a class
+    is all of it) and macro-F1, where recall counts up to twice in a class's F1.
+    """
+    if metric == "brier":
+        return max(ENOUGH_RECORDS, unseen_n(margin / LARGEST_BRIER, alpha)), 0
+    share = {"auc": margin, "balanced_accuracy": margin * classes, "macro_f1": margin * classes / 2}[metric]
+    return ENOUGH_RECORDS, max(ENOUGH_OF_A_CLASS, unseen_n(share, alpha))
 
 
 @dataclass(frozen=True)
@@ -149,6 +172,17 @@ def unfit(metric: Metric, labels: NDArray[np.int64], details: Details) -> str | 
         rarest = int(np.unique(labels, return_counts=True)[1].min())
     if rarest < ENOUGH_OF_A_CLASS:
         return f"its test needs {ENOUGH_OF_A_CLASS} records of each class, one has {rarest}"
+    return None
+
+
+def too_few(metric: Metric, labels: NDArray[np.int64], *, margin: float, alpha: float) -> str | None:
+    """Why nothing can pass with so few records, since rare losses would go unseen; None: something can."""
+    classes, counts = np.unique(labels, return_counts=True)
+    least, least_of_class = least_records(metric, margin, alpha, classes=len(classes))
+    if len(labels) < least:
+        return f"{least} records would show rare losses, these are {len(labels)}"
+    if counts.min() < least_of_class:
+        return f"{least_of_class} records of each class would show rare losses, one has {counts.min()}"
     return None
 
 

@@ -134,7 +134,7 @@ class _Quality:
     @property
     def bound(self) -> float:
         """No record can add more than this to the difference that is tested."""
-        return 2.0 if self.metric == "brier" else 1.0
+        return measures.LARGEST_BRIER if self.metric == "brier" else 1.0
 
     @property
     def word(self) -> str:
@@ -199,8 +199,12 @@ def _ask(question: _Quality, evidence: Evidence, config: GateConfig) -> tuple[Fi
             found.append(Finding(question.guard, "undecided", sentence, each.experience))
     large: list[_Holdout] = []
     small: list[_Holdout] = []
+    first = stats.spent_at_first(config.alpha, evidence.attempt)
     for holdout in sound:
-        fits = measures.unfit(question.metric, holdout.labels, holdout.after) is None
+        # By the first try's alpha: what is judged alone stays so, however little of alpha is left.
+        fits = measures.unfit(question.metric, holdout.labels, holdout.after) is None and (
+            measures.too_few(question.metric, holdout.labels, margin=question.margin, alpha=first) is None
+        )
         (large if fits else small).append(holdout)
     small = [holdout for holdout in small if len(holdout.labels)]
     judged = [*large, *([_together(small)] if small else [])]
@@ -283,7 +287,8 @@ def _judge(
     amount = say.share if question.metric == "brier" else say.with_unit
     moved = "rose" if question.metric == "brier" else "fell"
     allowed = f"{amount(question.margin)} allowed ({say.records(its.n)})"
-    if its.p_within <= alpha:
+    rare = measures.too_few(question.metric, each.labels, margin=question.margin, alpha=alpha)
+    if its.p_within <= alpha and rare is None:
         kept = f"{moved} by at most {amount(its.upper)}" if its.upper > 0 else "got better"
         sentence = f"{name}: {question.word} {kept}, {allowed}"
         return Finding(question.guard, "pass", sentence, each.alone, numbers)
@@ -292,6 +297,10 @@ def _judge(
         remedy = "keep the champion, and train shorter or with more replay"
         sentence = f"{name}: {question.word} {moved} by at least {at_least}, {allowed}: {remedy}"
         return Finding(question.guard, "fail", sentence, each.alone, numbers)
+    if rare is not None:
+        least, _ = measures.least_records(question.metric, question.margin, alpha, classes=1)
+        sentence = f"{name}: {question.word} cannot be settled, {allowed}: {rare}; {_UNTIL_THEN}"
+        return Finding(question.guard, "undecided", sentence, each.alone, numbers | {"n_needed": least})
     needed = its.needed(question.margin, alpha)
     may = f"{name}: {question.word} may have {_PERFECT[moved]} by up to {amount(its.upper)}, {allowed}"
     sentence = f"{may}; {say.about(needed)} would settle it; {_UNTIL_THEN}"

@@ -54,7 +54,7 @@ def _named(each: Disturbed) -> str:
 
 
 def _judge(each: Disturbed, seen: Comparison) -> Finding:
-    name, numbers, allowed = _named(each), seen.numbers(), say.points(seen.margin)
+    name, numbers, allowed = _named(each), seen.numbers(), say.allowed(seen.margin)
     right = f"{say.percent(seen.challenger_right / seen.n)} answered right"
     before = f"{say.percent(seen.baseline_right / seen.n)} by the champion"
     if seen.p_noninferior <= seen.alpha:
@@ -67,7 +67,7 @@ def _judge(each: Disturbed, seen: Comparison) -> Finding:
         sentence = f"{lost}, {allowed} allowed: {remedy}"
         return Finding("robustness", "fail", sentence, numbers=numbers)
     needed = max(seen.needed, int(stats.floor_n(seen.margin, seen.alpha)))
-    may = f"{name}: {right}, {before}; may have lost {say.up_to(seen.upper)}, {allowed} allowed"
+    may = f"{name}: {right}, {before}; may have lost {say.up_to(seen.upper, seen.margin)}, {allowed} allowed"
     cannot = f"{say.records(seen.n)} cannot settle it, {say.about(needed)} would"
     remedy = "raise robustness_records, or a person decides"
     return Finding(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from service.gate import sentences as say
 from service.gate import stats
 from service.gate.base import Bits, Evidence, Finding, GateConfig, PairedAnswers, Repeat
-from service.gate.comparisons import Comparison, compare, problem
+from service.gate.comparisons import compare, problem
 
 _REMEDY = "a person decides, or learn with less left to chance (more epochs, a smaller learning rate, ema)"
 
@@ -121,18 +121,18 @@ def _spread(beside: Sequence[_Beside], holdouts: Sequence[PairedAnswers], config
     if len(holdouts) > 1:
         where = f"experience {holdouts[widest].experience}"
         told += f", furthest apart on {where} ({say.with_unit(float(apart[widest]))})"
-    allowed = f"{say.points(config.seeds_margin)} allowed"
+    allowed = f"{say.allowed(config.seeds_margin)} allowed"
     if all(seen.p_noninferior <= seen.alpha for seen in compared):
         kept = f"another is at most {say.with_unit(max(worst.upper, 0.0))} below this one, {allowed}"
         return Finding("seeds", "pass", f"{told}; {kept}", numbers=numbers)
-    sentence = f"{told}; {_lost(worst, seed)}, {allowed}; {_REMEDY}"
-    return Finding("seeds", "undecided", sentence, numbers=numbers)
-
-
-def _lost(worst: Comparison, seed: int) -> str:
     if worst.p_drop <= worst.alpha:
-        return f"seed {seed} loses {say.between(worst.lower, worst.upper)} against this one"
-    return f"seed {seed} may lose {say.up_to(worst.upper)} against this one"
+        lost = f"seed {seed} loses {say.between(worst.lower, worst.upper)} against this one"
+        return Finding("seeds", "undecided", f"{told}; {lost}, {allowed}; {_REMEDY}", numbers=numbers)
+    may = f"seed {seed} may lose {say.up_to(worst.upper, worst.margin)} against this one, {allowed}"
+    cannot = f"{say.records(n)} cannot settle it, {say.about(worst.needed)} would; a person decides"
+    return Finding(
+        "seeds", "undecided", f"{told}; {may}; {cannot}", numbers=numbers | {"n_needed": worst.needed}
+    )
 
 
 def _disagreement(beside: Sequence[_Beside], config: GateConfig) -> Finding:
@@ -157,4 +157,8 @@ def _disagreement(beside: Sequence[_Beside], config: GateConfig) -> Finding:
     )
     if high <= limit:
         return Finding("disagreement", "pass", told, numbers=numbers)
-    return Finding("disagreement", "undecided", f"{told}; {_REMEDY}", numbers=numbers)
+    if others / n >= limit:
+        return Finding("disagreement", "undecided", f"{told}; {_REMEDY}", numbers=numbers)
+    needed = max(2 * n, int(stats.exact_floor_n(limit, config.alpha)))
+    cannot = f"too few records to settle it, {say.about(needed)} may; a person decides"
+    return Finding("disagreement", "undecided", f"{told}; {cannot}", numbers=numbers | {"n_needed": needed})

@@ -28,6 +28,12 @@ def _unit(number: str) -> str:
     return f"{number} point" if number == "1" else f"{number} points"
 
 
+@lru_cache(maxsize=4096)
+def allowed(margin: float) -> str:
+    """A margin to the hundredth of a point, so that nothing is rounded past it: "1.25"."""
+    return points(margin, digits=2)
+
+
 def percent(share: float) -> str:
     """A share as a percentage: "62 %"; small ones keep a digit, "0.4 %"."""
     return f"{points(share, digits=0 if share == 0 or share >= 0.0095 else 1)} %"
@@ -87,15 +93,15 @@ def between(lower: float, upper: float) -> str:
     return f"between {least} and {_unit(most)}"
 
 
-def up_to(upper: float) -> str:
-    """The upper limit of an unproven loss: "up to 6.1 points"."""
-    return f"up to {with_unit(upper)}"
+def up_to(upper: float, margin: float) -> str:
+    """The upper limit of an unproven loss: "up to 6.1 points"; never rounded down to the margin."""
+    return f"up to {with_unit(upper, digits=2 if points(upper) == points(margin) else 1)}"
 
 
 @lru_cache(maxsize=4096)
 def were_allowed(margin: float) -> str:
     """A margin that was exceeded: "2 were allowed", "1 was allowed"."""
-    number = points(margin)
+    number = allowed(margin)
     return f"{number} {'was' if number == '1' else 'were'} allowed"
 
 

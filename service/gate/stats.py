@@ -184,6 +184,11 @@ def spent(alpha: float, attempt: int) -> float:
     return 6 * alpha / (np.pi * attempt) ** 2
 
 
+def spent_at_first(alpha: float, attempt: int | None) -> float:
+    """What the first try could spend, of which this one may spend `alpha`; None: there is one try only."""
+    return alpha * max(attempt or 1, 1) ** 2
+
+
 def floor_n(margin: ArrayLike, alpha: float) -> NDArray[np.int64]:
     """The smallest n at which zero flips pass `noninferiority_z`; with fewer records nothing can.
 
