@@ -292,13 +292,18 @@ def test_equal_models_are_promoted_only_with_records_enough(n: int, right: int) 
     bits = np.arange(n) < right
     same = PairedAnswers(0, bits, bits.copy())
     verdict = decide(replace(GOOD, past=(same,)), GateConfig(margin=0.02))
-    assert verdict.outcome == ("promote" if n >= 180 else "review")
+    assert verdict.outcome == ("promote" if n >= 180 and right else "review")
 
 
 def test_champion_that_was_all_wrong_can_only_be_improved_on() -> None:
     wrong = np.zeros(600, dtype=np.bool_)
     still = decide(replace(GOOD, past=(PairedAnswers(0, wrong, wrong.copy()),)), CONFIG)
-    assert still.outcome == "promote"
+    assert still.outcome == "review"
+    assert "the champion answers none of 600 holdout records right" in still.reason
+    better = replace(GOOD, past=(PairedAnswers(0, wrong, np.arange(600) < 500),))
+    assert decide(better, CONFIG).outcome == "promote"
+    never = decide(replace(GOOD, new=(PairedAnswers(4, wrong, wrong.copy()),)), CONFIG)
+    assert (never.outcome, never.reason[:25]) == ("reject", "experience 4 not learnt: ")
     equal_first = Evidence(CLEAN, new=(PairedAnswers(0, wrong, wrong.copy()),), first=True)
     assert decide(equal_first, CONFIG).outcome == "review"
 

@@ -194,7 +194,7 @@ def compare(sound: Sequence[tuple[PairedAnswers, float]], *, alpha: float, holdo
     """
     if not sound:
         return []
-    n, before, after, both = _counts([each for each, _ in sound])
+    n, before, after, both = counts([each for each, _ in sound])
     lost, gained = before - both, after - both
     margins = np.array([margin for _, margin in sound])
     p_drop = stats.holm(np.append(stats.mcnemar_drop_p(lost, gained), np.ones(holdouts - len(sound))))
@@ -220,7 +220,7 @@ def compare(sound: Sequence[tuple[PairedAnswers, float]], *, alpha: float, holdo
     return list(map(Comparison._make, zip(*(column.tolist() for column in columns), strict=True)))
 
 
-def _counts(sound: Sequence[PairedAnswers]) -> NDArray[np.int64]:
+def counts(sound: Sequence[PairedAnswers]) -> NDArray[np.int64]:
     """(4, holdouts) records, right by the baseline, right by the challenger, right by both."""
     # So many at a time that their bits stay in the processor's cache.
     some = [_counts_of_few(sound[first : first + 64]) for first in range(0, len(sound), 64)]

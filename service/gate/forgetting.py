@@ -206,6 +206,10 @@ def _judge_retention(
     named = named or _ALONE
     name, together = named.experiences or f"experience {seen.experience}", named.together
     subject = name + named.aside
+    if not seen.baseline_right and seen.p_gain > seen.alpha:
+        none = f"{name}: the champion answers none of {say.records(seen.n, 'holdout')} right"
+        retire = "a person decides, or retires it (holdfast holdout retire)"
+        return "undecided", f"{none}, so whether anything was lost cannot be told; {retire}", {}
     if seen.p_noninferior <= seen.alpha:
         if seen.upper < 0 and say.points(-seen.upper) != "0":
             kept = f"{subject} gained{together}: at least {say.with_unit(-seen.upper)} better"
@@ -233,6 +237,9 @@ _LESS_CHURN = "a person decides, or learn with less churn (more replay, smaller 
 def _judge_learning(seen: Comparison, *, gain: float | None = None) -> _Judgement:
     """Not worse than the champion and, where a gain is asked, better by more than that."""
     name, allowed = f"experience {seen.experience}", say.allowed(seen.margin)
+    if not seen.challenger_right:
+        none = f"{name} not learnt: none of {say.records(seen.n, 'holdout')} answered right"
+        return "fail", f"{none}; keep the champion, and check the labels, or train longer", {}
     lost_too_much = seen.p_drop <= seen.alpha < seen.p_noninferior
     if gain is not None and not lost_too_much:
         return _judge_gain(seen, gain)

@@ -11,7 +11,7 @@ from scipy import stats as distributions
 from service.gate import measures, stats
 from service.gate import sentences as say
 from service.gate.base import Details, Evidence, Finding, GateConfig, Metric, PairedAnswers
-from service.gate.comparisons import problem
+from service.gate.comparisons import counts, problem
 
 _UNTIL_THEN = "until then a person decides"
 
@@ -36,11 +36,12 @@ def negative_flips(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...
         for each, why in checked
         if why is not None and not _is_empty(each)
     ]
-    counts = [(each.experience, *_flipped(each)) for each, why in checked if why is None]
-    floor = int(stats.exact_floor_n(limit, config.alpha))
-    asked: list[tuple[int | None, int, int]] = [each for each in counts if each[2] >= floor]
-    if len(asked) != 1 or len(counts) != 1:
-        asked.append((None, sum(lost for _, lost, _ in counts), sum(n for _, _, n in counts)))
+    sound = [each for each, why in checked if why is None]
+    flipped = _flipped(sound)
+    floor = int(stats.exact_floor_n(limit, stats.spent_at_first(config.alpha, evidence.attempt)))
+    asked: list[tuple[int | None, int, int]] = [each for each in flipped if each[2] >= floor]
+    if len(asked) != 1 or len(flipped) != 1:
+        asked.append((None, sum(lost for _, lost, _ in flipped), sum(n for _, _, n in flipped)))
     lost, n = (np.array([each[place] for each in asked]) for place in (1, 2))
     shares = lost / np.maximum(n, 1)
     p_above = stats.holm(np.where(n > 0, stats.excess_p(shares, limit, sample=n), 1.0))
@@ -63,9 +64,12 @@ def _is_empty(each: PairedAnswers) -> bool:
     return all(bits is not None and bits.dtype == np.bool_ and not len(bits) for bits in sides)
 
 
-def _flipped(each: PairedAnswers) -> tuple[int, int]:
-    before = np.asarray(each.baseline, dtype=np.bool_)
-    return int((before & ~np.asarray(each.challenger, dtype=np.bool_)).sum()), len(before)
+def _flipped(sound: Sequence[PairedAnswers]) -> list[tuple[int, int, int]]:
+    """Of each its experience, the records that turned wrong, and all."""
+    if not sound:
+        return []
+    n, before, _, both = counts(sound)
+    return list(zip([each.experience for each in sound], (before - both).tolist(), n.tolist(), strict=True))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from scipy.ndimage import rotate
 from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
-from service.gate.base import DataEvidence, Evidence, GateConfig, PairedAnswers
+from service.gate.base import Audit, DataEvidence, Evidence, GateConfig, PairedAnswers
 from service.gate.decide import decide
 from service.gate.lives import Life, simulate
 from service.gate.simulate import Holdout, promote_rate, threshold_rate, worst_false_promotion
@@ -43,7 +43,8 @@ Sample = NDArray[Any]
 
 
 def run() -> list[Measured]:
-    return [*_error_rates(), *_power(), *_lives(), _deciding(), *_battery(), *_shifts()]
+    decided = [_deciding(), _promoting()]
+    return [*_error_rates(), *_power(), *_lives(), *decided, *_battery(), *_shifts()]
 
 
 def _error_rates() -> list[Measured]:
@@ -109,6 +110,26 @@ def _deciding() -> Measured:
     updates, config = iter([update() for _ in range(_UPDATES)]), GateConfig()
     seconds = _fastest(lambda: decide(next(updates), config), repeats=_UPDATES)
     return Measured("decide: 1,000 holdouts of 2,000 records", 1000 * seconds, "ms", 20.0, "<=")
+
+
+def _promoting() -> Measured:
+    """The same where all pass, so that the sealed parts of all are audited, and with negative flips asked."""
+    random = np.random.default_rng(1)
+
+    def pair(experience: int) -> PairedAnswers:
+        baseline = random.random(2000) < 0.9
+        challenger = baseline.copy()
+        challenger[random.choice(2000, 20, replace=False)] ^= True
+        return PairedAnswers(experience, baseline, challenger)
+
+    def update() -> Evidence:
+        past, sealed = (tuple(pair(experience) for experience in range(1000)) for _ in range(2))
+        new = PairedAnswers(1000, random.random(2000) < 0.5, random.random(2000) < 0.9)
+        return Evidence(DataEvidence(8000, 0), past, (new,), audit=Audit(sealed), champion=1)
+
+    updates, config = iter([update() for _ in range(_UPDATES)]), GateConfig(margin=0.05, negative_flips=0.05)
+    seconds = _fastest(lambda: decide(next(updates), config), repeats=_UPDATES)
+    return Measured("the same with budget and negative flips, all pass", 1000 * seconds, "ms", 20.0, "<=")
 
 
 def _battery() -> list[Measured]:
