@@ -50,7 +50,12 @@ def budget(evidence: Evidence, config: GateConfig) -> tuple[Finding | Note, ...]
         return (*(_broken(each, wrong) for each, wrong in broken), *notes)
     needed = records_needed(config)
     # A person who lets a holdout lose more at once lets it lose as much in all.
-    pairs = [(replace(each, margin=None), max(config.budget, each.margin or 0.0)) for each in sealed]
+    pairs = [
+        (each, config.budget)
+        if each.margin is None
+        else (replace(each, margin=None), max(config.budget, each.margin))
+        for each in sealed
+    ]
     pool = pooled(pairs, enough=lambda _: needed, margin=config.budget)
     if pool and pool.n < needed:
         return (*notes, _too_few(pool, config))

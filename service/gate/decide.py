@@ -146,9 +146,12 @@ def _broken(name: str, error: Exception) -> Finding:
     return Finding(name, "undecided", sentence)
 
 
+_ANSWERS = frozenset(("pass", "fail", "undecided"))
+
+
 def _sound(finding: Finding) -> Finding:
     """The finding, if it says something; a guard that gives no sentence has not answered."""
-    if not finding.sentence.strip() or finding.answer not in ("pass", "fail", "undecided"):
+    if not finding.sentence or finding.answer not in _ANSWERS:
         raise ValueError(f"it answered {finding.answer!r} with the sentence {finding.sentence!r}")
     return finding
 
