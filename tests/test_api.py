@@ -44,6 +44,7 @@ ROUTES = {
     ("GET", "/v1/pipelines/{pipeline}/ledger"),
     ("GET", "/v1/pipelines/{pipeline}/holdouts"),
     ("POST", "/v1/pipelines/{pipeline}/holdouts/{experience}/{marking}"),
+    ("POST", "/v1/pipelines/{pipeline}/holdouts/{experience}/margin"),
     ("POST", "/v1/pipelines/{pipeline}/unfreeze"),
     ("GET", "/v1/updates/{update}"),
     ("POST", "/v1/updates/{update}/cancel"),
