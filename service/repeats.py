@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from service.gate.base import Repeat
-from service.tasks import LEARNING, OnProgress, Result, Task, read_repeated, read_result
+from service.tasks import LEARNING, OnProgress, Result, Task, is_done, read_repeated, read_result
 
 Train = Callable[[Task, OnProgress], None]
 """Does a task on a trainer, and leaves the result in its folder."""
@@ -48,7 +48,7 @@ def learn(train: Train, task: Task, on_progress: OnProgress, *, repeats: int) ->
     def begin() -> None:
         for number in range(1, repeats + 1) if not running else ():
             each = replace(task, folder=repeat_folder(task.folder, number), repeat=number)
-            if read_repeated(each.folder) is None:
+            if not is_done(each.folder):
                 running.append(threads.submit(train, each, listen))
 
     def note(progress: Mapping[str, Any]) -> None:
@@ -57,7 +57,7 @@ def learn(train: Train, task: Task, on_progress: OnProgress, *, repeats: int) ->
             begin()
 
     try:
-        if read_result(task.folder) is None:
+        if not is_done(task.folder):
             train(task, note)
         made = read_result(task.folder)
         if made is not None and made.learnt:

@@ -134,6 +134,11 @@ class Result:
         return self.report is not None
 
 
+def is_done(folder: Path) -> bool:
+    """Whether a trainer has finished there: the folder appears whole."""
+    return (folder / RESULT_FILE).exists()
+
+
 def read_result(folder: Path) -> Result | None:
     """The result in a folder; None when no trainer has finished there."""
     return _read(folder, Result)
@@ -145,10 +150,9 @@ def read_repeated(folder: Path) -> Repeated | None:
 
 
 def _read(folder: Path, kind: type[Made]) -> Made | None:
-    path = folder / RESULT_FILE
-    if not path.exists():
+    if not is_done(folder):
         return None
-    return msgspec.json.decode(path.read_bytes(), type=kind, dec_hook=_decode_array)
+    return msgspec.json.decode((folder / RESULT_FILE).read_bytes(), type=kind, dec_hook=_decode_array)
 
 
 def write_result(result: Result | Repeated, path: Path) -> None:
@@ -165,7 +169,7 @@ def publish(scratch: Path, folder: Path) -> None:
     try:
         scratch.rename(folder)
     except OSError:
-        if not (folder / RESULT_FILE).exists():
+        if not is_done(folder):
             raise
     parent = os.open(folder.parent, os.O_RDONLY)
     try:

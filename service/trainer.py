@@ -40,10 +40,11 @@ from service.tasks import (
     Result,
     Stored,
     Task,
+    is_done,
     publish,
     write_result,
 )
-from strategies.base import SEEDS, Learner, StrategyError, StreamInfo
+from strategies.base import SEEDS, Learner, Progress, StrategyError, StreamInfo
 from strategies.catalog import STRATEGIES
 from strategies.network_choice import install
 from streams.base import Experience
@@ -63,7 +64,7 @@ def run(task: Task, on_progress: OnProgress) -> None:
         StreamError: a stored experience is missing or damaged.
         StrategyError: the learner cannot learn this, or diverged.
     """
-    if (task.folder / RESULT_FILE).exists():
+    if is_done(task.folder):
         return
     for leftover in task.folder.parent.glob(f"{task.folder.name}.*.tmp"):
         # Of a trainer that was killed. One that is only slow has lost its lease, and may fail.
@@ -97,11 +98,8 @@ def _repeat(task: Task, on_progress: OnProgress) -> Repeated:
     learner = _champion(task) or _fresh(task, seed=seed)
     learner.reseed(seed)
 
-    def note(*, step: int, total_steps: int, loss: float) -> None:
-        on_progress({"stage": LEARNING, "step": step, "total_steps": total_steps, "loss": loss})
-
     try:
-        learner.learn(merge(_opened(store, task.learn)), note)
+        learner.learn(merge(_opened(store, task.learn)), _of_steps(on_progress))
     except StrategyError as error:
         # That this seed cannot learn is an answer; the challenger stands on its own evidence.
         return Repeated(seed, failure=str(error))
@@ -109,6 +107,15 @@ def _repeat(task: Task, on_progress: OnProgress) -> Repeated:
     said = {holdout.index: answer(learner, holdout) for holdout in holdouts}
     predicted = {index: details.predicted for index, details in _details(said).items()}
     return Repeated(seed, right=_bits(said), predicted=predicted)
+
+
+def _of_steps(on_progress: OnProgress) -> Progress:
+    """What a learner tells of its steps, told on."""
+
+    def note(*, step: int, total_steps: int, loss: float) -> None:
+        on_progress({"stage": LEARNING, "step": step, "total_steps": total_steps, "loss": loss})
+
+    return note
 
 
 def _opened(store: ExperienceStore, parts: Sequence[Stored]) -> list[Experience]:
@@ -212,10 +219,7 @@ def _learn(
 
     former = champion.served_network() if champion and task.gate.needs_champion else None
 
-    def report_step(*, step: int, total_steps: int, loss: float) -> None:
-        on_progress({"stage": LEARNING, "step": step, "total_steps": total_steps, "loss": loss})
-
-    report = learner.learn(experience, report_step)
+    report = learner.learn(experience, _of_steps(on_progress))
     on_progress({"stage": "answering holdouts"})
     challenger = {holdout.index: answer(learner, holdout) for holdout in [*past, *new]}
     sealed = {part.experience: answer(learner, _judged(store, part)).bits for part in task.sealed}

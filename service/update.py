@@ -23,7 +23,7 @@ from service.publication import accuracies, publication
 from service.registry import Registry
 from service.settings import Settings
 from service.storage import store_place
-from service.tasks import OnProgress, Result, Stored, Task, read_result
+from service.tasks import OnProgress, Result, Stored, Task, is_done, read_result
 from streams.manifest import Manifest
 from streams.tables import reading
 
@@ -78,7 +78,7 @@ class Updater:
 
     def _learn(self, plan: Plan, on_progress: OnProgress) -> Result:
         folder, others = self.folder(plan.update.id), plan.spec.gate.repeats
-        if read_result(folder) is None or others:
+        if others or not is_done(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             task = self._task(plan, folder)
             if others:

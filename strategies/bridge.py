@@ -199,9 +199,8 @@ class Options:
     bfloat16: bool = False
     """The forward pass in bfloat16; weights and their steps stay float32."""
     channels_last: bool = False
-    compiled: bool = False
-    graphs: bool = False
-    """The kernels of compiled steps are replayed as CUDA graphs."""
+    compile_mode: str | None = None
+    """A mode of torch.compile; None: steps are not compiled."""
 
 
 class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no types
@@ -225,11 +224,10 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
         """Records of a step that is compiled; others are few, or each of another size."""
         if options.channels_last:
             self.model.to(memory_format=torch.channels_last)
-        if options.compiled:
+        if options.compile_mode:
             # Not the head: each growth of it would be compiled anew, and torch gives up after a few.
             # For one size: kernels for any size take up to three times as long in batch normalisation.
-            mode = "reduce-overhead" if options.graphs else "default"
-            features: Any = torch.compile(self.model.features, dynamic=False, mode=mode)
+            features: Any = torch.compile(self.model.features, dynamic=False, mode=options.compile_mode)
             self.answer = lambda prepared: self.model.head(
                 features(prepared) if len(prepared) == self._whole_step else self.model.features(prepared)
             )

@@ -106,8 +106,7 @@ class AvalancheLearner:
                 augmentation=Augmentation(config.augment, stream_info.shape) if config.augment else None,
                 bfloat16=config.precision == "bfloat16",
                 channels_last=config.channels_last,
-                compiled=bool(config.compile),
-                graphs=config.compile == "graphs" and self.device.type == "cuda",
+                compile_mode=_compile_mode(config, self.device),
             ),
         )
         self._attributes = frozenset(vars(self._template))
@@ -336,6 +335,13 @@ def _with_training_parts(
     if config.clip_gradient is not None:
         parts.append(ClippedGradient(config.clip_gradient))
     return parts
+
+
+def _compile_mode(config: StrategyConfig, device: torch.device) -> str | None:
+    """The mode of torch.compile that a config asks for; graphs are a GPU's."""
+    if not config.compile:
+        return None
+    return "reduce-overhead" if config.compile == "graphs" and device.type == "cuda" else "default"
 
 
 def choose_device(wish: str) -> torch.device:

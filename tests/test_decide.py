@@ -304,6 +304,8 @@ def test_champion_that_was_all_wrong_can_only_be_improved_on() -> None:
     assert decide(better, CONFIG).outcome == "promote"
     never = decide(replace(GOOD, new=(PairedAnswers(4, wrong, wrong.copy()),)), CONFIG)
     assert (never.outcome, never.reason[:25]) == ("reject", "experience 4 not learnt: ")
+    one = np.zeros(1, dtype=np.bool_)
+    assert decide(replace(GOOD, new=(PairedAnswers(4, one, one.copy()),)), CONFIG).outcome == "review"
     equal_first = Evidence(CLEAN, new=(PairedAnswers(0, wrong, wrong.copy()),), first=True)
     assert decide(equal_first, CONFIG).outcome == "review"
 

@@ -271,6 +271,12 @@ def test_a_metric_by_classes_needs_records_of_each() -> None:
         [found] = ask(metric, rare)
         assert found.answer == "undecided"
         assert "30 records of each class" in found.sentence
+    labels, score = two_classes(random, 600, share=0.1)
+    few = answered(labels, as_probabilities(score), as_probabilities(score))
+    [found] = ask("auc", few)
+    assert found.answer == "undecided"
+    assert "99 records of each class would show rare losses" in found.sentence
+    assert found.numbers["n_needed"] == math.ceil(600 * 99 / labels.sum())
     ten = random.integers(0, 10, 600)
     [found] = ask("auc", answered(ten, np.eye(10)[ten], np.eye(10)[ten]))
     assert "made for two classes" in found.sentence

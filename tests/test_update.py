@@ -279,7 +279,7 @@ def then_die(work: Callable[..., Any]) -> Callable[..., Any]:
 
 DEATHS: dict[str, Callable[[Home, pytest.MonkeyPatch], object]] = {
     "before the trainer": lambda each, patch: patch.setattr(each, "before_training", die),
-    "after the trainer": lambda each, patch: patch.setattr(update, "read_result", _dying_second_read()),
+    "after the trainer": lambda each, patch: patch.setattr(update, "read_result", die),
     "before the gate": lambda each, patch: patch.setattr(update, "decide", die),
     "before publishing": lambda each, patch: patch.setattr(each.registry, "publish", die),
     "between run and version": lambda each, patch: patch.setattr(each.registry, "_version", die),
@@ -292,11 +292,6 @@ DEATHS: dict[str, Callable[[Home, pytest.MonkeyPatch], object]] = {
     "in the settlement": lambda each, patch: patch.setattr(update, "_act", then_die(update._act)),
 }
 TRAINED_TWICE = {"before the trainer"}
-
-
-def _dying_second_read() -> Callable[[Path], Any]:
-    reads = iter((read_result, die))
-    return lambda folder: next(reads)(folder)
 
 
 @pytest.mark.parametrize("death", DEATHS)

@@ -77,7 +77,8 @@ def _view(connection: sa.Connection, engine: sa.Engine, pipeline: str) -> Holdou
     champion = champions.current(connection, pipeline)
     lineage = champions.lineage(connection, pipeline, champion.version if champion else None)
     learnt = tuple(lineage[-1].learnt) if lineage else ()
-    marks = holdouts.marks(connection, pipeline)
+    found = holdouts.marks(connection, pipeline)
+    marks = {index: found.get(index, holdouts.UNMARKED) for index in learnt}
     judged = records_judged(learnt, marks, spec.gate)
     looks = holdouts.count_looks(connection, pipeline)
     audits = holdouts.count_looks(connection, pipeline, part="audit")
@@ -97,9 +98,9 @@ def _view(connection: sa.Connection, engine: sa.Engine, pipeline: str) -> Holdou
                 audits=audits.get(index, 0),
                 audits_left=max(0, spec.gate.audits - audits.get(index, 0)),
                 anchor_version=next(each.version for each in lineage if index in each.learnt),
-                retired=marks.get(index, holdouts.UNMARKED).retired,
-                pinned=marks.get(index, holdouts.UNMARKED).pinned,
-                margin=marks.get(index, holdouts.UNMARKED).margin or spec.gate.margin,
+                retired=marks[index].retired,
+                pinned=marks[index].pinned,
+                margin=marks[index].margin or spec.gate.margin,
             )
             for index in sorted(learnt)
         ],

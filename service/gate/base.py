@@ -32,7 +32,7 @@ class GateConfig(BaseModel):
     small_margin: Share | None = Field(
         None,
         description="The same of all past holdouts that are too small to be judged alone, taken together; "
-        "unset: the largest of their margins.",
+        "unset: `margin`.",
     )
     alpha: float = Field(0.05, gt=0, le=0.1, description="Error rate of each promise.")
     learning_margin: float = Field(

@@ -49,7 +49,8 @@ def budget(evidence: Evidence, config: GateConfig) -> tuple[Finding | Note, ...]
     if broken:
         return (*(_broken(each, wrong) for each, wrong in broken), *notes)
     needed = records_needed(config)
-    # A person who lets a holdout lose more at once lets it lose as much in all.
+    # A person who lets a holdout lose more at once lets it lose as much in all; with few sealed records it is
+    # audited with the others all the same, at the budget.
     pairs = [
         (each, config.budget)
         if each.margin is None

@@ -138,19 +138,15 @@ def is_small(answers: PairedAnswers, margin: float, *, enough: Enough) -> bool:
     return answers.margin is None and 0 < _size(answers) < enough(margin) and problem(answers, margin) is None
 
 
-def pooled(
-    past: Sequence[tuple[PairedAnswers, float]], *, enough: Enough, margin: float | None = None
-) -> Pool | None:
+def pooled(past: Sequence[tuple[PairedAnswers, float]], *, enough: Enough, margin: float) -> Pool | None:
     """The small ones of the past holdouts and, while they are too few together, the smallest full ones.
 
-    They are judged at `margin`, or at the largest of their own. None where no holdout is small.
+    They are judged at `margin`. None where no holdout is small.
     """
-    small = [(each, its) for each, its in past if is_small(each, its, enough=enough)]
-    if not small:
+    members = [each for each, its in past if is_small(each, its, enough=enough)]
+    if not members:
         return None
-    margin = max(its for _, its in small) if margin is None else margin
     floor = enough(margin)
-    members = [each for each, _ in small]
     full = [
         each for each, its in past if problem(each, its) is None and not is_small(each, its, enough=enough)
     ]

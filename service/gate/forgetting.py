@@ -43,7 +43,8 @@ def retention(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
     past = _with_margins(fresh, config.margin)
     enough = floor(stats.spent_at_first(config.alpha, evidence.attempt))
     alone = [(each, margin) for each, margin in past if not is_small(each, margin, enough=enough)]
-    pool = pooled(past, enough=enough, margin=config.small_margin) if len(alone) < len(past) else None
+    together = config.margin if config.small_margin is None else config.small_margin
+    pool = pooled(past, enough=enough, margin=together) if len(alone) < len(past) else None
     judged = [*alone, (pool.answers, pool.margin)] if pool else alone
     seen = _compared(judged, config)
     findings = [_retained(each, its, config) for (each, _), its in zip(alone, seen, strict=False)]
@@ -237,7 +238,8 @@ _LESS_CHURN = "a person decides, or learn with less churn (more replay, smaller 
 def _judge_learning(seen: Comparison, *, gain: float | None = None) -> _Judgement:
     """Not worse than the champion and, where a gain is asked, better by more than that."""
     name, allowed = f"experience {seen.experience}", say.allowed(seen.margin)
-    if not seen.challenger_right:
+    if not seen.challenger_right and seen.p_noninferior <= seen.alpha:
+        # No worse than a champion that answers nothing right either.
         none = f"{name} not learnt: none of {say.records(seen.n, 'holdout')} answered right"
         return "fail", f"{none}; keep the champion, and check the labels, or train longer", {}
     lost_too_much = seen.p_drop <= seen.alpha < seen.p_noninferior

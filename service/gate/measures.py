@@ -6,7 +6,8 @@ metric: for F1, balanced accuracy and AUC by the influence function, which is ex
 """
 
 from dataclasses import dataclass
-from math import comb
+from math import ceil, comb
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,6 +116,16 @@ def _upper(mean: float, spread: float, third: float, *, n: int, alpha: float) ->
     return float(mean + max(reach, 2 * shift / (1 + inside**0.5)))
 
 
+def needed_for_share(seen: int, n: int, *, limit: float, alpha: float, floor: int) -> int:
+    """Records at which the same share, were it the true one, would pass; at least the floor, or 2n."""
+    rate = seen / n
+    if rate >= limit:
+        return 2 * n
+    z = float(stats.norm.isf(alpha))
+    planned = int(np.ceil(z**2 * max(rate, 1 / n) * (1 - rate) / (limit - rate) ** 2))
+    return max(planned, floor) if max(planned, floor) > n else 2 * n
+
+
 def losses(metric: Metric, labels: NDArray[np.int64], details: Details) -> Floats:
     """One value a record whose mean is the loss: 1 - metric, or the Brier score. See `unfit` for when."""
     if metric == "brier":
@@ -175,14 +186,25 @@ def unfit(metric: Metric, labels: NDArray[np.int64], details: Details) -> str | 
     return None
 
 
-def too_few(metric: Metric, labels: NDArray[np.int64], *, margin: float, alpha: float) -> str | None:
-    """Why nothing can pass with so few records, since rare losses would go unseen; None: something can."""
+class TooFew(NamedTuple):
+    """Why nothing can pass with so few records, since rare losses would go unseen."""
+
+    why: str
+    needed: int
+    """Records, with the classes as they are, that would be enough."""
+
+
+def too_few(metric: Metric, labels: NDArray[np.int64], *, margin: float, alpha: float) -> TooFew | None:
+    """None: a challenger can pass."""
     classes, counts = np.unique(labels, return_counts=True)
     least, least_of_class = least_records(metric, margin, alpha, classes=len(classes))
+    rarest = int(counts.min())
+    needed = max(least, ceil(len(labels) * least_of_class / rarest))
     if len(labels) < least:
-        return f"{least} records would show rare losses, these are {len(labels)}"
-    if counts.min() < least_of_class:
-        return f"{least_of_class} records of each class would show rare losses, one has {counts.min()}"
+        return TooFew(f"{least} records would show rare losses, these are {len(labels)}", needed)
+    if rarest < least_of_class:
+        why = f"{least_of_class} records of each class would show rare losses, one has {rarest}"
+        return TooFew(why, needed)
     return None
 
 

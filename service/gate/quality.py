@@ -6,7 +6,6 @@ from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats as distributions
 
 from service.gate import measures, stats
 from service.gate import sentences as say
@@ -111,20 +110,10 @@ def _judge_flips(flips: _Flips, *, limit: float, alpha: float, floor: int) -> Fi
         shown = f"{seen}, at least {say.percent_of(low)} do, {allowed}"
         remedy = "keep the champion, and learn with less churn (more replay, distillation, smaller steps)"
         return Finding("negative_flips", "fail", f"{shown}: {remedy}", index, numbers)
-    needed = _needed_for_flips(lost, n, limit=limit, alpha=alpha, floor=floor)
+    needed = measures.needed_for_share(lost, n, limit=limit, alpha=alpha, floor=floor)
     unclear = f"{seen}, it may be up to {say.percent_of(high)}, {allowed}"
     have = f"{say.records(n, 'holdout')} cannot settle it, {say.about(needed)} may; {_UNTIL_THEN}"
     return Finding("negative_flips", "undecided", f"{unclear}; {have}", index, numbers | {"n_needed": needed})
-
-
-def _needed_for_flips(lost: int, n: int, *, limit: float, alpha: float, floor: int) -> int:
-    """Records at which the same share, were it the true one, would pass; at least the floor, or 2n."""
-    rate = lost / n
-    if rate >= limit:
-        return 2 * n
-    z = float(distributions.norm.isf(alpha))
-    planned = int(np.ceil(z**2 * max(rate, 1 / n) * (1 - rate) / (limit - rate) ** 2))
-    return max(planned, floor) if max(planned, floor) > n else 2 * n
 
 
 @dataclass(frozen=True)
@@ -302,9 +291,9 @@ def _judge(
         sentence = f"{name}: {question.word} {moved} by at least {at_least}, {allowed}: {remedy}"
         return Finding(question.guard, "fail", sentence, each.alone, numbers)
     if rare is not None:
-        least, _ = measures.least_records(question.metric, question.margin, alpha, classes=1)
-        sentence = f"{name}: {question.word} cannot be settled, {allowed}: {rare}; {_UNTIL_THEN}"
-        return Finding(question.guard, "undecided", sentence, each.alone, numbers | {"n_needed": least})
+        numbers["n_needed"] = rare.needed
+        sentence = f"{name}: {question.word} cannot be settled, {allowed}: {rare.why}; {_UNTIL_THEN}"
+        return Finding(question.guard, "undecided", sentence, each.alone, numbers)
     needed = its.needed(question.margin, alpha)
     may = f"{name}: {question.word} may have {_PERFECT[moved]} by up to {amount(its.upper)}, {allowed}"
     sentence = f"{may}; {say.about(needed)} would settle it; {_UNTIL_THEN}"

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from service.gate import measures, stats
 from service.gate import sentences as say
-from service.gate import stats
 from service.gate.base import Bits, Evidence, Finding, GateConfig, PairedAnswers, Repeat
 from service.gate.comparisons import compare, problem
 
@@ -159,6 +159,7 @@ def _disagreement(beside: Sequence[_Beside], config: GateConfig) -> Finding:
         return Finding("disagreement", "pass", told, numbers=numbers)
     if others / n >= limit:
         return Finding("disagreement", "undecided", f"{told}; {_REMEDY}", numbers=numbers)
-    needed = max(2 * n, int(stats.exact_floor_n(limit, config.alpha)))
+    floor = int(stats.exact_floor_n(limit, config.alpha))
+    needed = measures.needed_for_share(others, n, limit=limit, alpha=config.alpha, floor=floor)
     cannot = f"too few records to settle it, {say.about(needed)} may; a person decides"
     return Finding("disagreement", "undecided", f"{told}; {cannot}", numbers=numbers | {"n_needed": needed})

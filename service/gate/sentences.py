@@ -107,4 +107,4 @@ def were_allowed(margin: float) -> str:
 
 def flips(n: int, lost: int, gained: int) -> str:
     """What a comparison rests on: "600 records, 12 got worse, 15 got better"."""
-    return f"{n} {'record' if n == 1 else 'records'}, {lost} got worse, {gained} got better"
+    return f"{records(n)}, {lost} got worse, {gained} got better"

@@ -53,31 +53,24 @@ def noninferiority_p(lost: ArrayLike, gained: ArrayLike, *, n: ArrayLike, margin
     return np.asarray(ndtr(noninferiority_z(lost, gained, n=n, margin=margin)), dtype=np.float64)
 
 
-def loss_upper(lost: ArrayLike, gained: ArrayLike, *, n: ArrayLike, alpha: float) -> Floats:
-    """One-sided upper limit of the true loss: the smallest margin at which the challenger would pass.
-
-    Inverts `noninferiority_z`, as Tango (1998) does; negative means a proven gain. Newton's method settles
-    nearly all at once, and bisection what it does not.
-    """
-    return _limit(lost, gained, n, alpha)
-
-
 def loss_limits(lost: ArrayLike, gained: ArrayLike, *, n: ArrayLike, alpha: float) -> tuple[Floats, Floats]:
-    """`loss_lower` and `loss_upper` at once, in about half of the time."""
-    b, c, size = np.broadcast_arrays(lost, gained, n)
-    gain_upper, upper = _limit(np.stack((c, b)), np.stack((b, c)), size, alpha)
-    return -gain_upper, upper
+    """One-sided limits of the true loss, lower and upper, each at alpha; NaN where n is 0.
 
-
-def _limit(lost: ArrayLike, gained: ArrayLike, n: ArrayLike, alpha: float) -> Floats:
+    The upper one is the smallest margin at which the challenger would pass: it inverts `noninferiority_z`, as
+    Tango (1998) does. The lower one is the upper limit of the gain, with its sign turned. Newton's method
+    settles nearly all at once, and bisection what it does not.
+    """
     flips = np.broadcast_arrays(*(np.asarray(value, dtype=np.float64) for value in (lost, gained, n)))
     b, c, size = (np.atleast_1d(each) for each in flips)
+    # The loss and the gain at once: for few holdouts the calls take longer than the numbers.
+    worse, better, size = np.stack((b, c)), np.stack((c, b)), np.stack((size, size))
     critical = float(ndtri(alpha))
-    limit, settled = _limit_by_newton(b + _HALF_FLIP, c, size, critical)
+    limit, settled = _limit_by_newton(worse + _HALF_FLIP, better, size, critical)
     if not settled.all():
         open_ = ~settled
-        limit[open_] = _limit_by_bisection(b[open_], c[open_], size[open_], critical)
-    return np.where(size > 0, limit, np.nan).reshape(flips[0].shape)
+        limit[open_] = _limit_by_bisection(worse[open_], better[open_], size[open_], critical)
+    upper, gain_upper = np.where(size > 0, limit, np.nan)
+    return -gain_upper.reshape(flips[0].shape), upper.reshape(flips[0].shape)
 
 
 def _limit_by_newton(b: Floats, c: Floats, n: Floats, critical: float) -> tuple[Floats, NDArray[np.bool_]]:
@@ -107,11 +100,6 @@ def _limit_by_bisection(b: Floats, c: Floats, n: Floats, critical: float) -> Flo
         passes = noninferiority_z(b, c, n=n, margin=middle) <= critical
         low, high = np.where(passes, low, middle), np.where(passes, middle, high)
     return high
-
-
-def loss_lower(lost: ArrayLike, gained: ArrayLike, *, n: ArrayLike, alpha: float) -> Floats:
-    """One-sided lower limit of the true loss: the upper limit of the gain, with its sign turned."""
-    return -loss_upper(gained, lost, n=n, alpha=alpha)
 
 
 def mcnemar_drop_p(lost: ArrayLike, gained: ArrayLike) -> Floats:
