@@ -15,8 +15,8 @@ from tests.running import Service, ended, running, wait_for
 
 PIPELINE = "digits"
 STREAM = DatasetsConfig(protocol="rotated-digits", angles=(0.0, 25.0))
-# Slow enough to be caught in the middle: some seconds of learning.
-SLOW = {"name": "replay", "capacity": 1200, "epochs": 120}
+# Slow enough to be caught in the middle on a fast machine too: some seconds of learning.
+SLOW = {"name": "replay", "capacity": 1200, "epochs": 800}
 # A lease so long that nothing here is noticed by its end.
 SETTINGS = {"HOLDFAST_LEASE_SECONDS": "60"}
 

@@ -20,8 +20,8 @@ from tests.running import Service, ended, running, wait_for
 
 PIPELINE = "digits"
 STREAM = DatasetsConfig(protocol="rotated-digits", angles=(0.0, 25.0, 50.0, 75.0))
-# Slow enough to be caught in the middle: some seconds of learning.
-SLOW = {"name": "replay", "capacity": 1200, "epochs": 120}
+# Slow enough to be caught in the middle on a fast machine too: some seconds of learning.
+SLOW = {"name": "replay", "capacity": 1200, "epochs": 800}
 SETTINGS = {"HOLDFAST_LEASE_SECONDS": "3"}
 
 
