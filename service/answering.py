@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from service.gate.base import Bits, Details
+from service.gate.base import Bits, Column, Details
 from strategies.base import Learner
 from streams.base import Experience
 
@@ -22,26 +22,6 @@ class Answers:
     bits: Bits
     details: Details | None = None
     """None: it said nothing of single records, as the majority class does."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A group column of a holdout: which of its values each record has."""
-
-    values: tuple[str, ...]
-    places: NDArray[np.int32]
-    """(n,) places in `values`."""
-
-    @staticmethod
-    def of(column: NDArray[np.str_]) -> "Column":
-        values, places = np.unique(column, return_inverse=True)
-        return Column(tuple(map(str, values)), places.astype(np.int32))
-
-    def whole(self) -> NDArray[np.str_]:
-        """(n,) the column again."""
-        if not self.values:
-            return np.zeros(0, dtype=np.str_)
-        return np.asarray(np.array(self.values, dtype=np.str_)[self.places])
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ def publish(scratch: Path, folder: Path) -> None:
 def _encode_array(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.dtype == np.bool_:
         return {"n": len(value), "bits": base64.b64encode(np.packbits(value).tobytes()).decode()}
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fi":
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
         ordered = value.astype(value.dtype.newbyteorder("<"))
         return {"dtype": ordered.dtype.str, "data": base64.b64encode(ordered.tobytes()).decode()}
     raise TypeError(f"{type(value).__name__} has no JSON form here")

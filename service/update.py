@@ -141,7 +141,7 @@ class Updater:
                 looks=plan.looks.get(index, 0),
                 twins=result.twins.get(index),
                 labels=records.labels if records else None,
-                groups={name: column.whole() for name, column in records.groups.items()} if records else {},
+                groups=records.groups if records else {},
                 baseline_details=baseline_details.get(index),
                 challenger_details=result.challenger_details.get(index),
             )

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.gate.base import DataEvidence, Evidence, Finding, GateConfig, PairedAnswers, ShiftEvidence, Twins
+from service.gate.base import (
+    Column,
+    DataEvidence,
+    Evidence,
+    Finding,
+    GateConfig,
+    PairedAnswers,
+    ShiftEvidence,
+    Twins,
+)
 from service.gate.decide import AFTER_LEARNING, decide
 from tests.test_guards import CLEAN, CONFIG, NOT_BITS, first, paired
 
@@ -59,7 +68,7 @@ def test_a_shift_never_fails_a_model_and_is_routed(
 
 @pytest.mark.parametrize("more", [{"negative_flips": 0.05}, {"groups": 0.05}])
 def test_a_holdout_that_looks_obsolete_waits_for_a_person_whatever_guards_are_on(more: Any) -> None:
-    sites = {"site": np.repeat(["north", "south"], 300)}
+    sites = {"site": Column.of(np.repeat(["north", "south"], 300))}
     kept, new = replace(paired(600, experience=1), groups=sites), replace(NEW[0], groups=sites)
     lost = replace(paired(600, lost=200), twins=Twins(300, 250, 0.02), groups=sites)
     verdict = decide(replace(GOOD, past=(lost, kept), new=(new,)), CONFIG.model_copy(update=more))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from service.gate.base import Details, Disturbed, Evidence, GateConfig, PairedAnswers, Repeat, Running
+from service.gate.base import Column, Details, Disturbed, Evidence, GateConfig, PairedAnswers, Repeat, Running
 from service.gate.decide import decide
 from tests.test_guards import CLEAN
 from tests.test_guards_running import TIMES, WHOLE
@@ -47,7 +47,7 @@ def sound(experience: int, *, n: int = 600) -> PairedAnswers:
         right,
         right.copy(),
         labels=labels,
-        groups={"site": sites},
+        groups={"site": Column.of(sites)},
         baseline_details=details,
         challenger_details=details,
     )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.gate.base import Evidence, Finding, GateConfig, PairedAnswers
+from service.gate.base import Column, Evidence, Finding, GateConfig, PairedAnswers
 from service.gate.groups import groups
 from tests.test_guards import CLEAN
 
@@ -26,7 +26,10 @@ def sliced(experience: int = 0, **flips: tuple[int, int, int]) -> PairedAnswers:
         after.append(now)
         values += [value] * n
     return PairedAnswers(
-        experience, np.concatenate(before), np.concatenate(after), groups={"site": np.array(values)}
+        experience,
+        np.concatenate(before),
+        np.concatenate(after),
+        groups={"site": Column.of(np.array(values))},
     )
 
 
@@ -86,7 +89,7 @@ def test_a_group_that_is_too_small_everywhere_is_undecided() -> None:
 
 def test_every_column_has_its_finding() -> None:
     both = sliced(0, north=(300, 0, 0), south=(300, 60, 0))
-    camera = np.array(["a", "b"] * 300)
+    camera = Column.of(np.array(["a", "b"] * 300))
     found = asked(replace(both, groups={**both.groups, "camera": camera}))
     assert [each.sentence[:6] for each in found] == ["camera", "site ="]
 
@@ -97,7 +100,7 @@ def test_every_column_has_its_finding() -> None:
         (replace(sliced(7, a=(200, 0, 0)), baseline=None), "the baseline's answers are missing"),
         (replace(sliced(7, a=(200, 0, 0)), challenger=np.ones(199, dtype=np.bool_)), "cannot be paired"),
         (replace(sliced(7, a=(200, 0, 0)), groups={}), "has no group column site"),
-        (replace(sliced(7, a=(200, 0, 0)), groups={"site": np.array(["a"])}), "1 values of site"),
+        (replace(sliced(7, a=(200, 0, 0)), groups={"site": Column.of(np.array(["a"]))}), "1 values of site"),
     ],
 )
 def test_broken_holdouts_are_undecided_with_the_reason(broken: PairedAnswers, says: str) -> None:
@@ -115,7 +118,7 @@ def test_no_column_and_no_record_are_undecided() -> None:
     assert found.answer == "undecided"
     assert "declare them in the schema" in found.sentence
     empty = np.zeros(0, dtype=np.bool_)
-    [none] = asked(PairedAnswers(0, empty, empty, groups={"site": np.array([], dtype=np.str_)}))
+    [none] = asked(PairedAnswers(0, empty, empty, groups={"site": Column.of(np.array([], dtype=np.str_))}))
     assert none.answer == "undecided"
 
 

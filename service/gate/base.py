@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -249,6 +250,33 @@ class Twins:
 
 
 @dataclass(frozen=True)
+class Column:
+    """A group column of a holdout: which of its values each record has."""
+
+    values: tuple[str, ...]
+    places: NDArray[np.integer[Any]]
+    """(n,) of each record, the place of its value in `values`; in a small type the gate is faster."""
+
+    @staticmethod
+    def of(column: NDArray[np.str_]) -> "Column":
+        """Of the (n,) value of each record."""
+        values, places = np.unique(column, return_inverse=True)
+        return Column(tuple(map(str, values)), places.astype(np.min_scalar_type(max(len(values) - 1, 0))))
+
+    def __post_init__(self) -> None:
+        if len(self.sizes) > len(self.values):
+            raise ValueError(f"a group column of {len(self.values)} values has a record with another")
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """(values,) records of each."""
+        return np.bincount(self.places, minlength=len(self.values)).astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+@dataclass(frozen=True)
 class PairedAnswers:
     """Right/wrong bits of two models on the same holdout records, in the same order."""
 
@@ -265,10 +293,40 @@ class PairedAnswers:
     """How the records now learnt that resemble this holdout's are labelled; None: nobody looked."""
     labels: NDArray[np.int64] | None = None
     """(n,) class ids; None: no guard asked for them."""
-    groups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
-    """Group column -> (n,) value of each record."""
+    groups: Mapping[str, Column] = field(default_factory=dict)
+    """By the name of the group column."""
     baseline_details: Details | None = None
     challenger_details: Details | None = None
+
+    @property
+    def n(self) -> int:
+        """Records; 0 where the baseline is missing."""
+        return 0 if self.baseline is None else len(self.baseline)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has nothing to say, and nothing is missing."""
+        if self.baseline is None or self.challenger is None:
+            return False
+        return not len(self.baseline) and not len(self.challenger)
+
+    @property
+    def unpaired(self) -> str | None:
+        """Why the answers cannot be paired, and what to do; None: they can, be they none at all."""
+        if self.baseline is None:
+            return "the baseline's answers are missing; predict its holdout again"
+        if self.challenger is None:
+            return "the challenger's answers are missing; predict its holdout again"
+        if self.baseline.dtype.kind != "b" or self.baseline.ndim != 1:
+            return "the baseline's answers are not right/wrong bits; predict its holdout again"
+        if self.challenger.dtype.kind != "b" or self.challenger.ndim != 1:
+            return "the challenger's answers are not right/wrong bits; predict its holdout again"
+        if len(self.baseline) != len(self.challenger):
+            return (
+                f"{len(self.baseline)} answers of the baseline against {len(self.challenger)} of the "
+                "challenger cannot be paired; predict its holdout again with both"
+            )
+        return None
 
 
 @dataclass(frozen=True)

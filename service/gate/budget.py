@@ -69,14 +69,9 @@ def budget(evidence: Evidence, config: GateConfig) -> tuple[Finding | Note, ...]
     looks = [each.looks for each, _ in alone]
     if pool:
         looks.append(max(each.looks for each in sealed if each.experience in {*pool.small, *pool.added}))
+    remedy = _remedy(evidence.audit.last_audited, evidence.champion)
     found = [
-        _judge(
-            its,
-            name,
-            look=look + 1,
-            config=config,
-            remedy=_remedy(evidence.audit.last_audited, evidence.champion),
-        )
+        _judge(its, name, look=look + 1, config=config, remedy=remedy)
         for its, name, look in zip(seen, named, looks, strict=True)
     ]
     if pool:
@@ -93,7 +88,7 @@ def records_needed(config: GateConfig) -> int:
 
 def _usable(audit: Audit, config: GateConfig) -> tuple[list[PairedAnswers], tuple[Note, ...]]:
     """What can be looked at, and notes on what cannot: nothing is sealed of it, or it is worn out."""
-    filled = [each for each in audit.answers if not _is_empty(each)]
+    filled = [each for each in audit.answers if not each.is_empty]
     worn = [each for each in filled if each.looks >= config.audits]
     notes = []
     if worn:
@@ -109,12 +104,6 @@ def _usable(audit: Audit, config: GateConfig) -> tuple[list[PairedAnswers], tupl
             Note(BUDGET, "budget: nothing is sealed (split.audit), so nobody sees small losses add up")
         )
     return usable, tuple(notes)
-
-
-def _is_empty(answers: PairedAnswers) -> bool:
-    """Whether nothing was sealed; missing answers are not nothing."""
-    both = (answers.baseline, answers.challenger)
-    return all(bits is not None and not len(bits) for bits in both)
 
 
 def _broken(answers: PairedAnswers, wrong: str) -> Finding:

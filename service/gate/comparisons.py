@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,35 +64,13 @@ class Comparison(NamedTuple):
 
 def problem(answers: PairedAnswers, margin: float) -> str | None:
     """Why a holdout cannot be compared, and what to do; None: it can."""
-    wrong = _unpaired(answers, margin)
-    if wrong is None and not _size(answers):
-        return "its holdout is empty; retire it (holdfast holdout retire), or let a person decide"
-    return wrong
-
-
-def _unpaired(answers: PairedAnswers, margin: float) -> str | None:
-    """Why a holdout's answers cannot be paired; None: they can, be they none at all."""
-    baseline, challenger = answers.baseline, answers.challenger
-    if baseline is None:
-        return "the baseline's answers are missing; predict its holdout again"
-    if challenger is None:
-        return "the challenger's answers are missing; predict its holdout again"
-    if baseline.dtype.kind != "b" or baseline.ndim != 1:
-        return "the baseline's answers are not right/wrong bits; predict its holdout again"
-    if challenger.dtype.kind != "b" or challenger.ndim != 1:
-        return "the challenger's answers are not right/wrong bits; predict its holdout again"
-    if len(baseline) != len(challenger):
-        return (
-            f"{len(baseline)} answers of the baseline against {len(challenger)} of the "
-            "challenger cannot be paired; predict its holdout again with both"
-        )
+    if answers.unpaired is not None:
+        return answers.unpaired
     if not 0 < margin < 1:
         return f"a margin of {margin} means nothing; set one between 0 and 1"
+    if not answers.n:
+        return "its holdout is empty; retire it (holdfast holdout retire), or let a person decide"
     return None
-
-
-def _size(answers: PairedAnswers) -> int:
-    return 0 if answers.baseline is None else len(answers.baseline)
 
 
 @dataclass(frozen=True)
@@ -112,7 +90,7 @@ class Pool:
 
     @property
     def n(self) -> int:
-        return _size(self.answers)
+        return self.answers.n
 
 
 Enough = Callable[[float], int]
@@ -135,7 +113,7 @@ def is_small(answers: PairedAnswers, margin: float, *, enough: Enough) -> bool:
 
     An empty one has nothing to say, and one with a margin of its own is never judged at another.
     """
-    return answers.margin is None and 0 < _size(answers) < enough(margin) and problem(answers, margin) is None
+    return answers.margin is None and 0 < answers.n < enough(margin) and problem(answers, margin) is None
 
 
 def pooled(past: Sequence[tuple[PairedAnswers, float]], *, enough: Enough, margin: float) -> Pool | None:
@@ -151,8 +129,8 @@ def pooled(past: Sequence[tuple[PairedAnswers, float]], *, enough: Enough, margi
         each for each, its in past if problem(each, its) is None and not is_small(each, its, enough=enough)
     ]
     added: list[PairedAnswers] = []
-    for each in sorted(full, key=_size):
-        if sum(map(_size, members + added)) >= floor:
+    for each in sorted(full, key=lambda each: each.n):
+        if sum(each.n for each in members + added) >= floor:
             break
         added.append(each)
     every = members + added
@@ -183,37 +161,57 @@ def _together(twins: Sequence[Twins]) -> Twins | None:
     return Twins(records, sum(each.relabelled for each in twins), usual)
 
 
-def compare(sound: Sequence[tuple[PairedAnswers, float]], *, alpha: float, holdouts: int) -> list[Comparison]:
-    """Each sound holdout with its margin, all at once; of `holdouts` in all, for Holm's adjustment.
+Columns = Mapping[str, NDArray[Any]]
+"""Many comparisons by column: (holdouts,) each, by the fields of `Comparison` and in their order."""
 
-    Those that could not be compared count in the adjustment with p = 1.
-    """
+
+def compare(sound: Sequence[tuple[PairedAnswers, float]], *, alpha: float, holdouts: int) -> list[Comparison]:
+    """Each sound holdout with its margin, all at once; of `holdouts` in all, for Holm's adjustment."""
     if not sound:
         return []
-    n, before, after, both = counts([each for each, _ in sound])
-    lost, gained = before - both, after - both
-    margins = np.array([margin for _, margin in sound])
-    p_drop = stats.holm(np.append(stats.mcnemar_drop_p(lost, gained), np.ones(holdouts - len(sound))))
-    columns = (
-        np.array([each.experience for each, _ in sound]),
-        n,
-        lost,
-        gained,
-        margins,
-        np.full(len(sound), alpha),
-        (lost - gained) / n,
-        *stats.loss_limits(lost, gained, n=n, alpha=alpha),
-        stats.noninferiority_p(lost, gained, n=n, margin=margins),
-        p_drop[: len(sound)],
-        before / n,
-        after / n,
-        stats.mcnemar_gain_p(lost, gained),
-        before,
-        after,
-        *_needed(lost, gained, n=n, margins=margins, alpha=alpha),
+    columns = compare_counts(
+        counts([each for each, _ in sound]),
+        experiences=[each.experience for each, _ in sound],
+        margins=np.array([margin for _, margin in sound]),
+        alpha=alpha,
+        holdouts=holdouts,
     )
     # As plain numbers, a column at a time: to take them out one by one would outlast the statistics.
-    return list(map(Comparison._make, zip(*(column.tolist() for column in columns), strict=True)))
+    return list(map(Comparison._make, zip(*(column.tolist() for column in columns.values()), strict=True)))
+
+
+def compare_counts(
+    counted: Counts, *, experiences: Sequence[int], margins: Floats, alpha: float, holdouts: int
+) -> Columns:
+    """The same of (4, holdouts) `counts`, none empty.
+
+    Those of all `holdouts` that could not be compared count in Holm's adjustment with p = 1.
+    """
+    n, before, after, both = counted
+    lost, gained = before - both, after - both
+    p_drop = stats.holm(np.append(stats.mcnemar_drop_p(lost, gained), np.ones(holdouts - len(n))))
+    lower, upper = stats.loss_limits(lost, gained, n=n, alpha=alpha)
+    needed, needed_for_difference = _needed(lost, gained, n=n, margins=margins, alpha=alpha)
+    return {
+        "experience": np.asarray(experiences),
+        "n": n,
+        "lost": lost,
+        "gained": gained,
+        "margin": margins,
+        "alpha": np.full(len(n), alpha),
+        "loss": (lost - gained) / n,
+        "lower": lower,
+        "upper": upper,
+        "p_noninferior": stats.noninferiority_p(lost, gained, n=n, margin=margins),
+        "p_drop": p_drop[: len(n)],
+        "baseline_accuracy": before / n,
+        "challenger_accuracy": after / n,
+        "p_gain": stats.mcnemar_gain_p(lost, gained),
+        "baseline_right": before,
+        "challenger_right": after,
+        "needed": needed,
+        "needed_for_difference": needed_for_difference,
+    }
 
 
 def counts(sound: Sequence[PairedAnswers]) -> NDArray[np.int64]:
@@ -224,7 +222,7 @@ def counts(sound: Sequence[PairedAnswers]) -> NDArray[np.int64]:
 
 
 def _counts_of_few(sound: Sequence[PairedAnswers]) -> NDArray[np.int64]:
-    n = np.array([_size(each) for each in sound])
+    n = np.array([each.n for each in sound])
     starts = np.cumsum(n) - n
     before = np.concatenate([each.baseline for each in sound if each.baseline is not None])
     after = np.concatenate([each.challenger for each in sound if each.challenger is not None])

@@ -7,33 +7,32 @@ import numpy as np
 
 from service.gate import sentences as say
 from service.gate import stats
-from service.gate.base import Answer, Evidence, Finding, GateConfig, PairedAnswers
-from service.gate.comparisons import Comparison, compare, problem
+from service.gate.base import Answer, Column, Evidence, Finding, GateConfig, PairedAnswers
+from service.gate.comparisons import Columns, Comparison, Counts, compare_counts, problem
 
 _LONGEST_VALUE = 40
 
 
 @dataclass(frozen=True)
-class _Slice:
-    """The records of one value of one column: of one holdout, or of several where each has too few."""
+class _Slices:
+    """What is judged of one group column: of each slice its value, its experiences and its counts."""
 
     column: str
-    value: str
-    experiences: tuple[int, ...]
-    answers: PairedAnswers
+    values: Sequence[str]
+    experiences: Sequence[tuple[int, ...]]
+    """Several where each has too few records of the value."""
+    counted: Counts
+    """(4, slices), as `comparisons.counts` tells them."""
 
-    @property
-    def n(self) -> int:
-        return 0 if self.answers.baseline is None else len(self.answers.baseline)
+    def __len__(self) -> int:
+        return len(self.values)
 
-    @property
-    def described(self) -> str:
-        value = self.value if len(self.value) <= _LONGEST_VALUE else self.value[:_LONGEST_VALUE] + "..."
-        return f"{self.column} = {value}"
+    def described(self, place: int) -> str:
+        value = self.values[place]
+        return f"{self.column} = {value if len(value) <= _LONGEST_VALUE else value[:_LONGEST_VALUE] + '...'}"
 
-    @property
-    def name(self) -> str:
-        return f"{self.described} of {say.experiences(self.experiences)}"
+    def name(self, place: int) -> str:
+        return f"{self.described(place)} of {say.experiences(self.experiences[place])}"
 
 
 def groups(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
@@ -55,36 +54,22 @@ def groups(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
         return (Finding("groups", "undecided", nothing),)
     # Of the first try: what is judged alone stays so, however little of alpha is left.
     floor = int(stats.floor_n(margin, stats.spent_at_first(config.alpha, evidence.attempt)))
-    broken = {column: _broken(holdouts, column, margin) for column in columns}
-    slices = [
-        each
-        for column in columns
-        for each in _joined(
-            [piece for holdout in holdouts for piece in _slices(holdout, column, margin)], floor=floor
-        )
-    ]
-    family = len(slices) + sum(map(len, broken.values()))
-    seen = compare([(each.answers, margin) for each in slices], alpha=config.alpha, holdouts=family)
-    judged = [_judge(each, its, floor=floor) for each, its in zip(slices, seen, strict=True)]
+    cut, broken = [], []
+    for column in columns:
+        checked = [(each, _uncut(each, column, margin)) for each in holdouts]
+        broken.append([(each.experience, why) for each, why in checked if why is not None])
+        whole = [each for each, why in checked if why is None and not each.is_empty]
+        cut.append(_joined(_cut(whole, column), floor=floor))
+    seen = _compared(cut, margin=margin, alpha=config.alpha, broken=sum(map(len, broken)))
     return tuple(
-        _worst(column, [each for each in judged if each.slice.column == column], broken[column])
-        for column in columns
+        _worst(slices, its, wrong, floor=floor) for slices, its, wrong in zip(cut, seen, broken, strict=True)
     )
 
 
-def _broken(holdouts: Sequence[PairedAnswers], column: str, margin: float) -> list[tuple[int, str]]:
-    """Experiences that cannot be cut by a column, with the reason. An empty holdout has nothing to cut."""
-    found = []
-    for each in holdouts:
-        wrong = _uncut(each, column, margin)
-        if wrong is not None:
-            found.append((each.experience, wrong))
-    return found
-
-
 def _uncut(each: PairedAnswers, column: str, margin: float) -> str | None:
+    """Why a holdout cannot be cut by a column. An empty one has nothing to cut."""
     if each.baseline is not None and each.challenger is not None:
-        if not len(each.baseline) and not len(each.challenger):
+        if each.is_empty:
             return None
         if column not in each.groups:
             return f"its holdout has no group column {column}; a person decides"
@@ -96,91 +81,114 @@ def _uncut(each: PairedAnswers, column: str, margin: float) -> str | None:
     return problem(each, margin)
 
 
-def _slices(holdout: PairedAnswers, column: str, margin: float) -> Iterator[_Slice]:
-    if (
-        column not in holdout.groups
-        or _uncut(holdout, column, margin) is not None
-        or holdout.baseline is None
-        or holdout.challenger is None
-    ):
-        return
-    values, places = np.unique(np.asarray(holdout.groups[column]).astype(np.str_), return_inverse=True)
-    for place, value in enumerate(values):
-        chosen = places == place
-        answers = PairedAnswers(holdout.experience, holdout.baseline[chosen], holdout.challenger[chosen])
-        yield _Slice(column, str(value), (holdout.experience,), answers)
+def _cut(holdouts: Sequence[PairedAnswers], column: str) -> _Slices:
+    """Every value on every holdout."""
+    values = [value for each in holdouts for value in each.groups[column].values]
+    experiences = [(each.experience,) for each in holdouts for _ in each.groups[column].values]
+    n = np.concatenate([np.zeros(0, dtype=np.int64), *(each.groups[column].sizes for each in holdouts)])
+    # So many at a time that what is counted stays in the processor's cache.
+    some = [_wrong(holdouts[first : first + 64], column) for first in range(0, len(holdouts), 64)]
+    neither, gained, lost = np.concatenate([np.zeros((3, 0), dtype=np.int64), *some], axis=1)
+    both = n - neither - gained - lost
+    return _Slices(column, values, experiences, np.array([n, both + lost, both + gained, both]))
 
 
-def _joined(slices: Sequence[_Slice], *, floor: int) -> list[_Slice]:
+def _wrong(holdouts: Sequence[PairedAnswers], column: str) -> Counts:
+    """(3, slices) records that neither model, only the challenger, and only the baseline answer right."""
+    groups = [each.groups[column] for each in holdouts]
+    before = np.concatenate([each.baseline for each in holdouts if each.baseline is not None])
+    after = np.concatenate([each.challenger for each in holdouts if each.challenger is not None])
+    # Most records are right by both, which need no counting: they are the rest.
+    wrong = np.flatnonzero(~(before & after))
+    slices = np.concatenate([each.places for each in groups])[wrong] + _firsts(groups, wrong)
+    cells = 4 * slices + (2 * before.view(np.uint8)[wrong] + after.view(np.uint8)[wrong])
+    return np.bincount(cells, minlength=4 * sum(len(each.values) for each in groups)).reshape(-1, 4).T[:3]
+
+
+def _firsts(groups: Sequence[Column], records: Counts) -> Counts:
+    """Of some records, rising, of columns laid end to end: the first slice of each one's column."""
+    widths, sizes = (np.cumsum([0, *map(len, each)]) for each in ([g.values for g in groups], groups))
+    return np.repeat(widths[:-1], np.diff(np.searchsorted(records, sizes)))
+
+
+def _joined(slices: _Slices, *, floor: int) -> _Slices:
     """Slices that can be judged alone as they are; the small ones of a value as one."""
-    alone = [each for each in slices if each.n >= floor]
-    small: dict[str, list[_Slice]] = {}
-    for each in slices:
-        if each.n < floor:
-            small.setdefault(each.value, []).append(each)
-    for value, pieces in small.items():
-        experiences = tuple(sorted({index for piece in pieces for index in piece.experiences}))
-        answers = PairedAnswers(
-            experiences[0],
-            np.concatenate([p.answers.baseline for p in pieces if p.answers.baseline is not None]),
-            np.concatenate([p.answers.challenger for p in pieces if p.answers.challenger is not None]),
-        )
-        alone.append(_Slice(pieces[0].column, value, experiences, answers))
-    return alone
+    n = slices.counted[0]
+    alone = np.flatnonzero(n >= floor).tolist()
+    small: dict[str, list[int]] = {}
+    for place in np.flatnonzero((n > 0) & (n < floor)).tolist():
+        small.setdefault(slices.values[place], []).append(place)
+    together = [
+        tuple(sorted({index for place in places for index in slices.experiences[place]}))
+        for places in small.values()
+    ]
+    sums = [slices.counted[:, places].sum(axis=1, keepdims=True) for places in small.values()]
+    return _Slices(
+        slices.column,
+        [*(slices.values[place] for place in alone), *small],
+        [*(slices.experiences[place] for place in alone), *together],
+        np.concatenate([slices.counted[:, alone], *sums], axis=1),
+    )
 
 
-@dataclass(frozen=True)
-class _Judged:
-    slice: _Slice
-    seen: Comparison
-    answer: Answer
-    sentence: str
-    needed: int | None = None
+def _compared(cut: Sequence[_Slices], *, margin: float, alpha: float, broken: int) -> Iterator[Columns]:
+    """The slices of each column; all are one family, with `broken` more."""
+    counted = np.concatenate([each.counted for each in cut], axis=1)
+    count = counted.shape[1]
+    columns = compare_counts(
+        counted,
+        experiences=[index for each in cut for index, *_ in each.experiences],
+        margins=np.full(count, margin),
+        alpha=alpha,
+        holdouts=count + broken,
+    )
+    end = 0
+    for each in cut:
+        first, end = end, end + len(each)
+        yield {name: values[first:end] for name, values in columns.items()}
 
 
-def _judge(each: _Slice, seen: Comparison, *, floor: int) -> _Judged:
+def _worst(slices: _Slices, seen: Columns, broken: Sequence[tuple[int, str]], *, floor: int) -> Finding:
+    """One column's finding: that of its worst slice, of those with the worst answer."""
+    passed, fell = seen["p_noninferior"] <= seen["alpha"], seen["p_drop"] <= seen["alpha"]
+    badness = np.where(passed, 0, np.where(fell, 2, 1))
+    if broken and 2 not in badness:
+        experience, why = broken[0]
+        return Finding("groups", "undecided", f"{slices.column}: experience {experience}: {why}", experience)
+    if not len(slices):
+        none = f"{slices.column}: no holdout has a record; put records aside, or let a person decide"
+        return Finding("groups", "undecided", none)
+    place = int(np.where(badness == badness.max(), seen["upper"], -np.inf).argmax())
+    its = Comparison._make(values[place].item() for values in seen.values())
+    answer, sentence, needed = _judge(slices, place, its, floor=floor)
+    if answer == "pass":
+        count = len(slices)
+        kept = "its only group kept its accuracy" if count == 1 else f"all {count} groups kept their accuracy"
+        sentence = f"{slices.column}: {kept}, the worst being {sentence}"
+    numbers = its.numbers({"slices": len(slices)})
+    if needed is not None:
+        numbers["n_needed"] = needed
+    experiences = slices.experiences[place]
+    return Finding("groups", answer, sentence, experiences[0] if len(experiences) == 1 else None, numbers)
+
+
+def _judge(slices: _Slices, place: int, seen: Comparison, *, floor: int) -> tuple[Answer, str, int | None]:
+    """Of one slice its answer, its sentence, and where that is undecided the records that settle it."""
+    name, described = slices.name(place), slices.described(place)
     allowed = say.allowed(seen.margin)
     if seen.p_noninferior <= seen.alpha:
         worst = f"{say.at_worst(seen.upper, seen.margin)}, {allowed} allowed"
-        flips = say.flips(seen.n, seen.lost, seen.gained)
-        return _Judged(each, seen, "pass", f"{each.name}: {worst} ({flips})")
+        return "pass", f"{name}: {worst} ({say.flips(seen.n, seen.lost, seen.gained)})", None
     if seen.p_drop <= seen.alpha:
-        lost = f"{each.name} lost {say.between(seen.lower, seen.upper)}; {say.were_allowed(seen.margin)}"
-        return _Judged(
-            each, seen, "fail", f"{lost}: keep the champion, and replay more records of {each.described}"
-        )
+        lost = f"{name} lost {say.between(seen.lower, seen.upper)}; {say.were_allowed(seen.margin)}"
+        return "fail", f"{lost}: keep the champion, and replay more records of {described}", None
     if seen.n < floor:
-        few = f"{each.name} has {say.records(seen.n, 'holdout')} in all, which cannot settle a margin of "
+        few = f"{name} has {say.records(seen.n, 'holdout')} in all, which cannot settle a margin of "
         rest = (
             f"{say.with_unit(seen.margin, digits=2)}; it takes at least {floor}, until then a person decides"
         )
-        return _Judged(each, seen, "undecided", few + rest, floor)
-    needed = seen.needed
-    may = f"{each.name} may have lost {say.up_to(seen.upper, seen.margin)}, {allowed} allowed"
-    cannot = f"{say.records(seen.n, 'holdout')} cannot settle it, {say.about(needed)} would have"
+        return "undecided", few + rest, floor
+    may = f"{name} may have lost {say.up_to(seen.upper, seen.margin)}, {allowed} allowed"
+    cannot = f"{say.records(seen.n, 'holdout')} cannot settle it, {say.about(seen.needed)} would have"
     remedy = "a person decides, or learn with less churn (more replay, smaller steps)"
-    return _Judged(each, seen, "undecided", f"{may}; {cannot}; {remedy}", needed)
-
-
-_BADNESS: dict[Answer, int] = {"pass": 0, "undecided": 1, "fail": 2}
-
-
-def _worst(column: str, judged: Sequence[_Judged], broken: Sequence[tuple[int, str]]) -> Finding:
-    """One column's finding: that of its worst slice."""
-    worst = max(judged, key=lambda each: (_BADNESS[each.answer], each.seen.upper), default=None)
-    if broken and (worst is None or worst.answer != "fail"):
-        experience, why = broken[0]
-        return Finding("groups", "undecided", f"{column}: experience {experience}: {why}", experience)
-    if worst is None:
-        none = f"{column}: no holdout has a record; put records aside, or let a person decide"
-        return Finding("groups", "undecided", none)
-    sentence = worst.sentence
-    if worst.answer == "pass":
-        count = len(judged)
-        kept = "its only group kept its accuracy" if count == 1 else f"all {count} groups kept their accuracy"
-        sentence = f"{column}: {kept}, the worst being {sentence}"
-    numbers = worst.seen.numbers() | {"slices": len(judged)}
-    if worst.needed is not None:
-        numbers["n_needed"] = worst.needed
-    alone = worst.slice.experiences[0] if len(worst.slice.experiences) == 1 else None
-    return Finding("groups", worst.answer, sentence, alone, numbers)
+    return "undecided", f"{may}; {cannot}; {remedy}", seen.needed

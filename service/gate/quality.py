@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ def negative_flips(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...
     broken = [
         Finding("negative_flips", "undecided", f"experience {each.experience}: {why}", each.experience)
         for each, why in checked
-        if why is not None and not _is_empty(each)
+        if why is not None and not each.is_empty
     ]
     sound = [each for each, why in checked if why is None]
     flipped = _flipped(sound)
@@ -41,26 +42,17 @@ def negative_flips(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...
     asked: list[tuple[int | None, int, int]] = [each for each in flipped if each[2] >= floor]
     if len(asked) != 1 or len(flipped) != 1:
         asked.append((None, sum(lost for _, lost, _ in flipped), sum(n for _, _, n in flipped)))
-    lost, n = (np.array([each[place] for each in asked]) for place in (1, 2))
-    shares = lost / np.maximum(n, 1)
-    p_above = stats.holm(np.where(n > 0, stats.excess_p(shares, limit, sample=n), 1.0))
-    lows, highs = stats.clopper_pearson(lost, n, alpha=config.alpha)
+    # Many holdouts flip alike, and the beta quantiles take longer than all else here: each is asked once.
+    alike, whose = np.unique([each[1:] for each in asked], axis=0, return_inverse=True)
+    lost, n = alike.T
+    p_once = np.where(n > 0, stats.excess_p(lost / np.maximum(n, 1), limit, sample=n), 1.0)
+    p_above = stats.holm(p_once[whose]).tolist()
+    lows, highs = (each[whose].tolist() for each in stats.clopper_pearson(lost, n, alpha=config.alpha))
     found = [
-        _judge_flips(
-            _Flips(index, lost, n, float(low), float(high), float(p)),
-            limit=limit,
-            alpha=config.alpha,
-            floor=floor,
-        )
-        for (index, lost, n), low, high, p in zip(asked, lows, highs, p_above, strict=True)
+        _judge_flips(_Flips(*each, *its), limit=limit, alpha=config.alpha, floor=floor)
+        for each, *its in zip(asked, lows, highs, p_above, strict=True)
     ]
     return (*broken, *found)
-
-
-def _is_empty(each: PairedAnswers) -> bool:
-    """It has nothing to say, and nothing is missing."""
-    sides = (each.baseline, each.challenger)
-    return all(bits is not None and bits.dtype == np.bool_ and not len(bits) for bits in sides)
 
 
 def _flipped(sound: Sequence[PairedAnswers]) -> list[tuple[int, int, int]]:
@@ -71,8 +63,7 @@ def _flipped(sound: Sequence[PairedAnswers]) -> list[tuple[int, int, int]]:
     return list(zip([each.experience for each in sound], (before - both).tolist(), n.tolist(), strict=True))
 
 
-@dataclass(frozen=True)
-class _Flips:
+class _Flips(NamedTuple):
     """What turned wrong of one past holdout, or of all together."""
 
     experience: int | None
@@ -214,7 +205,7 @@ def _ask(question: _Quality, evidence: Evidence, config: GateConfig) -> tuple[Fi
 def _taken(each: PairedAnswers, *, scored: bool) -> _Holdout | str:
     """A holdout as a quality question needs it; or why it cannot be asked, and what to do."""
     wrong = problem(each, 0.5)
-    if wrong is not None and not _is_empty(each):
+    if wrong is not None and not each.is_empty:
         return wrong
     before, after, labels = each.baseline_details, each.challenger_details, each.labels
     if each.baseline is None or each.challenger is None or before is None or after is None or labels is None:

@@ -34,7 +34,7 @@ def seeds(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
     failed = next((each for each in repeats if each.failure is not None), None)
     if failed:
         return (_undecided(f"with seed {failed.seed} the same update fails: {failed.failure}; {_REMEDY}"),)
-    holdouts = [each for each in (*evidence.past, *evidence.new) if not _is_empty(each)]
+    holdouts = [each for each in (*evidence.past, *evidence.new) if not each.is_empty]
     wrong = next(_problems(holdouts, repeats, config), None)
     if wrong is None and not holdouts:
         wrong = "no holdout record was answered; put records aside, or let a person decide"
@@ -46,10 +46,6 @@ def seeds(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
 
 def _undecided(why: str) -> Finding:
     return Finding("seeds", "undecided", f"seeds: {why}")
-
-
-def _is_empty(answers: PairedAnswers) -> bool:
-    return answers.challenger is not None and not len(answers.challenger)
 
 
 def _problems(

@@ -39,6 +39,7 @@ def percent(share: float) -> str:
     return f"{points(share, digits=0 if share == 0 or share >= 0.0095 else 1)} %"
 
 
+@lru_cache(maxsize=4096)
 def percent_of(share: float) -> str:
     """A small share as a percentage with its digits: "2.13 %", "0.4 %"."""
     return f"{points(share, digits=2)} %"
@@ -70,9 +71,10 @@ def listed(items: Sequence[int]) -> str:
 
 def experiences(items: Sequence[int]) -> str:
     """Experiences by number: "experience 4", "experiences 4 and 5"."""
-    return f"experience{'' if len(items) == 1 else 's'} {listed(items)}"
+    return f"experience {items[0]}" if len(items) == 1 else f"experiences {listed(items)}"
 
 
+@lru_cache(maxsize=4096)
 def at_worst(upper: float, margin: float) -> str:
     """The upper limit of a loss that passed, never rounded up to the margin itself when a digit can tell."""
     worst = points(upper)

@@ -12,7 +12,7 @@ from scipy.ndimage import rotate
 from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
-from service.gate.base import Audit, DataEvidence, Evidence, GateConfig, PairedAnswers
+from service.gate.base import Audit, Column, DataEvidence, Evidence, GateConfig, PairedAnswers
 from service.gate.decide import decide
 from service.gate.lives import Life, simulate
 from service.gate.simulate import Holdout, promote_rate, threshold_rate, worst_false_promotion
@@ -43,7 +43,7 @@ Sample = NDArray[Any]
 
 
 def run() -> list[Measured]:
-    decided = [_deciding(), _promoting()]
+    decided = [_deciding(), _promoting(), _promoting(groups=0.1)]
     return [*_error_rates(), *_power(), *_lives(), *decided, *_battery(), *_shifts()]
 
 
@@ -112,24 +112,27 @@ def _deciding() -> Measured:
     return Measured("decide: 1,000 holdouts of 2,000 records", 1000 * seconds, "ms", 20.0, "<=")
 
 
-def _promoting() -> Measured:
-    """The same where all pass, so that the sealed parts of all are audited, and with negative flips asked."""
+def _promoting(*, groups: float | None = None) -> Measured:
+    """The same where all pass, so that the sealed parts of all are audited; with more guards of the bits."""
     random = np.random.default_rng(1)
+    sites = np.array(["east", "north", "south", "west"])
 
     def pair(experience: int) -> PairedAnswers:
         baseline = random.random(2000) < 0.9
         challenger = baseline.copy()
         challenger[random.choice(2000, 20, replace=False)] ^= True
-        return PairedAnswers(experience, baseline, challenger)
+        columns = {"site": Column.of(random.choice(sites, 2000))}
+        return PairedAnswers(experience, baseline, challenger, groups=columns)
 
     def update() -> Evidence:
         past, sealed = (tuple(pair(experience) for experience in range(1000)) for _ in range(2))
-        new = PairedAnswers(1000, random.random(2000) < 0.5, random.random(2000) < 0.9)
-        return Evidence(DataEvidence(8000, 0), past, (new,), audit=Audit(sealed), champion=1)
+        return Evidence(DataEvidence(8000, 0), past, (pair(1000),), audit=Audit(sealed), champion=1)
 
-    updates, config = iter([update() for _ in range(_UPDATES)]), GateConfig(margin=0.05, negative_flips=0.05)
+    updates = iter([update() for _ in range(_UPDATES)])
+    config = GateConfig(margin=0.05, negative_flips=0.05, groups=groups)
     seconds = _fastest(lambda: decide(next(updates), config), repeats=_UPDATES)
-    return Measured("the same with budget and negative flips, all pass", 1000 * seconds, "ms", 20.0, "<=")
+    guards = "budget and negative flips" if groups is None else "budget, negative flips, 4,000 groups"
+    return Measured(f"the same with {guards}, all pass", 1000 * seconds, "ms", 20.0, "<=")
 
 
 def _battery() -> list[Measured]:
