@@ -143,6 +143,14 @@ def gate_plan(
     _say(tables.plan_lines(wish, plan))
 
 
+@gate_app.command("schema")
+def gate_schema() -> None:
+    """The JSON Schema of a verdict: every field, and every number with what it means."""
+    from service.gate import form
+
+    print_json(form.schema())
+
+
 @gate_app.command("explain")
 def gate_explain(update: str, json_output: Json = False, url: Url = None) -> None:
     """Why the gate decided as it did: every finding in words, what stopped it first."""

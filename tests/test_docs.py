@@ -23,6 +23,7 @@ from service.errors import HoldfastError
 from service.gate import planning, stats
 from service.gate.base import VERDICT_SCHEMA, Finding, GateConfig, Note, Verdict
 from service.gate.decide import AFTER_LEARNING, BEFORE_LEARNING, SEALED
+from service.gate.form import NUMBERS
 from service.pipelines import PipelineSpec, parse
 from service.settings import Settings
 from strategies.augment_choice import Color, Crop, Erase, Flip, Noise, Rotate
@@ -226,6 +227,14 @@ def test_the_gate_page_names_every_guard_and_the_form_of_a_verdict() -> None:
         assert set(found) == set(Finding._fields)
     for note in verdict["notes"]:
         assert set(note) == {field.name for field in fields(Note)}
+
+
+def test_the_page_of_the_verdict_tells_every_number() -> None:
+    told = re.findall(r"^\| `(\w+)` \| (.*) \|$", page("verdict.md").split("## Numbers")[1], flags=re.M)
+    assert dict(told) == dict(NUMBERS)
+    assert len(told) == len(NUMBERS)
+    for field in fields(Verdict):
+        assert f"| `{field.name}` |" in page("verdict.md")
 
 
 def test_the_numbers_that_help_to_choose_a_margin_are_the_gates_own() -> None:

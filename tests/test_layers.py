@@ -119,6 +119,7 @@ RANKS = [
     "service.settings",
     "service.logs",
     "service.gate.base",
+    "service.gate.form",
     "service.gate.stats",
     "service.gate.sentences",
     "service.gate.comparisons",

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from service import champions, jobs, ledger
 from service.api.parameters import MAX_INTEGER
+from service.gate import form
 from service.pipelines import PipelineSpec
 from streams import states
 from streams.letters import DeadLetter
@@ -32,6 +33,8 @@ Actor = Annotated[
     AfterValidator(_storable),
     Field(description="Who decides."),
 ]
+VerdictForm = Annotated[Mapping[str, Any], WithJsonSchema(form.schema())]
+"""As the gate wrote it, whichever version of Holdfast that was."""
 LetterName = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Index = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 
@@ -258,7 +261,7 @@ class DecisionView(Body):
     update: str
     state: jobs.State
     awaits_decision: bool
-    verdict: Mapping[str, Any] | None
+    verdict: VerdictForm | None
     decision: Mapping[str, Any] | None
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from math import isfinite
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -586,6 +587,15 @@ class Verdict:
         return any(each.answer != "pass" for each in self.audit)
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form, `verdict.json`."""
-        findings = [each._asdict() | {"numbers": dict(each.numbers)} for each in self.findings]
-        return {"schema": VERDICT_SCHEMA, **asdict(replace(self, findings=())), "findings": findings}
+        """The JSON form, `verdict.json`; `form.schema` describes it."""
+        findings = [each._asdict() | {"numbers": _whole(each.numbers)} for each in self.findings]
+        notes = [asdict(each) | {"numbers": _whole(each.numbers)} for each in self.notes]
+        bare = asdict(replace(self, findings=(), notes=()))
+        return {"schema": VERDICT_SCHEMA, **bare, "findings": findings, "notes": notes}
+
+
+def _whole(numbers: Mapping[str, float]) -> dict[str, float]:
+    """What JSON has a form for: evidence that is no number is told by its sentence alone."""
+    return {
+        key: value for key, value in numbers.items() if isinstance(value, int | float) and isfinite(value)
+    }
