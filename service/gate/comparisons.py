@@ -161,7 +161,7 @@ def _together(twins: Sequence[Twins]) -> Twins | None:
     return Twins(records, sum(each.relabelled for each in twins), usual)
 
 
-Columns = Mapping[str, NDArray[Any]]
+ComparisonTable = Mapping[str, NDArray[Any]]
 """Many comparisons by column: (holdouts,) each, by the fields of `Comparison` and in their order."""
 
 
@@ -182,7 +182,7 @@ def compare(sound: Sequence[tuple[PairedAnswers, float]], *, alpha: float, holdo
 
 def compare_counts(
     counted: Counts, *, experiences: Sequence[int], margins: Floats, alpha: float, holdouts: int
-) -> Columns:
+) -> ComparisonTable:
     """The same of (4, holdouts) `counts`, none empty.
 
     Those of all `holdouts` that could not be compared count in Holm's adjustment with p = 1.

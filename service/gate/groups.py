@@ -8,7 +8,7 @@ import numpy as np
 from service.gate import sentences as say
 from service.gate import stats
 from service.gate.base import Answer, Column, Evidence, Finding, GateConfig, PairedAnswers
-from service.gate.comparisons import Columns, Comparison, Counts, compare_counts, problem
+from service.gate.comparisons import Comparison, ComparisonTable, Counts, compare_counts, problem
 
 _LONGEST_VALUE = 40
 
@@ -131,7 +131,9 @@ def _joined(slices: _Slices, *, floor: int) -> _Slices:
     )
 
 
-def _compared(cut: Sequence[_Slices], *, margin: float, alpha: float, broken: int) -> Iterator[Columns]:
+def _compared(
+    cut: Sequence[_Slices], *, margin: float, alpha: float, broken: int
+) -> Iterator[ComparisonTable]:
     """The slices of each column; all are one family, with `broken` more."""
     counted = np.concatenate([each.counted for each in cut], axis=1)
     count = counted.shape[1]
@@ -148,7 +150,9 @@ def _compared(cut: Sequence[_Slices], *, margin: float, alpha: float, broken: in
         yield {name: values[first:end] for name, values in columns.items()}
 
 
-def _worst(slices: _Slices, seen: Columns, broken: Sequence[tuple[int, str]], *, floor: int) -> Finding:
+def _worst(
+    slices: _Slices, seen: ComparisonTable, broken: Sequence[tuple[int, str]], *, floor: int
+) -> Finding:
     """One column's finding: that of its worst slice, of those with the worst answer."""
     passed, fell = seen["p_noninferior"] <= seen["alpha"], seen["p_drop"] <= seen["alpha"]
     badness = np.where(passed, 0, np.where(fell, 2, 1))
