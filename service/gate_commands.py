@@ -210,7 +210,7 @@ def _lived(life: "Life", lives: int, *, seed: int, step: Step) -> "dict[str, tup
     from service.gate.lives import simulate
     from service.gate.sentences import with_unit
 
-    loses = f"each loses {with_unit(life.loss)}"
+    loses = f"each loses {with_unit(life.loss, digits=2)}"
     kinds = {
         "threshold": (f"{loses}; a threshold alone", replace(life, rule="threshold", budget=None)),
         "step": (f"{loses}; the step alone", replace(life, budget=None)),

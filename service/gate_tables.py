@@ -5,9 +5,9 @@ from dataclasses import asdict
 from typing import Any
 
 from service.gate import sentences as say
-from service.gate.lives import Life, Lives
+from service.gate.lives import Life, Lives, audited_together
 from service.gate.planning import Plan, Wish
-from service.gate.simulate import Holdout, Rates, worst_false_promotion
+from service.gate.simulate import Holdout, Rates, promote_rate, worst_false_promotion
 from service.gate.stats import floor_n
 
 Rated = Sequence[tuple[int, float, Rates]]
@@ -26,15 +26,15 @@ def rate_lines(holdout: Holdout, holdouts: int, alpha: float, rates: Rated) -> I
     yield f"{'truly lost':<30}{'promoted':>10}{'a person':>10}{'rejected':>10}{'by a threshold':>16}"
     for of, lost, found in rates:
         where = "" if of == 1 else f" on one of {of}" if lost else f" on all {of}"
-        name = f"{say.with_unit(lost) if lost else 'nothing'}{where or ' on one holdout'}"
+        name = f"{say.with_unit(lost, digits=2) if lost else 'nothing'}{where or ' on one holdout'}"
         shares = "".join(f"{_rate(share):>10}" for share in (found.promote, found.review, found.reject))
         yield f"{name:<30}{shares}{_rate(found.threshold):>16}"
     yield ""
     harmful, harmless = rates[1][2], rates[-3][2]
-    worst, _ = worst_false_promotion(holdout.n, margin=holdout.margin, alpha=holdout.alpha)
+    worst, _ = _worst(holdout)
     yield (
-        f"An update that lost {say.with_unit(holdout.margin)} goes out {_rate(harmful.promote)} of the time, "
-        f"at most {_rate(worst)} whatever share flips ({say.percent(alpha)} are promised); "
+        f"An update that lost {say.with_unit(holdout.margin, digits=2)} goes out {_rate(harmful.promote)} of "
+        f"the time, at most {_rate(worst)} whatever share flips ({say.percent_of(alpha)} are promised); "
         f"a threshold on the estimated loss would let it out {_rate(harmful.threshold)} of the time."
     )
     yield (
@@ -43,11 +43,19 @@ def rate_lines(holdout: Holdout, holdouts: int, alpha: float, rates: Rated) -> I
     )
     floor = int(floor_n(holdout.margin, holdout.alpha))
     if holdout.n < floor:
-        yield (
-            f"Holdouts of fewer than {floor:,} records are not judged alone: the gate would judge these "
-            f"together, as one of {holdout.n * holdouts:,} records: "
-            f"try --n {holdout.n * holdouts} --holdouts 1."
-        )
+        few = f"Holdouts of fewer than {floor:,} records are not judged alone"
+        together = f"as one of {holdout.n * holdouts:,} records: try --n {holdout.n * holdouts} --holdouts 1."
+        if holdouts == 1:
+            yield f"{few}: a person would decide."
+        else:
+            yield f"{few}: the gate would judge these together, {together}"
+
+
+def _worst(holdout: Holdout) -> tuple[float, float]:
+    """The largest rate of false promotions, and the churn where it is met; the one asked for among them."""
+    worst, churn = worst_false_promotion(holdout.n, margin=holdout.margin, alpha=holdout.alpha)
+    own = promote_rate(holdout, holdout.margin)
+    return (own, holdout.churn) if own > worst else (worst, churn)
 
 
 def life_lines(life: Life, lives: int, lived: Lived) -> Iterator[str]:
@@ -55,7 +63,7 @@ def life_lines(life: Life, lives: int, lived: Lived) -> Iterator[str]:
     yield ""
     yield (
         f"{lives} lives of {life.updates} updates; {_many(life.holdouts)} with {life.gate:,} records to "
-        f"judge by and {life.audit:,} sealed; budget {say.with_unit(budget)}."
+        f"judge by and {life.audit:,} sealed{_audited(life)}; budget {say.with_unit(budget, digits=2)}."
     )
     yield ""
     yield f"{'':<40}{'promoted':>10}{'lost':>8}{'at most':>9}{'the budget lost':>17}{'stopped':>9}"
@@ -69,25 +77,32 @@ def life_lines(life: Life, lives: int, lived: Lived) -> Iterator[str]:
     kept, harmless = _summary(lived["budget"][1], life), _summary(lived["harmless"][1], life)
     limit = _rate(kept["lost_the_budget_upper_95"])
     yield (
-        f"With the budget, {_rate(kept['lost_the_budget'])} of the lives lost {say.with_unit(budget)} "
-        f"or more (at most {limit}, 95 % sure; promised: {say.percent(life.alpha)}); "
+        f"With the budget, {_rate(kept['lost_the_budget'])} of the lives lost "
+        f"{say.with_unit(budget, digits=2)} or more (at most {limit}, 95 % sure; promised: "
+        f"{say.percent(life.alpha)}); "
         f"it stopped {_rate(harmless['frozen'])} of the harmless lives before their end."
     )
 
 
+def _audited(life: Life) -> str:
+    together = audited_together(life)
+    if together == 1:
+        return ""
+    return f", audited {together} experiences at a time" if together else ", too few for an audit to be asked"
+
+
 def plan_lines(wish: Wish, plan: Plan) -> Iterator[str]:
+    both = f"{plan.holdout_records:,} records in each holdout, and {plan.audit_records:,} sealed ones"
+    asked = f"margin {say.with_unit(wish.margin, digits=2)}, {say.percent(wish.churn)} of the answers flip"
     yield (
-        f"{plan.holdout_records:,} records in each holdout let an update that lost nothing pass "
-        f"{say.percent(wish.power)} of the time with {_many(wish.holdouts)}: margin "
-        f"{say.with_unit(wish.margin)}, {say.percent(wish.churn)} of the answers flip, alpha {wish.alpha:g} "
-        f"({wish.spending:.2g} on try "
-        f"{wish.attempt})."
+        f"{both}, let an update that lost nothing pass {say.percent(wish.power)} of the time with "
+        f"{_many(wish.holdouts)}: {asked}, alpha {wish.alpha:g} ({wish.spending:.2g} on try {wish.attempt})."
     )
     yield f"So cut experiences of {plan.experience_records:,} records, with split.gate at {wish.gate:g}."
     by_size = f"experiences of {plan.experience_records_for_audit:,} with split.audit at {wish.audit:g}"
     share = plan.audit_share
     sealed = (
-        f"The budget of {say.with_unit(wish.budget)} over {wish.updates} updates needs "
+        f"The budget of {say.with_unit(wish.budget, digits=2)} over {wish.updates} updates needs "
         f"{plan.audit_records:,} records in each sealed audit part: "
     )
     if plan.experience_records_for_audit <= plan.experience_records:
@@ -96,17 +111,24 @@ def plan_lines(wish: Wish, plan: Plan) -> Iterator[str]:
         yield f"{sealed}split.audit at {share:g}, or {by_size}."
     else:
         yield f"{sealed}{by_size}."
+    if plan.experience_records_for_audit > plan.experience_records:
+        yield "With fewer, neighbouring experiences are audited as one."
     if plan.n is not None:
         margin = plan.settled_margin
         settled = f"a margin of {say.with_unit(margin)}" if margin else "no margin at all"
-        yield f"{plan.n:,} records in each holdout settle {settled}."
+        have = (
+            "1 record in each holdout settles"
+            if plan.n == 1
+            else f"{plan.n:,} records in each holdout settle"
+        )
+        yield f"{have} {settled}."
 
 
 def simulated(
     holdout: Holdout, holdouts: int, alpha: float, rates: Rated, life: Life | None, lived: Lived
 ) -> dict[str, Any]:
     """All of it as JSON."""
-    worst, churn = worst_false_promotion(holdout.n, margin=holdout.margin, alpha=holdout.alpha)
+    worst, churn = _worst(holdout)
     document: dict[str, Any] = {
         "holdout": asdict(holdout),
         "holdouts": holdouts,

@@ -439,13 +439,12 @@ def experiences_of_live(connection: sa.Connection, pipeline: str, *, beside: str
 
 
 def earlier_tries(connection: sa.Connection, update: Update) -> int:
-    """How many updates learnt one of these experiences from the same champion, and were not promoted."""
+    """How many updates learnt one of these experiences from the same champion; it may be that again."""
     rows = connection.execute(
         sa.select(updates.c.experiences).where(
             updates.c.pipeline == update.pipeline,
             updates.c.id != update.id,
             updates.c.version.is_not(None),
-            updates.c.outcome.in_(["reject", "review"]),
             # By the version, not the revision: to be rolled back to gives a champion no alpha back.
             updates.c.base_version.is_not_distinct_from(update.base_version),
         )

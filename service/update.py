@@ -299,7 +299,9 @@ def _count_looks(connection: sa.Connection, plan: Plan, result: Result, verdict:
         return
     pipeline, update_id = plan.update.pipeline, plan.update.id
     passed = verdict.outcome == "promote"
-    holdouts.note_looks(connection, pipeline, update_id=update_id, experiences=plan.judged, passed=passed)
+    # A new holdout is looked at too, by each try until one is promoted.
+    seen = [*plan.judged, *plan.experiences]
+    holdouts.note_looks(connection, pipeline, update_id=update_id, experiences=seen, passed=passed)
     if not verdict.audit:
         return
     looked = [index for index in plan.judged if plan.rows[index].audit.rows]

@@ -44,17 +44,17 @@ def test_every_promotion_is_audited_against_the_anchors_and_looks_are_counted(
     each = make(
         split=SEALED,
         strategy={"name": "replay", "capacity": 300},
-        gate={"margin": 0.3, "learning_margin": 0.3, "budget": 0.3, "audits": 5},
+        gate={"margin": 0.3, "learning_margin": 0.3, "budget": 0.4, "audits": 5},
     )
     each.learn(digits(0))
-    assert (looks(each), audits(each)) == ({}, {})
+    assert (looks(each), audits(each)) == ({0: 1}, {})
     verdict = each.learn(digits(1, angle=10))
     assert verdict.outcome == "promote", verdict
     (finding,) = verdict.audit
     assert finding.experience == 0
     assert finding.numbers["n"] == pytest.approx(90, abs=25)
     assert (finding.numbers["look"], finding.numbers["looks_planned"]) == (1, 5)
-    assert (looks(each), audits(each)) == ({0: 1}, {0: 1})
+    assert (looks(each), audits(each)) == ({0: 2, 1: 1}, {0: 1})
     third = each.learn(digits(2, angle=20))
     assert third.outcome == "promote", third
     assert [finding.numbers["look"] for finding in third.audit] == [2, 1]
@@ -73,7 +73,7 @@ def test_an_audit_that_does_not_pass_freezes_until_a_person_lifts_it(make: Calla
         split=SEALED,
         strategy={"epochs": 30},
         # The step allows almost anything, so only the budget can see what is forgotten.
-        gate={"margin": 0.95, "learning_margin": 0.95, "budget": 0.2, "audits": 5},
+        gate={"margin": 0.95, "learning_margin": 0.95, "budget": 0.3, "audits": 5},
     )
     each.learn(digits(0))
     verdict = each.learn(digits(1, angle=90))

@@ -192,7 +192,9 @@ def test_what_small_holdouts_lost_together_is_not_promoted() -> None:
     small = tuple(paired(60, lost=12, experience=each) for each in (5, 7))
     verdict = decide(replace(GOOD, past=(*PAST, *small)), CONFIG)
     assert verdict.outcome == "reject"
-    assert verdict.reason.startswith("experiences 5 and 7, too small to be judged alone, lost between ")
+    told = [each.sentence for each in verdict.findings if each.answer == "fail"]
+    assert told[0].startswith("experiences 5 and 7, too small to be judged alone, lost between ")
+    assert verdict.reason.startswith("experience 5 lost between ")
     noisy = tuple(paired(60, lost=4, gained=2, experience=each) for each in (5, 7))
     assert decide(replace(GOOD, past=(*PAST, *noisy)), CONFIG).outcome == "review"
 

@@ -223,8 +223,9 @@ def test_small_holdouts_that_are_too_few_together_are_undecided(
 
 
 def test_what_small_holdouts_lost_together_fails() -> None:
-    [found] = retained(*(paired(60, lost=12, experience=each) for each in (5, 7)))
+    found, *alarms = retained(*(paired(60, lost=12, experience=each) for each in (5, 7)))
     assert found.answer == "fail"
+    assert [(each.experience, each.answer) for each in alarms] == [(5, "fail"), (7, "fail")]
     assert found.sentence.startswith("experiences 5 and 7, too small to be judged alone, lost between 14")
     assert found.sentence.endswith(
         " points together; 5 were allowed: keep the champion, and replay more of experiences 5 and 7"
@@ -233,12 +234,23 @@ def test_what_small_holdouts_lost_together_fails() -> None:
     assert alone.answer == "fail", "a proven loss needs no margin, so it fails below the floor as well"
 
 
+def test_what_one_small_holdout_lost_is_not_hidden_by_the_others() -> None:
+    others = [paired(170, experience=each) for each in range(1, 20)]
+    pool, lost = retained(paired(170, lost=40), *others, config=GateConfig())
+    assert (pool.answer, pool.numbers["pooled"]) == ("pass", 20)
+    assert (lost.answer, lost.experience) == ("fail", 0)
+    assert lost.sentence.startswith("experience 0 lost between")
+    few = retained(paired(170, lost=5), *others, config=GateConfig())
+    assert [each.answer for each in few] == ["pass"]
+
+
 def test_the_pool_takes_part_in_holm() -> None:
-    small = [paired(60, lost=4, experience=1), paired(60, lost=3, gained=1, experience=2)]
+    small = [paired(60, lost=5, experience=1), paired(60, lost=5, gained=1, experience=2)]
     config = GateConfig(margin=0.03)
-    assert retained(*small, config=config)[-1].answer == "fail"
     others = [paired(200, lost=1, gained=1, experience=each) for each in range(3, 20)]
-    assert retained(*small, *others, config=config)[-1].answer == "undecided"
+    for past, answer in ((small, "fail"), ([*small, *others], "undecided")):
+        (pool,) = (each for each in retained(*past, config=config) if "pooled" in each.numbers)
+        assert pool.answer == answer
 
 
 def test_a_pool_leaves_broken_holdouts_and_margins_of_their_own_out() -> None:

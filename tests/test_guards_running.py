@@ -59,8 +59,8 @@ def test_the_gap_is_told_even_without_a_limit_and_then_nothing_else() -> None:
     [
         ("train_gap", {"right": 420}, "a gap of at least 2"),
         ("latency", {"challenger_rounds": tuple(2 * each for each in TIMES)}, "2.00 times"),
-        ("size", {"challenger_bytes": 1501}, "1.50 times"),
-        ("update_cost", {"seconds": 61.0}, "61 seconds, 60 allowed"),
+        ("size", {"challenger_bytes": 1501}, "1.5010 times"),
+        ("update_cost", {"seconds": 61.0}, "61.00 seconds, 60 allowed"),
     ],
 )
 def test_what_exceeds_its_limit_fails(guard: str, changes: dict[str, Any], says: str) -> None:

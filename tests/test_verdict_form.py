@@ -80,11 +80,11 @@ def verdicts() -> Iterator[Verdict]:
     ):
         yield from (decide(evidence, config) for config in (ALL, STRICT, SPARSE))
     for looked_at in (
-        [sealed(0, 1500)],
-        [sealed(0, 1500, lost=200)],
+        [sealed(0, 3000)],
+        [sealed(0, 3000, lost=400)],
         [sealed(0, 30)],
-        [sealed(0, 700), sealed(1, 700)],
-        [sealed(0, 1500, looks=50)],
+        [sealed(0, 1400), sealed(1, 1400)],
+        [sealed(0, 3000, looks=50)],
     ):
         yield decide(audited(*looked_at), SPARSE)
 

@@ -123,7 +123,7 @@ def _rate(
     """Does a rate exceed the reference by more than allowed, and by more than chance?"""
     numbers = {"sample": evidence.sample, "rate": rate, "reference_rate": reference, "excess_allowed": excess}
     described, remedy = _RATE_WORDS[guard]
-    if not evidence.sample > 0:
+    if not evidence.sample >= 1:
         sentence = (
             f"{guard}: {say.records(evidence.records)} are too few to compare with earlier batches; "
             "merge the batch with the next, or let a person look at it"
@@ -170,7 +170,7 @@ def _suspects(seen: Suspects | None, config: GateConfig) -> tuple[Finding, ...]:
     """
     if seen is None:
         return ()
-    if not seen.records > 0:
+    if not (seen.records >= 1 and seen.reference_records >= 1):
         sentence = (
             f"suspects: the batch, or the {say.records(seen.reference_records)} of past holdouts, are too "
             "few to tell suspect records by; merge the batch with the next, or let a person look at it"

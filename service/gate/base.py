@@ -597,5 +597,7 @@ class Verdict:
 def _whole(numbers: Mapping[str, float]) -> dict[str, float]:
     """What JSON has a form for: evidence that is no number is told by its sentence alone."""
     return {
-        key: value for key, value in numbers.items() if isinstance(value, int | float) and isfinite(value)
+        key: value
+        for key, value in numbers.items()
+        if isinstance(value, int) or (isinstance(value, float) and isfinite(value))
     }

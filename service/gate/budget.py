@@ -8,17 +8,22 @@ mirror image of the first-change mode of Renggli et al., "Continuous integration
 with ease.ml/ci", MLSys 2019).
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from service.gate import sentences as say
 from service.gate import stats
 from service.gate.base import BUDGET, Audit, Evidence, Finding, GateConfig, Note, PairedAnswers
-from service.gate.comparisons import Comparison, Pool, compare, is_small, pooled, problem
+from service.gate.comparisons import Comparison, Pool, compare, pooled, pooled_by_neighbours, problem
 
-PLANNED_CHURN = 0.06
-"""Share of answers that flip, as an audit is planned."""
-PLANNED_POWER = 0.9
-"""Chance that an audit passes where nothing was lost; with fewer records than that takes, none is made."""
+FIRST_CHURN, FIRST_POWER = 0.06, 0.9
+"""An audit is made from so many sealed records on that a champion which lost nothing passes with this chance
+where this share of its answers differs from the anchor's, as it does after an update."""
+LASTING_CHURN, LASTING_POWER = 0.18, 0.9995
+"""The same for an experience to be audited alone, over a whole life: two models that are right nine times in
+ten differ in 2 * 0.9 * 0.1 of their answers, which answers that flip back and forth come to in a few updates;
+and every look at every experience must pass."""
 
 
 def frozen(evidence: Evidence, _config: GateConfig) -> tuple[Finding, ...]:
@@ -36,61 +41,103 @@ def frozen(evidence: Evidence, _config: GateConfig) -> tuple[Finding, ...]:
 def budget(evidence: Evidence, config: GateConfig) -> tuple[Finding | Note, ...]:
     """Has the challenger lost more than the budget since each experience was learnt?
 
-    Experiences with sealed records enough are judged alone, the others as one. Where even all of them are too
-    few for a challenger that lost nothing to pass, there is no look and nothing is spent: a note says so.
+    Experiences with sealed records enough are judged alone; the others with as many neighbours as make
+    enough, or all as one, which promises their common loss only, so each of those is alarmed on too. Where
+    even all are too few for a challenger that lost nothing to pass, none need pass: a note says so, and only
+    a loss that is proven stops a promotion.
     """
     if evidence.audit is None:
         return ()
     sealed, notes = _usable(evidence.audit, config)
     if not sealed:
         return notes
-    alpha = config.alpha / config.audits
-    broken = [(each, wrong) for each in sealed if (wrong := problem(each, config.budget))]
+    broken = [(each, wrong) for each in sealed if (wrong := _problem(each, config))]
     if broken:
         return (*(_broken(each, wrong) for each, wrong in broken), *notes)
-    needed = records_needed(config)
-    # A person who lets a holdout lose more at once lets it lose as much in all; with few sealed records it is
-    # audited with the others all the same, at the budget.
+    alpha = config.alpha / config.audits
+    # A person who lets a holdout lose more at once lets it lose as much in all; with few sealed records even
+    # for that it is audited with the others, at the budget.
     pairs = [
         (each, config.budget)
         if each.margin is None
         else (replace(each, margin=None), max(config.budget, each.margin))
         for each in sealed
     ]
-    pool = pooled(pairs, enough=lambda _: needed, margin=config.budget)
-    if pool and pool.n < needed:
-        return (*notes, _too_few(pool, config))
-    alone = [pair for pair in pairs if not is_small(*pair, enough=lambda _: needed)]
-    judged = [*alone, (pool.answers, config.budget)] if pool else alone
-    seen = compare(judged, alpha=alpha, holdouts=len(judged))
-    named = [say.experiences([each.experience]) for each, _ in alone]
-    if pool:
-        named.append(say.experiences(sorted({*pool.small, *pool.added})))
-    looks = [each.looks for each, _ in alone]
-    if pool:
-        looks.append(max(each.looks for each in sealed if each.experience in {*pool.small, *pool.added}))
+    small = [(each, margin) for each, margin in pairs if each.n < records_alone(margin, alpha)]
+    pools = _pools(pairs, small, budget=config.budget, alpha=alpha)
     remedy = _remedy(evidence.audit.last_audited, evidence.champion)
-    found = [
-        _judge(its, name, look=look + 1, config=config, remedy=remedy)
-        for its, name, look in zip(seen, named, looks, strict=True)
-    ]
-    if pool:
-        numbers = {**found[-1].numbers, "pooled": len(pool.small)}
-        found[-1] = found[-1]._replace(experience=None, numbers=numbers)
-    return (*found, *notes)
+    needed = records_needed(config.budget, alpha)
+    alarms = tuple(_alarms(small, config, remedy))
+    if pools and pools[0].n < needed:
+        return (*alarms, *notes, _too_few(pools[0], needed))
+    if len(small) == 1 and not pools[0].added:
+        # It was judged as its own pool.
+        alarms = ()
+    return (*_looks(pairs, small, pools, config=config, remedy=remedy), *alarms, *notes)
 
 
-def records_needed(config: GateConfig) -> int:
-    """Sealed records that an audit takes: so many that a harmless challenger passes nine times in ten."""
-    alpha = config.alpha / config.audits
-    return int(stats.needed_n(config.budget, alpha, churn=PLANNED_CHURN, power=PLANNED_POWER))
+def records_needed(budget: float, alpha: float) -> int:
+    """Sealed records in all from which on a look at `alpha` is made."""
+    return int(stats.needed_n(budget, alpha, churn=FIRST_CHURN, power=FIRST_POWER))
+
+
+@lru_cache(maxsize=1024)
+def records_alone(budget: float, alpha: float) -> int:
+    """Sealed records of one experience from which on it is judged alone."""
+    return int(stats.needed_n(budget, alpha, churn=LASTING_CHURN, power=LASTING_POWER))
+
+
+_Pairs = Sequence[tuple[PairedAnswers, float]]
+
+
+def _pools(pairs: _Pairs, small: _Pairs, *, budget: float, alpha: float) -> list[Pool]:
+    if not small:
+        return []
+    enough = records_alone(budget, alpha)
+    if sum(each.n for each, _ in small) >= enough:
+        return pooled_by_neighbours([each for each, _ in small], margin=budget, floor=enough)
+    return [pooled(pairs, enough=lambda margin: records_alone(margin, alpha), margin=budget)]
+
+
+def _looks(
+    pairs: _Pairs, small: _Pairs, pools: Sequence[Pool], *, config: GateConfig, remedy: str
+) -> Iterator[Finding]:
+    """One finding an experience with records enough, and one a pool of others."""
+    alpha, few = config.alpha / config.audits, {each.experience for each, _ in small}
+    alone = [pair for pair in pairs if pair[0].experience not in few]
+    judged = [*alone, *((pool.answers, config.budget) for pool in pools)]
+    seen = compare(judged, alpha=alpha, holdouts=len(judged))
+    for (each, _), its in zip(alone, seen, strict=False):
+        name = say.experiences([each.experience])
+        yield _judge(its, name, look=each.looks + 1, config=config, remedy=remedy)
+    for pool, its in zip(pools, seen[len(alone) :], strict=True):
+        name = say.experiences(sorted({*pool.small, *pool.added}))
+        found = _judge(its, name, look=pool.answers.looks + 1, config=config, remedy=remedy)
+        if len(pool.small) > 1 or pool.added:
+            found = found._replace(experience=None, numbers={**found.numbers, "pooled": len(pool.small)})
+        yield found
+
+
+def _alarms(small: _Pairs, config: GateConfig, remedy: str) -> Iterator[Finding]:
+    """One finding each experience with too few sealed records that is proven to have lost its budget."""
+    # Bonferroni: the chance of any false alarm among them is that of one look at most.
+    alpha = config.alpha / config.audits / max(len(small), 1)
+    for (each, _), its in zip(small, compare(small, alpha=alpha, holdouts=len(small)), strict=True):
+        if its.lower > its.margin:
+            yield _lost(its, say.experiences([each.experience]), each.looks + 1, config, remedy)
 
 
 def _usable(audit: Audit, config: GateConfig) -> tuple[list[PairedAnswers], tuple[Note, ...]]:
     """What can be looked at, and notes on what cannot: nothing is sealed of it, or it is worn out."""
     filled = [each for each in audit.answers if not each.is_empty]
     worn = [each for each in filled if each.looks >= config.audits]
+    unsealed = [each.experience for each in audit.answers if each.is_empty]
     notes = []
+    if unsealed and filled:
+        sentence = (
+            f"budget: nothing is sealed of {say.experiences(unsealed)}, so only the step margin watches"
+        )
+        notes.append(Note(BUDGET, f"{sentence} what is lost there"))
     if worn:
         subject = f"the sealed records of {say.experiences([each.experience for each in worn])}"
         sentence = (
@@ -98,12 +145,18 @@ def _usable(audit: Audit, config: GateConfig) -> tuple[list[PairedAnswers], tupl
             "more; from now on only the step margin watches what is lost there"
         )
         notes.append(Note(BUDGET, sentence, {"worn_out": len(worn)}))
-    usable = [each for each in filled if each.looks < config.audits]
+    usable = [each for each in filled if not each.looks >= config.audits]
     if not usable and not worn:
         notes.append(
             Note(BUDGET, "budget: nothing is sealed (split.audit), so nobody sees small losses add up")
         )
     return usable, tuple(notes)
+
+
+def _problem(answers: PairedAnswers, config: GateConfig) -> str | None:
+    if not answers.looks >= 0:
+        return f"{answers.looks} looks at its sealed records cannot be; count them again"
+    return problem(answers, config.budget)
 
 
 def _broken(answers: PairedAnswers, wrong: str) -> Finding:
@@ -112,8 +165,7 @@ def _broken(answers: PairedAnswers, wrong: str) -> Finding:
     return Finding(BUDGET, "undecided", f"{subject}: {wrong}", answers.experience)
 
 
-def _too_few(pool: Pool, config: GateConfig) -> Note:
-    needed = records_needed(config)
+def _too_few(pool: Pool, needed: int) -> Note:
     sentence = (
         f"budget: {say.records(pool.n, 'sealed')} so far, an audit takes {say.about(needed)}; "
         "until then only the step margin watches what is lost"
@@ -122,21 +174,37 @@ def _too_few(pool: Pool, config: GateConfig) -> Note:
 
 
 def _judge(seen: Comparison, name: str, *, look: int, config: GateConfig, remedy: str) -> Finding:
-    numbers = seen.numbers() | {"look": look, "looks_planned": config.audits}
-    counted = f"{say.records(seen.n, 'sealed')}, {seen.lost} got worse, {seen.gained} got better"
-    looked = f"({counted}; look {look} of {config.audits})"
+    numbers, looked = _counted(seen, look, config)
     allowed = f"{say.allowed(seen.margin)} allowed"
+    if not seen.baseline_right and seen.p_gain > seen.alpha:
+        none = f"{name}: the anchor answers none of {say.records(seen.n, 'sealed')} right"
+        sentence = f"{none}, so what was lost cannot be told; promotion is frozen: {remedy}"
+        return Finding(BUDGET, "undecided", sentence, seen.experience, numbers)
     if seen.p_noninferior <= seen.alpha:
         worst = say.at_worst(seen.upper, seen.margin)
         sentence = f"{name} within the budget since learnt: {worst}, {allowed} {looked}"
         return Finding(BUDGET, "pass", sentence, seen.experience, numbers)
     if seen.p_drop <= seen.alpha:
-        lost = f"{name} lost {say.between(seen.lower, seen.upper)} since learnt, {allowed} {looked}"
-        sentence = f"{lost}; promotion is frozen: {remedy}"
-        return Finding(BUDGET, "fail", sentence, seen.experience, numbers)
+        return _lost(seen, name, look, config, remedy)
     may = f"{name} may have lost {say.up_to(seen.upper, seen.margin)} since learnt, {allowed} {looked}"
     sentence = f"{may}; promotion is frozen: {remedy}"
     return Finding(BUDGET, "undecided", sentence, seen.experience, numbers)
+
+
+def _lost(seen: Comparison, name: str, look: int, config: GateConfig, remedy: str) -> Finding:
+    numbers, looked = _counted(seen, look, config)
+    lost = (
+        f"{name} lost {say.between(seen.lower, seen.upper)} since learnt, {say.allowed(seen.margin)} allowed"
+    )
+    sentence = f"{lost} {looked}; promotion is frozen: {remedy}"
+    return Finding(BUDGET, "fail", sentence, seen.experience, numbers)
+
+
+def _counted(seen: Comparison, look: int, config: GateConfig) -> tuple[dict[str, float], str]:
+    """A look in numbers and in words."""
+    counted = f"{say.records(seen.n, 'sealed')}, {seen.lost} got worse, {seen.gained} got better"
+    numbers = seen.numbers({"look": look, "looks_planned": config.audits})
+    return numbers, f"({counted}; look {look} of {config.audits})"
 
 
 def _remedy(last_audited: int | None, champion: int | None) -> str:

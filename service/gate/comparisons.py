@@ -116,14 +116,12 @@ def is_small(answers: PairedAnswers, margin: float, *, enough: Enough) -> bool:
     return answers.margin is None and 0 < answers.n < enough(margin) and problem(answers, margin) is None
 
 
-def pooled(past: Sequence[tuple[PairedAnswers, float]], *, enough: Enough, margin: float) -> Pool | None:
+def pooled(past: Sequence[tuple[PairedAnswers, float]], *, enough: Enough, margin: float) -> Pool:
     """The small ones of the past holdouts and, while they are too few together, the smallest full ones.
 
-    They are judged at `margin`. None where no holdout is small.
+    At least one is small. They are judged at `margin`.
     """
     members = [each for each, its in past if is_small(each, its, enough=enough)]
-    if not members:
-        return None
     floor = enough(margin)
     full = [
         each for each, its in past if problem(each, its) is None and not is_small(each, its, enough=enough)
@@ -133,7 +131,26 @@ def pooled(past: Sequence[tuple[PairedAnswers, float]], *, enough: Enough, margi
         if sum(each.n for each in members + added) >= floor:
             break
         added.append(each)
-    every = members + added
+    return _pool(members, added, margin=margin, floor=floor)
+
+
+def pooled_by_neighbours(members: Sequence[PairedAnswers], *, margin: float, floor: int) -> list[Pool]:
+    """As many pools of neighbouring experiences as hold `floor` records each; they hold so many in all."""
+    groups: list[list[PairedAnswers]] = [[]]
+    for each in sorted(members, key=lambda each: each.experience):
+        if sum(its.n for its in groups[-1]) >= floor:
+            groups.append([])
+        groups[-1].append(each)
+    if len(groups) > 1 and sum(its.n for its in groups[-1]) < floor:
+        left_over = groups.pop()
+        groups[-1] += left_over
+    return [_pool(each, [], margin=margin, floor=floor) for each in groups]
+
+
+def _pool(
+    members: Sequence[PairedAnswers], added: Sequence[PairedAnswers], *, margin: float, floor: int
+) -> Pool:
+    every = [*members, *added]
     baseline = np.concatenate([each.baseline for each in every if each.baseline is not None])
     challenger = np.concatenate([each.challenger for each in every if each.challenger is not None])
     names = tuple(sorted(each.experience for each in members))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf
+from numbers import Integral
 
 from service.gate import arrivals, budget, forgetting, groups, quality, robustness, running, seeds, stats
 from service.gate import sentences as say
@@ -133,7 +134,7 @@ def _run(
         except Exception as error:
             findings.append(_broken(name, error))
         if name == "retention":
-            evidence = _without_obsolete(evidence, findings)
+            evidence = _without_obsolete(evidence, config, findings)
     return findings, notes
 
 
@@ -153,12 +154,16 @@ def _sound(finding: Finding) -> Finding:
     """The finding, if it says something; a guard that gives no sentence has not answered."""
     if not finding.sentence or finding.answer not in _ANSWERS:
         raise ValueError(f"it answered {finding.answer!r} with the sentence {finding.sentence!r}")
-    return finding
+    if finding.experience is None or type(finding.experience) is int:
+        return finding
+    if not isinstance(finding.experience, Integral):
+        raise ValueError(f"it spoke of experience {finding.experience!r}, which is no number of one")
+    return finding._replace(experience=int(finding.experience))
 
 
-def _without_obsolete(evidence: Evidence, findings: Sequence[Finding]) -> Evidence:
+def _without_obsolete(evidence: Evidence, config: GateConfig, findings: Sequence[Finding]) -> Evidence:
     """What the other guards are shown: a holdout that looks obsolete waits for a person and fails nothing."""
-    obsolete = {each.experience for each in findings if each.guard == "retention" and "twins" in each.numbers}
+    obsolete = forgetting.obsolete(evidence, config, findings)
     if not obsolete:
         return evidence
     return replace(evidence, past=tuple(each for each in evidence.past if each.experience not in obsolete))

@@ -25,7 +25,8 @@ def retention(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
     """Was anything forgotten? One finding a full past holdout, and one for all small ones together.
 
     A holdout with fewer records than any challenger can pass with would never be settled, since it does not
-    grow; such small ones are pooled (`comparisons.pooled`), which promises their common loss only.
+    grow; such small ones are pooled (`comparisons.pooled`), which promises their common loss only. Each of
+    them is still alarmed on: one that is shown to have lost has a finding of its own.
 
     Which ones are small does not depend on the try: what is judged alone stays so, however little of alpha
     is left. All must pass, each at alpha, so P(promote | some holdout truly lost its margin) <= alpha without
@@ -38,22 +39,52 @@ def retention(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
             "was forgotten; run the update again"
         )
         return () if evidence.first else (Finding("retention", "undecided", nothing),)
-    fresh = [each for each in evidence.past if each.looks < config.holdout_looks]
-    worn = tuple(_worn_out(each, config) for each in evidence.past if not each.looks < config.holdout_looks)
-    past = _with_margins(fresh, config.margin)
+    fresh = _with_margins([each for each in evidence.past if _is_fresh(each, config)], config.margin)
+    worn = tuple(_worn_out(each, config) for each in evidence.past if not _is_fresh(each, config))
     enough = floor(stats.spent_at_first(config.alpha, evidence.attempt))
-    alone = [(each, margin) for each, margin in past if not is_small(each, margin, enough=enough)]
+    small = [(each, margin) for each, margin in fresh if is_small(each, margin, enough=enough)]
+    if not small:
+        seen = _compared(fresh, config)
+        return (*(_retained(each, its, config) for (each, _), its in zip(fresh, seen, strict=True)), *worn)
+    alone = [(each, margin) for each, margin in fresh if not is_small(each, margin, enough=enough)]
     together = config.margin if config.small_margin is None else config.small_margin
-    pool = pooled(past, enough=enough, margin=together) if len(alone) < len(past) else None
-    judged = [*alone, (pool.answers, pool.margin)] if pool else alone
-    seen = _compared(judged, config)
+    pool = pooled(fresh, enough=enough, margin=together)
+    # A pool of one is that one.
+    members = small if len(small) > 1 or pool.added else []
+    seen = _compared([*alone, (pool.answers, pool.margin), *members], config)
     findings = [_retained(each, its, config) for (each, _), its in zip(alone, seen, strict=False)]
-    if pool:
-        findings.append(_pool_found(pool, seen[-1], config))
-    return (*findings, *worn)
+    findings.append(_pool_found(pool, seen[len(alone)], config))
+    # Too few records to be kept by, and yet they may show a loss.
+    alarms = [
+        _retained(each, its, config) for (each, _), its in zip(members, seen[len(alone) + 1 :], strict=True)
+    ]
+    return (*findings, *(each for each in alarms if each.answer == "fail" or "twins" in each.numbers), *worn)
+
+
+def obsolete(evidence: Evidence, config: GateConfig, findings: Sequence[Finding]) -> set[int]:
+    """Experiences whose holdouts look obsolete by what retention found, alone or among the small ones."""
+    found = [each for each in findings if each.guard == "retention" and "twins" in each.numbers]
+    if all(each.experience is not None for each in found):
+        return {each.experience for each in found if each.experience is not None}
+    enough = floor(stats.spent_at_first(config.alpha, evidence.attempt))
+    small = [
+        each.experience
+        for each, margin in _with_margins(evidence.past, config.margin)
+        if is_small(each, margin, enough=enough)
+    ]
+    return {*small, *(each.experience for each in found if each.experience is not None)}
+
+
+def _is_fresh(answers: PairedAnswers, config: GateConfig) -> bool:
+    return 0 <= answers.looks < config.holdout_looks
 
 
 def _worn_out(answers: PairedAnswers, config: GateConfig) -> Finding:
+    if not answers.looks >= config.holdout_looks:
+        uncounted = f"{answers.looks} looks at its holdout cannot be; count them again, a person decides"
+        return Finding(
+            "retention", "undecided", f"experience {answers.experience}: {uncounted}", answers.experience
+        )
     sentence = (
         f"experience {answers.experience}: its holdout was compared {answers.looks} times, which wears it "
         "out: models chosen by it so often may fit it by luck; retire it (holdfast holdout retire)"

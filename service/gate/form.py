@@ -79,7 +79,8 @@ NUMBERS: Mapping[str, str] = {
     "reference_records": "Records of past holdouts that the batch was laid beside.",
     "expected_rate": "The share that the past holdouts let expect.",
     "excess_allowed": "How far the true share may lie above that.",
-    "p_excess": 'P-value of "the true share is what is allowed or less".',
+    "p_excess": 'P-value of "the true share is no more than before" (`labels`, `anomalies`), or than what is '
+    "allowed above what is expected (suspects).",
     "p_chance": 'P-value of "the batch has no more of them than the past holdouts".',
     "p_features": "P-value of the features' shift, corrected for all comparisons.",
     "p_probabilities": "P-value of the shift of the champion's probabilities, corrected.",

@@ -6,12 +6,14 @@ stay the same for a whole life, so that a champion may have been lucky on those 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.gate import stats
+from service.gate.budget import records_alone, records_needed
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -89,6 +91,7 @@ def simulate(life: Life, *, lives: int, seed: int, progress: Callable[[], None] 
     shape = (lives, life.holdouts)
     right = random.binomial(life.gate, life.accuracy, shape)
     sealed = _Sealed.new(life, random, shape)
+    together = audited_together(life)
     promotions, frozen = np.zeros(lives, dtype=np.int64), np.zeros(lives, dtype=np.bool_)
     for _ in range(life.updates):
         accuracy: Floats = np.asarray(life.accuracy - life.loss * promotions, dtype=np.float64)[:, None]
@@ -98,7 +101,7 @@ def simulate(life: Life, *, lives: int, seed: int, progress: Callable[[], None] 
         challenger = sealed.flipped(random, p_lost, p_gained)
         goes_on = _steps(life, lost, gained) & ~frozen
         if life.budget is not None:
-            kept = challenger.keeps(life.budget, life.alpha / life.updates)
+            kept = challenger.keeps(life.budget, life.alpha / life.updates, together)
             frozen |= goes_on & ~kept
             goes_on &= kept
         promotions += goes_on
@@ -106,6 +109,16 @@ def simulate(life: Life, *, lives: int, seed: int, progress: Callable[[], None] 
         sealed = challenger.where(goes_on, sealed)
         progress()
     return Lives(promotions, np.asarray(promotions * life.loss, dtype=np.float64), frozen)
+
+
+def audited_together(life: Life) -> int:
+    """Neighbours that are audited as one (`budget.budget`): 1 is each alone, 0 that none need pass."""
+    if life.budget is None:
+        return 0
+    alpha, sealed = life.alpha / life.updates, life.audit * life.holdouts
+    if sealed < records_needed(life.budget, alpha):
+        return 0
+    return min(ceil(records_alone(life.budget, alpha) / life.audit), life.holdouts)
 
 
 def _steps(life: Life, lost: Counts, gained: Counts) -> NDArray[np.bool_]:
@@ -147,10 +160,20 @@ class _Sealed:
             self.both_wrong + slips - rises,
         )
 
-    def keeps(self, budget: float, alpha: float) -> NDArray[np.bool_]:
-        """(lives,) whether one look at every holdout passes."""
-        p = stats.noninferiority_p(self.lost, self.gained, n=self.n, margin=budget)
-        return np.asarray((p <= alpha).all(axis=1), dtype=np.bool_)
+    def keeps(self, budget: float, alpha: float, together: int) -> NDArray[np.bool_]:
+        """(lives,) whether one look at every holdout passes, so many of them `together`."""
+        lives, holdouts = self.lost.shape
+        kept = np.ones(lives, dtype=np.bool_)
+        if together:
+            # What is left over at the end goes with those before it.
+            firsts = np.arange(holdouts // together) * together
+            lost, gained = (np.add.reduceat(each, firsts, axis=1) for each in (self.lost, self.gained))
+            n = self.n * np.diff(np.append(firsts, holdouts))
+            kept &= (stats.noninferiority_p(lost, gained, n=n, margin=budget) <= alpha).all(axis=1)
+        if together != 1:
+            lower, _ = stats.loss_limits(self.lost, self.gained, n=self.n, alpha=alpha / holdouts)
+            kept &= (lower <= budget).all(axis=1)
+        return kept
 
     def where(self, chosen: NDArray[np.bool_], other: "_Sealed") -> "_Sealed":
         """These answers in the chosen lives, the other ones elsewhere."""

@@ -7,6 +7,7 @@ from math import ceil
 import numpy as np
 
 from service.gate import stats
+from service.gate.budget import records_alone
 from service.gate.simulate import Holdout, promote_rate
 
 _MARGIN_STEP = 0.001
@@ -24,7 +25,7 @@ class Wish:
     spending: float
     """What this attempt may spend of alpha (`stats.spent`)."""
     power: float
-    """Chance that an update which lost nothing passes on all holdouts."""
+    """Chance that an update which lost nothing passes on all holdouts, the audit of all among it."""
     gate: float
     """Share of an experience that every update is judged on."""
     audit: float
@@ -51,8 +52,11 @@ class Plan:
 
 
 def plan(wish: Wish, *, n: int | None, progress: Callable[[], None] = lambda: None) -> Plan:
-    """What a wish takes, and what margin `n` records would settle; `progress` is called three times."""
-    each = power_each(wish.power, wish.holdouts)
+    """What a wish takes, and what margin `n` records would settle; `progress` is called three times.
+
+    Step and audit must both pass, so that each is planned to pass with the root of what is wanted.
+    """
+    each = power_each(wish.power**0.5, wish.holdouts)
     records = needed_records(margin=wish.margin, alpha=wish.spending, churn=wish.churn, power=each)
     progress()
     sealed = audit_records(
@@ -131,9 +135,11 @@ def audit_records(
     """Records of one audit part with which the last of so many looks passes so often after harmless updates.
 
     Each look may spend alpha / updates. The last look is the hardest, since answers have flipped the longest.
+    With fewer than the gate judges alone, it would not be.
     """
     between = lasting_churn(churn, accuracy=accuracy, updates=updates)
-    return needed_records(margin=budget, alpha=alpha / updates, churn=between, power=power)
+    planned = needed_records(margin=budget, alpha=alpha / updates, churn=between, power=power)
+    return max(planned, records_alone(budget, alpha / updates))
 
 
 def experience_records(holdout_records: int, share: float) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -212,14 +212,19 @@ def _taken(each: PairedAnswers, *, scored: bool) -> _Holdout | str:
         return "what the models said of each record is missing; predict its holdout again"
     n = len(each.baseline)
     for details in (before, after):
-        columns = [details.predicted, details.confidence, details.brier]
+        columns: list[NDArray[Any]] = [details.predicted, details.confidence, details.brier]
         columns += [] if details.score is None else [details.score]
-        if any(len(column) != n for column in columns) or len(labels) != n:
+        if any(column.shape != (n,) for column in (*columns, labels)):
             return "what the models said does not match its records; predict its holdout again"
+        if any(column.dtype.kind not in "iuf" for column in (*columns, labels)):
+            return "what the models said is not made of numbers; predict its holdout again"
         if not all(np.isfinite(column).all() for column in columns):
             return "a model answers with what is no number; keep the champion, and look at the learning rate"
         if n and not (details.brier.min() >= 0 and details.brier.max() <= 2 + 1e-3):
             return "its Brier scores are not between 0 and 2; predict its holdout again"
+        chances = [details.confidence] + ([] if details.score is None else [details.score])
+        if n and not all(0 <= each.min() <= each.max() <= 1 + 1e-3 for each in chances):
+            return "its probabilities are not between 0 and 1; predict its holdout again"
     if scored and (before.score is None) != (after.score is None):
         return "only one model has a score of class 1; predict its holdout again"
     return _Holdout((each.experience,), labels, before, after, each.baseline, each.challenger)

@@ -57,6 +57,10 @@ def _judge(each: Disturbed, seen: Comparison) -> Finding:
     name, numbers, allowed = _named(each), seen.numbers(), say.allowed(seen.margin)
     right = f"{say.percent(seen.challenger_right / seen.n)} answered right"
     before = f"{say.percent(seen.baseline_right / seen.n)} by the champion"
+    if not seen.baseline_right and not seen.challenger_right:
+        none = f"{name}: neither model answers any of {say.records(seen.n)} right, so nothing can be told"
+        remedy = "disturb less (robustness_epsilon), or a person decides"
+        return Finding("robustness", "undecided", f"{none}; {remedy}", numbers=numbers)
     if seen.p_noninferior <= seen.alpha:
         worst = say.at_worst(seen.upper, seen.margin)
         sentence = f"{name}: {right}, {before}; {worst}, {allowed} allowed ({say.records(seen.n)})"

@@ -1,11 +1,11 @@
 """Guards of what a challenger costs: overfitting, time of an answer, size, and time of learning."""
 
 from collections.abc import Callable
-from math import isfinite
+from math import inf, isfinite
 
 import numpy as np
 
-from service.gate import measures
+from service.gate import measures, stats
 from service.gate import sentences as say
 from service.gate.base import Evidence, Finding, GateConfig, Running
 
@@ -38,13 +38,16 @@ def _gap(evidence: Evidence, measured: Running, config: GateConfig) -> tuple[Fin
     n, right = sum(map(len, held)), int(sum(bits.sum() for bits in held))
     train, train_n = measured.train_right, measured.train_records
     whole = len(held) == len(evidence.new) and n > 0 and train is not None and 0 <= train <= train_n != 0
+    whole = whole and isfinite(train_n)
     if not whole or train is None:
         if limit is None:
             return ()
         missing = "train gap: training and holdout answers are not all there; run the update again"
         return (Finding("train_gap", "undecided", missing),)
-    lower = measures.gap_lower((train, right), (train_n, n), alpha=config.alpha)
-    upper = -measures.gap_lower((right, train), (n, train_n), alpha=config.alpha)
+    # An alarm: what it passes without must not grow with the tries, so it never spends less than the first.
+    alpha = stats.spent_at_first(config.alpha, evidence.attempt)
+    lower = measures.gap_lower((train, right), (train_n, n), alpha=alpha)
+    upper = -measures.gap_lower((right, train), (n, train_n), alpha=alpha)
     gap = train / train_n - right / n
     numbers: dict[str, float] = {
         "train_accuracy": train / train_n,
@@ -54,7 +57,7 @@ def _gap(evidence: Evidence, measured: Running, config: GateConfig) -> tuple[Fin
         "gap": gap,
         "gap_lower": lower,
         "gap_upper": upper,
-        "alpha": config.alpha,
+        "alpha": alpha,
     }
     both = f"{say.percent(train / train_n)} of the training records answered right"
     both += f", {say.percent(right / n)} of the new holdouts"
@@ -98,11 +101,16 @@ def _latency(measured: Running, limit: float, config: GateConfig) -> Finding:
     }
     took = f"latency: an answer takes {ratio:.2f} times the champion's time"
     if high <= limit:
-        return Finding("latency", "pass", f"{took}, at most {high:.2f}, {limit:g} allowed", numbers=numbers)
+        return Finding(
+            "latency", "pass", f"{took}, at most {say.apart(high, limit)}, {limit:g} allowed", numbers=numbers
+        )
     if low > limit:
         remedy = "keep the champion, or allow a larger latency_ratio"
         return Finding(
-            "latency", "fail", f"{took}, at least {low:.2f}, {limit:g} allowed: {remedy}", numbers=numbers
+            "latency",
+            "fail",
+            f"{took}, at least {say.apart(low, limit)}, {limit:g} allowed: {remedy}",
+            numbers=numbers,
         )
     unclear = f"{took}, between {low:.2f} and {high:.2f}, {limit:g} allowed; {len(after)} rounds cannot tell"
     return Finding("latency", "undecided", f"{unclear}; a person decides", numbers=numbers)
@@ -110,12 +118,13 @@ def _latency(measured: Running, limit: float, config: GateConfig) -> Finding:
 
 def _size(measured: Running, limit: float, config: GateConfig) -> Finding:
     before, after = measured.champion_bytes, measured.challenger_bytes
-    if not before or not after or before < 0 or after < 0:
+    if not (before and after and 0 < before < inf and 0 < after < inf):
         missing = "size: the size of a served network is missing; run the update again"
         return Finding("size", "undecided", missing, numbers={"limit": limit})
     ratio = after / before
     numbers = {"champion_bytes": before, "challenger_bytes": after, "ratio": ratio, "limit": limit}
-    grew = f"size: the served network has {ratio:.2f} times the champion's bytes, {limit:g} allowed"
+    times = say.apart(ratio, limit)
+    grew = f"size: the served network has {times} times the champion's bytes, {limit:g} allowed"
     if ratio <= limit:
         return Finding("size", "pass", grew, numbers=numbers)
     remedy = "keep the champion, or allow a larger size_ratio"
@@ -128,7 +137,7 @@ def _seconds(measured: Running, limit: float, config: GateConfig) -> Finding:
         missing = "update cost: the seconds that learning took are missing; run the update again"
         return Finding("update_cost", "undecided", missing, numbers={"limit": limit})
     numbers = {"seconds": seconds, "limit": limit}
-    took = f"update cost: learning took {seconds:.3g} seconds, {limit:g} allowed"
+    took = f"update cost: learning took {say.apart(seconds, limit)} seconds, {limit:g} allowed"
     if seconds <= limit:
         return Finding("update_cost", "pass", took, numbers=numbers)
     remedy = "keep the champion, and train fewer epochs, or allow more update_seconds"

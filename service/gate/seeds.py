@@ -31,6 +31,8 @@ def seeds(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
         return ()
     if len(repeats) < asked:
         return (_undecided(f"{len(repeats)} of {asked} repeats are there; run the update again"),)
+    if len({each.seed for each in repeats}) < len(repeats):
+        return (_undecided("two repeats have the same seed, and are one; run the update again"),)
     failed = next((each for each in repeats if each.failure is not None), None)
     if failed:
         return (_undecided(f"with seed {failed.seed} the same update fails: {failed.failure}; {_REMEDY}"),)

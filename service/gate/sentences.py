@@ -34,6 +34,15 @@ def allowed(margin: float) -> str:
     return points(margin, digits=2)
 
 
+def apart(value: float, limit: float) -> str:
+    """A number of any size in the fewest digits, two at least after the point, that keep it off its limit."""
+    for digits in (2, 4, 6):
+        text = f"{value:.{digits}f}"
+        if float(text) != limit or value == limit:
+            return text
+    return repr(value)
+
+
 def percent(share: float) -> str:
     """A share as a percentage: "62 %"; small ones keep a digit, "0.4 %"."""
     return f"{points(share, digits=0 if share == 0 or share >= 0.0095 else 1)} %"

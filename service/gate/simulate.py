@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 
 _NEGLIGIBLE = 1e-13
 """Gains beyond these two tails are left out of the sums."""
-_CHURNS = (0.04, 0.06, 0.1, 0.15, 0.25, 0.35, 0.5)
+_CHURNS = (0.04, 0.06, 0.1, 0.15, 0.25, 0.35, 0.5, 0.65, 0.8, 0.9, 0.96, 0.99, 0.999, 1.0)
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,15 @@ def promote_rates(n: int, *, margin: float, alpha: float, loss: float, churns: S
     )
 
 
-def worst_false_promotion(n: int, *, margin: float, alpha: float) -> tuple[float, float]:
+def worst_false_promotion(
+    n: int, *, margin: float, alpha: float, most_churn: float = 1.0
+) -> tuple[float, float]:
     """The largest rate at which exactly the margin is lost and passes, and the churn where it is met.
 
-    On a grid of churns from the margin, below which none can be, to one half; finer where few records flip.
+    On a grid of churns from the margin, below which none can be, to `most_churn`; finer where few flip.
     """
     grid = (*(margin * times for times in (1, 1.02, 1.1, 1.25, 1.5, 2, 3)), *_CHURNS)
-    churns = sorted({max(min(churn, 0.5), margin) for churn in grid})
+    churns = sorted({max(min(churn, most_churn), margin) for churn in grid})
     rates = promote_rates(n, margin=margin, alpha=alpha, loss=margin, churns=churns)
     return float(rates.max()), churns[int(rates.argmax())]
 

@@ -171,7 +171,7 @@ def find_suspects(
         rates={kind: float(flags.mean()) for kind, flags in flagged.items()},
         expected_rates={kind: _expected(kind, usual, more) for kind in _BY_LABEL} | {"outliers": level},
         worst=tuple(
-            describe.of(kind, int(place), float(scores[kind][place]))
+            describe.of(kind, int(place), float(np.nan_to_num(scores[kind][place])))
             for kind, flags in flagged.items()
             for place in _worst(flags, scores[kind])
         ),
