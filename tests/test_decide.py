@@ -380,3 +380,31 @@ def test_findings_carry_plain_numbers() -> None:
 
     every = decide(replace(GOOD, past=(DROP, *PAST, paired(9))), CONFIG).findings
     assert all(plain(value) for finding in every for value in finding.numbers.values())
+
+
+@pytest.mark.parametrize("more", [{}, {"negative_flips": 0.05}, {"groups": 0.05}])
+def test_small_holdouts_that_look_obsolete_wait_for_a_person_whatever_guards_are_on(more: Any) -> None:
+    sites = {"site": Column.of(np.repeat(["north", "south"], 30))}
+    small = tuple(
+        replace(paired(60, lost=30, experience=each), twins=Twins(50, 45, 0.02), groups=sites)
+        for each in (1, 2)
+    )
+    large = {"site": Column.of(np.repeat(["north", "south"], 300))}
+    kept, new = replace(paired(600, experience=3), groups=large), replace(NEW[0], groups=large)
+    evidence = replace(GOOD, past=(kept, *small), new=(new,))
+    verdict = decide(evidence, CONFIG.model_copy(update=more))
+    assert verdict.outcome == "review", verdict.reason
+    assert "looks obsolete" in verdict.reason
+
+
+@pytest.mark.parametrize("experience", [np.int64(3), math.nan, "x"])
+def test_a_number_of_an_experience_is_one_or_nothing_is_promoted(experience: Any) -> None:
+    broken = PairedAnswers(experience, None, np.ones(600, dtype=np.bool_))
+    verdict = decide(replace(GOOD, past=(*PAST, broken)), CONFIG)
+    assert verdict.outcome == "review"
+    json.dumps(verdict.as_dict(), allow_nan=False)
+
+
+def test_numbers_of_any_size_are_told() -> None:
+    verdict = decide(replace(GOOD, data=replace(CLEAN, records=10**400)), CONFIG)
+    assert str(10**400) in json.dumps(verdict.as_dict(), allow_nan=False)

@@ -335,3 +335,33 @@ def test_few_records_never_pass(sizes: list[int], seed: int, metric: str) -> Non
         found = question()
         assert {each.answer for each in found} == {"undecided"}
         assert all(each.sentence for each in found)
+
+
+@pytest.mark.parametrize("side", ["labels", "predicted", "both"])
+def test_columns_of_another_shape_are_never_a_pass(side: str) -> None:
+    """(n, 1) beside (n,) would be compared as (n, n)."""
+    whole = pair_of(np.random.default_rng(1), 600, worse=0.4)
+    before, after, labels = whole.baseline_details, whole.challenger_details, whole.labels
+    assert before is not None
+    assert after is not None
+    assert labels is not None
+    if side == "labels":
+        broken = replace(whole, labels=labels[:, None])
+    else:
+        column = replace(after, predicted=after.predicted[:, None])
+        before = replace(before, predicted=before.predicted[:, None]) if side == "both" else before
+        broken = replace(whole, baseline_details=before, challenger_details=column)
+    found = metrics(Evidence(CLEAN, past=(broken,)), GateConfig(metrics={"macro_f1": 0.05}))
+    assert [each.answer for each in found] == ["undecided"]
+    assert "does not match its records" in found[0].sentence
+
+
+@pytest.mark.parametrize(("column", "value"), [("confidence", 1e30), ("confidence", -1.0), ("score", 7.0)])
+def test_probabilities_that_are_none_are_never_a_pass(column: str, value: float) -> None:
+    whole = pair_of(np.random.default_rng(1), 600)
+    assert whole.challenger_details is not None
+    n = len(whole.challenger_details)
+    changed: dict[str, Any] = {column: np.full(n, value, np.float32)}
+    broken = replace(whole, challenger_details=replace(whole.challenger_details, **changed))
+    found = calibration(Evidence(CLEAN, past=(broken,)), GateConfig(calibration=0.1))
+    assert [each.answer for each in found] == ["undecided"]

@@ -9,8 +9,9 @@ import pytest
 from scipy import stats as distributions
 
 from service.gate import measures
-from service.gate.base import Evidence, Finding, GateConfig, Running
+from service.gate.base import Evidence, Finding, GateConfig, PairedAnswers, Running
 from service.gate.running import running
+from service.gate.stats import spent
 from tests.test_guards import CLEAN, paired
 
 TIMES = tuple(0.001 + 0.00001 * each for each in range(31))
@@ -125,3 +126,47 @@ def test_the_gap_at_its_limit_is_rarely_called_larger() -> None:
         for a, b in zip(train, held, strict=True)
     ]
     assert np.mean(above) <= 0.05 + 3 * (0.05 * 0.95 / 2000) ** 0.5
+
+
+def test_the_train_gap_is_asked_of_later_tries_as_of_the_first() -> None:
+    """It passes what it cannot show, so that less alpha would make it laxer."""
+    bits = np.arange(400) < 240
+    new = PairedAnswers(1, bits, bits)
+    overfitted = Evidence(CLEAN, new=(new,), running=Running(train_right=705, train_records=1000))
+    for attempt in (None, 1, 2, 5, 10):
+        config = GateConfig(train_gap=0.05, alpha=0.05 if attempt is None else spent(0.05, attempt))
+        (found,) = running(replace(overfitted, attempt=attempt), config)
+        assert found.answer == "fail", attempt
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        Running(champion_bytes=math.inf, challenger_bytes=1e9),  # type: ignore[arg-type]
+        Running(champion_bytes=1000, challenger_bytes=math.nan),  # type: ignore[arg-type]
+    ],
+)
+def test_sizes_that_are_no_numbers_are_undecided(broken: Running) -> None:
+    found = running(Evidence(CLEAN, running=broken), GateConfig(size_ratio=1.1))
+    assert [each.answer for each in found if each.guard == "size"] == ["undecided"]
+
+
+def test_training_records_without_end_are_undecided() -> None:
+    bits = np.ones(400, dtype=np.bool_)
+    endless = Running(train_right=10, train_records=math.inf)  # type: ignore[arg-type]
+    evidence = Evidence(CLEAN, new=(PairedAnswers(1, bits, bits),), running=endless)
+    (found,) = running(evidence, GateConfig(train_gap=0.05))
+    assert found.answer == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [(5430.2, "took 5430.20 seconds"), (100.001, "took 100.0010 seconds"), (99.999, "took 99.9990 seconds")],
+)
+def test_seconds_are_never_rounded_to_their_limit(seconds: float, says: str) -> None:
+    (found,) = (
+        each
+        for each in running(Evidence(CLEAN, running=Running(seconds=seconds)), GateConfig(update_seconds=100))
+        if each.guard == "update_cost"
+    )
+    assert says in found.sentence

@@ -114,6 +114,8 @@ def test_one_seed_is_no_two_seeds() -> None:
 
 
 def test_a_lucky_challenger_goes_to_review() -> None:
-    verdict = decide(replace(GOOD, repeats=(repeat(1, wrong=150), repeat(2, wrong=150))), GateConfig(margin=0.05, seeds=3))
+    verdict = decide(
+        replace(GOOD, repeats=(repeat(1, wrong=150), repeat(2, wrong=150))), GateConfig(margin=0.05, seeds=3)
+    )
     assert verdict.outcome == "review"
     assert verdict.reason.startswith("seeds: 3 seeds answer")

@@ -8,14 +8,16 @@ mirror image of the first-change mode of Renggli et al., "Continuous integration
 with ease.ml/ci", MLSys 2019).
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+
+import numpy as np
 
 from service.gate import sentences as say
 from service.gate import stats
 from service.gate.base import BUDGET, Audit, Evidence, Finding, GateConfig, Note, PairedAnswers
-from service.gate.comparisons import Comparison, Pool, compare, pooled, pooled_by_neighbours, problem
+from service.gate.comparisons import Comparison, compare, compare_counts, counts, problem, rows
 
 FIRST_CHURN, FIRST_POWER = 0.06, 0.9
 """An audit is made from so many sealed records on that a champion which lost nothing passes with this chance
@@ -58,22 +60,19 @@ def budget(evidence: Evidence, config: GateConfig) -> tuple[Finding | Note, ...]
     # A person who lets a holdout lose more at once lets it lose as much in all; with few sealed records even
     # for that it is audited with the others, at the budget.
     pairs = [
-        (each, config.budget)
-        if each.margin is None
-        else (replace(each, margin=None), max(config.budget, each.margin))
-        for each in sealed
+        (each, config.budget if each.margin is None else max(config.budget, each.margin)) for each in sealed
     ]
-    small = [(each, margin) for each, margin in pairs if each.n < records_alone(margin, alpha)]
-    pools = _pools(pairs, small, budget=config.budget, alpha=alpha)
+    groups = _groups(pairs, budget=config.budget, alpha=alpha)
     remedy = _remedy(evidence.audit.last_audited, evidence.champion)
-    needed = records_needed(config.budget, alpha)
-    alarms = tuple(_alarms(small, config, remedy))
-    if pools and pools[0].n < needed:
-        return (*alarms, *notes, _too_few(pools[0], needed))
-    if len(small) == 1 and not pools[0].added:
-        # It was judged as its own pool.
-        alarms = ()
-    return (*_looks(pairs, small, pools, config=config, remedy=remedy), *alarms, *notes)
+    needed, last = records_needed(config.budget, alpha), groups[-1]
+    if last.small and last.n < needed:
+        groups, notes = groups[:-1], (*notes, _too_few(last.n, needed))
+    small = [pair for pair in pairs if _is_small(*pair, alpha)]
+    # A group of one is judged as that one already.
+    alarms = (
+        [] if groups and last is groups[-1] and len(last.members) == 1 else _alarms(small, config, remedy)
+    )
+    return (*_looks(groups, config, remedy), *alarms, *notes)
 
 
 def records_needed(budget: float, alpha: float) -> int:
@@ -87,44 +86,96 @@ def records_alone(budget: float, alpha: float) -> int:
     return int(stats.needed_n(budget, alpha, churn=LASTING_CHURN, power=LASTING_POWER))
 
 
-_Pairs = Sequence[tuple[PairedAnswers, float]]
+_Pair = tuple[PairedAnswers, float]
 
 
-def _pools(pairs: _Pairs, small: _Pairs, *, budget: float, alpha: float) -> list[Pool]:
+def _is_small(answers: PairedAnswers, margin: float, alpha: float) -> bool:
+    return answers.n < records_alone(margin, alpha)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """What is judged as one: an experience with sealed records enough, or several others."""
+
+    members: tuple[PairedAnswers, ...]
+    margin: float
+    small: int = 0
+    """Of these, those that have too few to be judged alone."""
+
+    @property
+    def n(self) -> int:
+        return sum(each.n for each in self.members)
+
+    @property
+    def experience(self) -> int | None:
+        return self.members[0].experience if len(self.members) == 1 else None
+
+    @property
+    def name(self) -> str:
+        return say.experiences(sorted({each.experience for each in self.members}))
+
+
+def _groups(pairs: Sequence[_Pair], *, budget: float, alpha: float) -> list[_Group]:
+    """Those with records enough alone, then the others with their neighbours until they have enough.
+
+    While all the others are too few together, the smallest of those with enough join them.
+    """
+    alone = [_Group((each,), margin) for each, margin in pairs if not _is_small(each, margin, alpha)]
+    small = [each for each, margin in pairs if _is_small(each, margin, alpha)]
+    enough = records_alone(budget, alpha)
+    groups: list[list[PairedAnswers]] = []
+    for each in sorted(small, key=lambda each: each.experience):
+        if not groups or sum(its.n for its in groups[-1]) >= enough:
+            groups.append([])
+        groups[-1].append(each)
+    if len(groups) > 1 and sum(its.n for its in groups[-1]) < enough:
+        left_over = groups.pop()
+        groups[-1] += left_over
+    sizes = [len(each) for each in groups]
+    if len(groups) == 1:
+        for full in sorted(alone, key=lambda each: each.n):
+            if sum(its.n for its in groups[0]) < enough:
+                groups[0] += full.members
+    return alone + [_Group(tuple(each), budget, size) for each, size in zip(groups, sizes, strict=True)]
+
+
+def _looks(groups: Sequence[_Group], config: GateConfig, remedy: str) -> list[Finding]:
+    """One finding a group."""
+    if not groups:
+        return []
+    members = [each for group in groups for each in group.members]
+    sizes = [len(group.members) for group in groups]
+    counted = np.add.reduceat(counts(members), np.cumsum([0, *sizes[:-1]]), axis=1)
+    seen = compare_counts(
+        counted,
+        experiences=[group.members[0].experience for group in groups],
+        margins=np.array([group.margin for group in groups]),
+        alpha=config.alpha / config.audits,
+        holdouts=len(groups),
+    )
+    found = []
+    for group, its in zip(groups, rows(seen), strict=True):
+        look = max(each.looks for each in group.members) + 1
+        finding = _judge(its, group.name, look=look, config=config, remedy=remedy)
+        if group.experience is None:
+            finding = finding._replace(experience=None, numbers={**finding.numbers, "pooled": group.small})
+        found.append(finding)
+    return found
+
+
+def _alarms(small: Sequence[_Pair], config: GateConfig, remedy: str) -> list[Finding]:
+    """One finding each experience with too few sealed records that is proven to have lost its budget."""
     if not small:
         return []
-    enough = records_alone(budget, alpha)
-    if sum(each.n for each, _ in small) >= enough:
-        return pooled_by_neighbours([each for each, _ in small], margin=budget, floor=enough)
-    return [pooled(pairs, enough=lambda margin: records_alone(margin, alpha), margin=budget)]
-
-
-def _looks(
-    pairs: _Pairs, small: _Pairs, pools: Sequence[Pool], *, config: GateConfig, remedy: str
-) -> Iterator[Finding]:
-    """One finding an experience with records enough, and one a pool of others."""
-    alpha, few = config.alpha / config.audits, {each.experience for each, _ in small}
-    alone = [pair for pair in pairs if pair[0].experience not in few]
-    judged = [*alone, *((pool.answers, config.budget) for pool in pools)]
-    seen = compare(judged, alpha=alpha, holdouts=len(judged))
-    for (each, _), its in zip(alone, seen, strict=False):
-        name = say.experiences([each.experience])
-        yield _judge(its, name, look=each.looks + 1, config=config, remedy=remedy)
-    for pool, its in zip(pools, seen[len(alone) :], strict=True):
-        name = say.experiences(sorted({*pool.small, *pool.added}))
-        found = _judge(its, name, look=pool.answers.looks + 1, config=config, remedy=remedy)
-        if len(pool.small) > 1 or pool.added:
-            found = found._replace(experience=None, numbers={**found.numbers, "pooled": len(pool.small)})
-        yield found
-
-
-def _alarms(small: _Pairs, config: GateConfig, remedy: str) -> Iterator[Finding]:
-    """One finding each experience with too few sealed records that is proven to have lost its budget."""
     # Bonferroni: the chance of any false alarm among them is that of one look at most.
-    alpha = config.alpha / config.audits / max(len(small), 1)
-    for (each, _), its in zip(small, compare(small, alpha=alpha, holdouts=len(small)), strict=True):
-        if its.lower > its.margin:
-            yield _lost(its, say.experiences([each.experience]), each.looks + 1, config, remedy)
+    alpha = config.alpha / config.audits / len(small)
+    n, before, after, both = counts([each for each, _ in small])
+    lower, _ = stats.loss_limits(before - both, after - both, n=n, alpha=alpha)
+    lost = [pair for pair, least in zip(small, lower.tolist(), strict=True) if least > pair[1]]
+    return [
+        _lost(its, say.experiences([each.experience]), each.looks + 1, config, remedy)
+        for (each, _), its in zip(lost, compare(lost, alpha=alpha, holdouts=len(small)), strict=True)
+    ]
 
 
 def _usable(audit: Audit, config: GateConfig) -> tuple[list[PairedAnswers], tuple[Note, ...]]:
@@ -165,12 +216,12 @@ def _broken(answers: PairedAnswers, wrong: str) -> Finding:
     return Finding(BUDGET, "undecided", f"{subject}: {wrong}", answers.experience)
 
 
-def _too_few(pool: Pool, needed: int) -> Note:
+def _too_few(n: int, needed: int) -> Note:
     sentence = (
-        f"budget: {say.records(pool.n, 'sealed')} so far, an audit takes {say.about(needed)}; "
+        f"budget: {say.records(n, 'sealed')} so far, an audit takes {say.about(needed)}; "
         "until then only the step margin watches what is lost"
     )
-    return Note(BUDGET, sentence, {"n": pool.n, "n_needed": needed})
+    return Note(BUDGET, sentence, {"n": n, "n_needed": needed})
 
 
 def _judge(seen: Comparison, name: str, *, look: int, config: GateConfig, remedy: str) -> Finding:
@@ -193,10 +244,8 @@ def _judge(seen: Comparison, name: str, *, look: int, config: GateConfig, remedy
 
 def _lost(seen: Comparison, name: str, look: int, config: GateConfig, remedy: str) -> Finding:
     numbers, looked = _counted(seen, look, config)
-    lost = (
-        f"{name} lost {say.between(seen.lower, seen.upper)} since learnt, {say.allowed(seen.margin)} allowed"
-    )
-    sentence = f"{lost} {looked}; promotion is frozen: {remedy}"
+    lost = f"{name} lost {say.between(seen.lower, seen.upper, seen.margin)} since learnt"
+    sentence = f"{lost}, {say.allowed(seen.margin)} allowed {looked}; promotion is frozen: {remedy}"
     return Finding(BUDGET, "fail", sentence, seen.experience, numbers)
 
 

@@ -131,26 +131,7 @@ def pooled(past: Sequence[tuple[PairedAnswers, float]], *, enough: Enough, margi
         if sum(each.n for each in members + added) >= floor:
             break
         added.append(each)
-    return _pool(members, added, margin=margin, floor=floor)
-
-
-def pooled_by_neighbours(members: Sequence[PairedAnswers], *, margin: float, floor: int) -> list[Pool]:
-    """As many pools of neighbouring experiences as hold `floor` records each; they hold so many in all."""
-    groups: list[list[PairedAnswers]] = [[]]
-    for each in sorted(members, key=lambda each: each.experience):
-        if sum(its.n for its in groups[-1]) >= floor:
-            groups.append([])
-        groups[-1].append(each)
-    if len(groups) > 1 and sum(its.n for its in groups[-1]) < floor:
-        left_over = groups.pop()
-        groups[-1] += left_over
-    return [_pool(each, [], margin=margin, floor=floor) for each in groups]
-
-
-def _pool(
-    members: Sequence[PairedAnswers], added: Sequence[PairedAnswers], *, margin: float, floor: int
-) -> Pool:
-    every = [*members, *added]
+    every = members + added
     baseline = np.concatenate([each.baseline for each in every if each.baseline is not None])
     challenger = np.concatenate([each.challenger for each in every if each.challenger is not None])
     names = tuple(sorted(each.experience for each in members))
@@ -193,8 +174,13 @@ def compare(sound: Sequence[tuple[PairedAnswers, float]], *, alpha: float, holdo
         alpha=alpha,
         holdouts=holdouts,
     )
+    return rows(columns)
+
+
+def rows(table: ComparisonTable) -> list[Comparison]:
+    """Each comparison by itself."""
     # As plain numbers, a column at a time: to take them out one by one would outlast the statistics.
-    return list(map(Comparison._make, zip(*(column.tolist() for column in columns.values()), strict=True)))
+    return list(map(Comparison._make, zip(*(column.tolist() for column in table.values()), strict=True)))
 
 
 def compare_counts(

@@ -250,7 +250,7 @@ def _judge_retention(
             kept = f"{subject} kept {named.its} accuracy{together}: {worst}"
         return "pass", f"{kept} ({say.flips(seen.n, seen.lost, seen.gained)})", {}
     if seen.p_drop <= seen.alpha:
-        lost = f"{subject} lost {say.between(seen.lower, seen.upper)}{together}"
+        lost = f"{subject} lost {say.between(seen.lower, seen.upper, seen.margin)}{together}"
         if twins is not None and _is_obsolete(twins, seen.alpha):
             return _obsolete(lost, name, twins)
         remedy = f"keep the champion, and replay more of {name}"
@@ -283,7 +283,7 @@ def _judge_learning(seen: Comparison, *, gain: float | None = None) -> _Judgemen
             learnt = f"{say.at_worst(seen.upper, seen.margin)} against the champion, {allowed} allowed"
         return "pass", f"{name} learnt: {learnt} ({say.flips(seen.n, seen.lost, seen.gained)})", {}
     if seen.p_drop <= seen.alpha:
-        lost = f"{name} lost {say.between(seen.lower, seen.upper)} against the champion"
+        lost = f"{name} lost {say.between(seen.lower, seen.upper, seen.margin)} against the champion"
         remedy = "keep the champion, and train longer or with another strategy"
         return "fail", f"{lost}; {say.were_allowed(seen.margin)}: {remedy}", {}
     return _unsettled(seen, f"{name} may have lost {say.up_to(seen.upper, seen.margin)} against the champion")

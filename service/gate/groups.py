@@ -184,7 +184,9 @@ def _judge(slices: _Slices, place: int, seen: Comparison, *, floor: int) -> tupl
         worst = f"{say.at_worst(seen.upper, seen.margin)}, {allowed} allowed"
         return "pass", f"{name}: {worst} ({say.flips(seen.n, seen.lost, seen.gained)})", None
     if seen.p_drop <= seen.alpha:
-        lost = f"{name} lost {say.between(seen.lower, seen.upper)}; {say.were_allowed(seen.margin)}"
+        lost = (
+            f"{name} lost {say.between(seen.lower, seen.upper, seen.margin)}; {say.were_allowed(seen.margin)}"
+        )
         return "fail", f"{lost}: keep the champion, and replay more records of {described}", None
     if seen.n < floor:
         few = f"{name} has {say.records(seen.n, 'holdout')} in all, which cannot settle a margin of "

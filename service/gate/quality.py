@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -260,6 +261,15 @@ def _measured(question: _Quality, each: _Holdout, *, alpha: float) -> measures.I
     return measures.increase(differences, margin=question.margin, alpha=alpha, bound=question.bound)
 
 
+def _amount(question: _Quality, value: float, *, told: bool = False) -> str:
+    """In its unit, and off the margin unless it is that which is told."""
+    if question.metric == "brier":
+        return say.share(value, None if told else question.margin)
+    if told:
+        return say.with_unit(value, digits=2)
+    return say.points_of(value, question.margin)
+
+
 def _judge(
     question: _Quality, each: _Holdout, its: measures.Increase | str, *, alpha: float, p_worse: float
 ) -> Finding:
@@ -273,9 +283,9 @@ def _judge(
     if not all(map(isfinite, numbers.values())):
         sentence = f"{name}: {question.word} came out as no number; predict its holdout again"
         return Finding(question.guard, "undecided", sentence, each.alone, {"n": its.n})
-    amount = say.share if question.metric == "brier" else say.with_unit
+    amount = partial(_amount, question)
     moved = "rose" if question.metric == "brier" else "fell"
-    allowed = f"{amount(question.margin)} allowed ({say.records(its.n)})"
+    allowed = f"{amount(question.margin, told=True)} allowed ({say.records(its.n)})"
     rare = measures.too_few(question.metric, each.labels, margin=question.margin, alpha=alpha)
     if its.p_within <= alpha and rare is None:
         kept = f"{moved} by at most {amount(its.upper)}" if its.upper > 0 else "got better"

@@ -66,7 +66,7 @@ def _judge(each: Disturbed, seen: Comparison) -> Finding:
         sentence = f"{name}: {right}, {before}; {worst}, {allowed} allowed ({say.records(seen.n)})"
         return Finding("robustness", "pass", sentence, numbers=numbers)
     if seen.p_drop <= seen.alpha:
-        lost = f"{name}: {right}, {before}; lost {say.between(seen.lower, seen.upper)}"
+        lost = f"{name}: {right}, {before}; lost {say.between(seen.lower, seen.upper, seen.margin)}"
         remedy = "keep the champion, and learn with augmentation of that kind"
         sentence = f"{lost}, {allowed} allowed: {remedy}"
         return Finding("robustness", "fail", sentence, numbers=numbers)

@@ -124,7 +124,7 @@ def _spread(beside: Sequence[_Beside], holdouts: Sequence[PairedAnswers], config
         kept = f"another is at most {say.with_unit(max(worst.upper, 0.0))} below this one, {allowed}"
         return Finding("seeds", "pass", f"{told}; {kept}", numbers=numbers)
     if worst.p_drop <= worst.alpha:
-        lost = f"seed {seed} loses {say.between(worst.lower, worst.upper)} against this one"
+        lost = f"seed {seed} loses {say.between(worst.lower, worst.upper, worst.margin)} against this one"
         return Finding("seeds", "undecided", f"{told}; {lost}, {allowed}; {_REMEDY}", numbers=numbers)
     may = f"seed {seed} may lose {say.up_to(worst.upper, worst.margin)} against this one, {allowed}"
     cannot = f"{say.records(n)} cannot settle it, {say.about(worst.needed)} would; a person decides"

@@ -54,9 +54,13 @@ def percent_of(share: float) -> str:
     return f"{points(share, digits=2)} %"
 
 
-def share(value: float) -> str:
-    """A score that is no percentage: "0.0052"."""
-    return f"{value:.4f}".rstrip("0").rstrip(".") or "0"
+def share(value: float, limit: float | None = None) -> str:
+    """A score that is no percentage: "0.0052"; with as few digits as keep it off a limit beside it."""
+    for digits in (4, 5, 6):
+        text = f"{value:.{digits}f}"
+        if limit is None or text != f"{limit:.{digits}f}":
+            break
+    return text.rstrip("0").rstrip(".") or "0"
 
 
 def records(count: int, kind: str = "") -> str:
@@ -83,20 +87,30 @@ def experiences(items: Sequence[int]) -> str:
     return f"experience {items[0]}" if len(items) == 1 else f"experiences {listed(items)}"
 
 
+def beside(share: float, margin: float) -> str:
+    """A share in points with as few digits as keep it off the margin that it is told beside: "5.003"."""
+    for digits in (1, 2, 3, 4):
+        text = points(share, digits=digits)
+        if text != points(margin, digits=digits):
+            return text
+    return points(share, digits=2)
+
+
+def points_of(share: float, margin: float) -> str:
+    """The same with its unit."""
+    return _unit(beside(share, margin))
+
+
 @lru_cache(maxsize=4096)
 def at_worst(upper: float, margin: float) -> str:
     """The upper limit of a loss that passed, never rounded up to the margin itself when a digit can tell."""
-    worst = points(upper)
-    if worst == points(margin):
-        worst = points(upper, digits=2)
-    if worst == "0":
-        return "at worst nothing lost"
-    return f"at worst {_unit(worst)} lost"
+    worst = beside(upper, margin)
+    return "at worst nothing lost" if worst == "0" else f"at worst {_unit(worst)} lost"
 
 
-def between(lower: float, upper: float) -> str:
+def between(lower: float, upper: float, margin: float) -> str:
     """A proven loss, from its limits: "between 3.1 and 7.8 points", "about 7.8 points", "up to 2 points"."""
-    least, most = points(lower), points(upper)
+    least, most = points(lower), beside(upper, margin)
     if least == most:
         return f"about {_unit(most)}"
     if lower <= 0 or least == "0":
@@ -106,7 +120,7 @@ def between(lower: float, upper: float) -> str:
 
 def up_to(upper: float, margin: float) -> str:
     """The upper limit of an unproven loss: "up to 6.1 points"; never rounded down to the margin."""
-    return f"up to {with_unit(upper, digits=2 if points(upper) == points(margin) else 1)}"
+    return f"up to {points_of(upper, margin)}"
 
 
 @lru_cache(maxsize=4096)
