@@ -7,7 +7,7 @@ from math import ceil
 import numpy as np
 
 from service.gate import stats
-from service.gate.budget import records_alone
+from service.gate.budget import LASTING_POWER, records_alone
 from service.gate.simulate import Holdout, promote_rate
 
 _MARGIN_STEP = 0.001
@@ -54,9 +54,11 @@ class Plan:
 def plan(wish: Wish, *, n: int | None, progress: Callable[[], None] = lambda: None) -> Plan:
     """What a wish takes, and what margin `n` records would settle; `progress` is called three times.
 
-    Step and audit must both pass, so that each is planned to pass with the root of what is wanted.
+    Step and audit must both pass. Audits are made with so many sealed records that a harmless champion hardly
+    ever fails one; the step is planned for what that leaves of what is wanted.
     """
-    each = power_each(wish.power**0.5, wish.holdouts)
+    audited = max(LASTING_POWER**wish.holdouts, wish.power**0.5)
+    each = power_each(wish.power / audited, wish.holdouts)
     records = needed_records(margin=wish.margin, alpha=wish.spending, churn=wish.churn, power=each)
     progress()
     sealed = audit_records(
@@ -65,7 +67,7 @@ def plan(wish: Wish, *, n: int | None, progress: Callable[[], None] = lambda: No
         churn=wish.churn,
         accuracy=wish.accuracy,
         updates=wish.updates,
-        power=each,
+        power=power_each(audited, wish.holdouts),
     )
     progress()
     settled = None if n is None else settled_margin(n, alpha=wish.spending, churn=wish.churn, power=each)

@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +12,14 @@ from scipy.ndimage import rotate
 from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
-from service.gate.base import Audit, Column, DataEvidence, Evidence, GateConfig, PairedAnswers
+from service.gate.base import Audit, Column, DataEvidence, Evidence, GateConfig, Metric, PairedAnswers
 from service.gate.decide import decide
 from service.gate.lives import Life, simulate
+from service.gate.measures import increase, losses
 from service.gate.simulate import Holdout, promote_rate, threshold_rate, worst_false_promotion
 from streams.shift import Answers, battery
 from tests.bench.measure import Measured
+from tests.test_guards_quality import pair_of
 
 ALPHA = 0.05
 SIZES = 41
@@ -42,7 +44,7 @@ Sample = NDArray[Any]
 
 
 def run() -> list[Measured]:
-    decided = [_deciding(), _promoting(), _promoting(groups=0.1)]
+    decided = [_deciding(), _promoting(), _promoting(groups=0.1), *_defaults(), *_metrics()]
     return [*_error_rates(), *_power(), *_lives(), *decided, *_battery(), *_shifts()]
 
 
@@ -134,6 +136,69 @@ def _promoting(*, groups: float | None = None) -> Measured:
     seconds = _fastest(lambda: decide(next(updates), config), repeats=_UPDATES)
     guards = "budget and negative flips" if groups is None else "budget, negative flips, 4,000 groups"
     return Measured(f"the same with {guards}, all pass", 1000 * seconds, "ms", 20.0, "<=")
+
+
+def _defaults() -> list[Measured]:
+    """Whole verdicts of harmless updates with 20 past experiences, at the shares that a pipeline has unsaid.
+
+    Each flips 6 % of the answers; the oldest anchor is twenty such updates away from the challenger.
+    """
+    found = []
+    for records, margin in ((12_500, 0.02), (5_750, 0.03), (2_250, 0.05)):
+        random, config = np.random.default_rng(records), GateConfig(margin=margin)
+        promoted = [decide(_harmless(random, records), config).outcome == "promote" for _ in range(_HARMLESS)]
+        name = f"harmless updates promoted, {records:,} records, margin {margin:.0%}"
+        found.append(Measured(name, statistics.mean(promoted), "share", 0.9, ">="))
+    return found
+
+
+_HARMLESS = 400
+
+
+def _harmless(random: np.random.Generator, records: int) -> Evidence:
+    gate, audit = round(0.25 * records), round(0.2 * records)
+
+    def aged(experience: int, n: int, updates: int) -> PairedAnswers:
+        anchor = random.random(n) < 0.9
+        model = anchor.copy()
+        for _ in range(updates):
+            model ^= random.random(n) < np.where(model, 0.03 / 0.9, 0.03 / 0.1)
+        return PairedAnswers(experience, anchor, model, looks=updates - 1)
+
+    past = tuple(aged(experience, gate, 1) for experience in range(20))
+    sealed = tuple(aged(experience, audit, 20 - experience) for experience in range(20))
+    new = PairedAnswers(20, random.random(gate) < 0.6, random.random(gate) < 0.9)
+    return Evidence(DataEvidence(records, 0), past, (new,), attempt=1, audit=Audit(sealed), champion=20)
+
+
+def _metrics() -> list[Measured]:
+    """How often a challenger passes that truly lost exactly the margin: tests that hold for many records."""
+    found = []
+    for metric in get_args(Metric):
+        random = np.random.default_rng(11)
+        large = pair_of(random, 400_000, worse=0.5)
+        truth = _increase(metric, large).mean()
+        for n in (300, 600, 1000):
+            passed = [
+                increase(
+                    _increase(metric, pair_of(random, n, worse=0.5)), margin=truth, alpha=ALPHA, bound=2
+                ).p_within
+                <= ALPHA
+                for _ in range(_LOST)
+            ]
+            name = f"{metric} lost by its margin of {truth:.3f}, n {n:,}: passes"
+            found.append(Measured(name, statistics.mean(passed), "share", 0.065, "<="))
+    return found
+
+
+_LOST = 1500
+
+
+def _increase(metric: Metric, pair: PairedAnswers) -> NDArray[np.float64]:
+    if pair.labels is None or pair.challenger_details is None or pair.baseline_details is None:
+        raise ValueError("the pair says nothing of its records")
+    after = losses(metric, pair.labels, pair.challenger_details)
+    return after - losses(metric, pair.labels, pair.baseline_details)
 
 
 def _battery() -> list[Measured]:
