@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf
-from numbers import Integral
+
+import numpy as np
 
 from service.gate import arrivals, budget, forgetting, groups, quality, robustness, running, seeds, stats
 from service.gate import sentences as say
@@ -156,7 +157,7 @@ def _sound(finding: Finding) -> Finding:
         raise ValueError(f"it answered {finding.answer!r} with the sentence {finding.sentence!r}")
     if finding.experience is None or type(finding.experience) is int:
         return finding
-    if not isinstance(finding.experience, Integral):
+    if not isinstance(finding.experience, np.integer):
         raise ValueError(f"it spoke of experience {finding.experience!r}, which is no number of one")
     return finding._replace(experience=int(finding.experience))
 
