@@ -63,6 +63,7 @@ def gate_simulate(
 ) -> None:
     """How often a gate promotes what it should, and what it should not."""
     _check(margin=margin, churn=churn, n=n, holdouts=holdouts, alpha=alpha, seed=seed)
+    _between("accuracy", accuracy, 0, 1)
     from service import gate_tables as tables
     from service.gate.lives import Life
     from service.gate.simulate import Holdout
