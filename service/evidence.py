@@ -190,7 +190,7 @@ def markdown_summary(verdict: Verdict) -> str:
     head = f"**{verdict.outcome}**: {_cell(verdict.reason)}\n\n| guard | answer | finding |\n|---|---|---|"
     order = ("fail", "undecided", "pass")
     rows = [
-        f"| {_cell(finding.guard)} | {signs[finding.answer]} | {_cell(finding.sentence)} |"
+        f"| {_cell(finding.guard.replace('_', ' '))} | {signs[finding.answer]} | {_cell(finding.sentence)} |"
         for finding in sorted(verdict.findings, key=lambda finding: order.index(finding.answer))
     ]
     lengths = np.cumsum([len(head), *(1 + len(row) for row in rows)])

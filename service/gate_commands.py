@@ -170,7 +170,8 @@ def gate_explain(update: str, json_output: Json = False, url: Url = None) -> Non
         if found:
             typer.echo(f"\n{title}")
         for each in found:
-            _say_wrapped(f"{each['guard']}: ", each["sentence"].removeprefix(f"{each['guard']}: "))
+            lead = f"{each['guard'].replace('_', ' ')}: "
+            _say_wrapped(lead, each["sentence"].removeprefix(lead))
     for title, lines in (
         ("To know", [each["sentence"] for each in verdict.get("notes", [])]),
         ("Records to look at", [_told(each) for each in verdict.get("worst", [])]),

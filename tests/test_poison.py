@@ -12,7 +12,7 @@ from scipy.ndimage import rotate
 from sklearn.datasets import load_digits
 
 from service.gate import arrivals
-from service.gate.base import DataEvidence, Evidence, GateConfig, Verdict
+from service.gate.base import DataEvidence, Evidence, GateConfig, Suspects, Verdict
 from service.gate.decide import decide
 from service.gate.screen import data_evidence, profile
 from service.inspection import Inspector
@@ -22,6 +22,7 @@ from streams.base import Experience
 from streams.datasets import DatasetsConfig, digits_step
 from streams.records import Records
 from tests.homes import home
+from tests.test_guards import CLEAN
 
 CONFIG = GateConfig()
 STREAM = StreamInfo((8, 8), tuple("0123456789"))
@@ -268,3 +269,23 @@ def test_a_clean_second_update_is_promoted_with_a_note(tmp_path: Path, mlflow_st
         assert verdict.outcome == "promote", verdict
         assert verdict.worst == ()
         assert "false alarms at most 0.1 % of batches" in verdict.notes[0].sentence
+
+
+@pytest.mark.parametrize(
+    ("dead", "says"),
+    [
+        ((3,), "; feature 3 never varied, and did before"),
+        ((3, 9), "; features 3 and 9 never varied"),
+        (tuple(range(1, 9)), "; features 1, 2, 3, 4, 5 and 3 more never varied"),
+    ],
+)
+def test_features_that_never_varied_are_told(dead: tuple[int, ...], says: str) -> None:
+    suspects = Suspects(
+        600,
+        2000,
+        rates=dict.fromkeys(("planted", "outliers", "mislabelled"), 0.0),
+        expected_rates=dict.fromkeys(("planted", "outliers", "mislabelled"), 0.0),
+        dead_features=dead,
+    )
+    values, *_ = arrivals.data(replace(CLEAN, suspects=suspects), GateConfig())
+    assert says in values.sentence

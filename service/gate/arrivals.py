@@ -97,10 +97,11 @@ def _unusual(seen: Suspects) -> str:
 
 
 def _features(places: Sequence[int]) -> str:
-    """The first few by number: "feature 3", "features 3, 9 and 11 and 5 more"."""
+    """The first few by number: "feature 3", "features 3, 9, 11, 12, 13 and 5 more"."""
     shown = places[:_FEATURES_NAMED]
-    more = f" and {len(places) - len(shown)} more" if len(places) > len(shown) else ""
-    return f"feature{'' if len(places) == 1 else 's'} {say.listed(shown)}{more}"
+    if len(places) == len(shown):
+        return f"feature{'' if len(places) == 1 else 's'} {say.listed(shown)}"
+    return f"features {', '.join(map(str, shown))} and {len(places) - len(shown)} more"
 
 
 _FEATURES_NAMED = 5
