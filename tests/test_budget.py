@@ -231,8 +231,19 @@ def test_a_holdout_that_may_lose_more_at_once_is_audited_at_that_margin() -> Non
     (finding,) = verdict.audit
     assert finding.numbers["margin"] == 0.2
     few = replace(answers(1, 100), margin=0.2)
-    (alone, pool) = decide(evidence(answers(0, 3000), few), CONFIG).audit
-    assert (alone.numbers["margin"], pool.numbers["margin"], pool.numbers["pooled"]) == (0.05, 0.05, 1)
+    found = decide(evidence(answers(0, 3000), few), CONFIG).audit
+    assert {each.experience: each.numbers["margin"] for each in found} == {0: 0.05, 1: 0.2}
+    fewer = decide(evidence(answers(0, 3000), replace(answers(1, 20), margin=0.2)), CONFIG)
+    assert [each.experience for each in fewer.audit] == [0]
+    assert "experience 1 are too few for a margin of its own" in fewer.notes[0].sentence
+
+
+@pytest.mark.parametrize("small", [1, 500])
+def test_a_wider_margin_is_never_asked_of_others_nor_another_of_it(small: int) -> None:
+    lax = replace(answers(1, 1000, lost=150), margin=0.2)
+    verdict = decide(evidence(answers(0, small), lax), CONFIG)
+    assert verdict.outcome == "promote", verdict.reason
+    assert {each.experience: each.answer for each in verdict.audit if each.experience == 1} == {1: "pass"}
 
 
 def test_the_looks_share_alpha_out() -> None:

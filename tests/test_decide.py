@@ -397,6 +397,28 @@ def test_small_holdouts_that_look_obsolete_wait_for_a_person_whatever_guards_are
     assert "looks obsolete" in verdict.reason
 
 
+@pytest.mark.parametrize(
+    "past",
+    [
+        # One of many small ones, and a full one that would fill the pool.
+        (
+            replace(paired(60, lost=50, experience=1), twins=Twins(50, 45, 0.02)),
+            *(replace(paired(60, experience=each), twins=Twins(50, 1, 0.02)) for each in range(2, 12)),
+        ),
+        (
+            replace(paired(40, experience=1), twins=Twins(40, 1, 0.02)),
+            replace(paired(600, lost=120, experience=2), twins=Twins(30, 25, 0.02)),
+        ),
+    ],
+    ids=["a small one", "a full one"],
+)
+def test_a_holdout_that_looks_obsolete_fails_no_pool(past: tuple[PairedAnswers, ...]) -> None:
+    verdict = decide(replace(GOOD, past=(*past, paired(4000, experience=20))), CONFIG)
+    assert verdict.outcome == "review", verdict.reason
+    assert "looks obsolete" in verdict.reason
+    assert not [each for each in verdict.findings if each.answer == "fail"]
+
+
 @pytest.mark.parametrize("experience", [np.int64(3), math.nan, "x"])
 def test_a_number_of_an_experience_is_one_or_nothing_is_promoted(experience: Any) -> None:
     broken = PairedAnswers(experience, None, np.ones(600, dtype=np.bool_))

@@ -199,17 +199,25 @@ def test_a_small_past_holdout_borrows_the_smallest_full_one(n: int) -> None:
 
 
 def test_as_many_full_holdouts_join_as_the_floor_asks() -> None:
-    """A holdout that is full at a wide margin of its own can still be too few for the pool's."""
-    wide = [paired(60, experience=each, margin=0.1) for each in (1, 2)]
-    *_, pool = retained(*wide, paired(5, experience=3))
+    """A holdout that is full at the pipeline's margin can still be too few for the pool's."""
+    config = GateConfig(margin=0.1, small_margin=0.05)
+    full = [paired(60, experience=each) for each in (1, 2)]
+    pool = retained(*full, paired(5, experience=3), config=config)[2]
     assert pool.answer == "pass"
     assert "together with experiences 1 and 2" in pool.sentence
-    *_, pool = retained(wide[0], paired(5, experience=3))
+    *_, pool = retained(full[0], paired(5, experience=3), config=config)
     assert pool.answer == "undecided"
     assert pool.sentence == (
         "experience 3: all past holdouts that can be compared hold 65 records together, which cannot settle "
         "a margin of 5 points; it takes at least 70, until then a person decides"
     )
+
+
+def test_a_margin_of_its_own_is_never_asked_of_another_holdout() -> None:
+    lax = paired(600, lost=60, experience=1, margin=0.2)
+    found = retained(paired(40, experience=0), lax, paired(4000, experience=2))
+    assert {each.experience: each.answer for each in found} == {1: "pass", 2: "pass", None: "pass"}
+    assert "together with experience 2" in found[-1].sentence
 
 
 @pytest.mark.parametrize(("sizes", "together"), [((43,), 43), ((30, 39), 69)])

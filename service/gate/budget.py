@@ -57,21 +57,26 @@ def budget(evidence: Evidence, config: GateConfig) -> tuple[Finding | Note, ...]
     if broken:
         return (*(_broken(each, wrong) for each, wrong in broken), *notes)
     alpha = config.alpha / config.audits
-    # A person who lets a holdout lose more at once lets it lose as much in all; with few sealed records even
-    # for that it is audited with the others, at the budget.
+    # A person who lets a holdout lose more at once lets it lose as much in all.
     pairs = [
         (each, config.budget if each.margin is None else max(config.budget, each.margin)) for each in sealed
     ]
     groups = _groups(pairs, budget=config.budget, alpha=alpha)
     remedy = _remedy(evidence.audit.last_audited, evidence.champion)
-    needed, last = records_needed(config.budget, alpha), groups[-1]
-    if last.small and last.n < needed:
+    needed, last = records_needed(config.budget, alpha), groups[-1] if groups else None
+    if last and last.small and last.n < needed:
         groups, notes = groups[:-1], (*notes, _too_few(last.n, needed))
     small = [pair for pair in pairs if _is_small(*pair, alpha)]
-    # A group of one is judged as that one already.
-    alarms = (
-        [] if groups and last is groups[-1] and len(last.members) == 1 else _alarms(small, config, remedy)
-    )
+    few = [
+        each.experience
+        for each, margin in pairs
+        if config.budget < margin and each.n < records_needed(margin, alpha)
+    ]
+    if few:
+        notes = (*notes, _too_few_for_their_margin(few))
+    # A group of one is judged as that one already; members of others may prove a loss of their own.
+    judged = {group.experience for group in groups}
+    alarms = _alarms([pair for pair in small if pair[0].experience not in judged], config, remedy)
     return (*_looks(groups, config, remedy), *alarms, *notes)
 
 
@@ -118,10 +123,14 @@ class _Group:
 def _groups(pairs: Sequence[_Pair], *, budget: float, alpha: float) -> list[_Group]:
     """Those with records enough alone, then the others with their neighbours until they have enough.
 
-    While all the others are too few together, the smallest of those with enough join them.
+    While all the others are too few together, the smallest of those with enough join them. What has a wider
+    margin of its own is judged at it alone, if at all: from fewer records on, since it cannot be pooled.
     """
-    alone = [_Group((each,), margin) for each, margin in pairs if not _is_small(each, margin, alpha)]
-    small = [each for each, margin in pairs if _is_small(each, margin, alpha)]
+    wider = [(each, margin) for each, margin in pairs if margin > budget]
+    alone = [_Group((each,), margin) for each, margin in wider if each.n >= records_needed(margin, alpha)]
+    own = [pair for pair in pairs if pair[1] <= budget]
+    large = [_Group((each,), margin) for each, margin in own if not _is_small(each, margin, alpha)]
+    small = [each for each, margin in own if _is_small(each, margin, alpha)]
     enough = records_alone(budget, alpha)
     groups: list[list[PairedAnswers]] = []
     for each in sorted(small, key=lambda each: each.experience):
@@ -133,10 +142,12 @@ def _groups(pairs: Sequence[_Pair], *, budget: float, alpha: float) -> list[_Gro
         groups[-1] += left_over
     sizes = [len(each) for each in groups]
     if len(groups) == 1:
-        for full in sorted(alone, key=lambda each: each.n):
+        for full in sorted(large, key=lambda each: each.n):
             if sum(its.n for its in groups[0]) < enough:
                 groups[0] += full.members
-    return alone + [_Group(tuple(each), budget, size) for each, size in zip(groups, sizes, strict=True)]
+    return [*alone, *large] + [
+        _Group(tuple(each), budget, size) for each, size in zip(groups, sizes, strict=True)
+    ]
 
 
 def _looks(groups: Sequence[_Group], config: GateConfig, remedy: str) -> list[Finding]:
@@ -222,6 +233,12 @@ def _too_few(n: int, needed: int) -> Note:
         "until then only the step margin watches what is lost"
     )
     return Note(BUDGET, sentence, {"n": n, "n_needed": needed})
+
+
+def _too_few_for_their_margin(experiences: Sequence[int]) -> Note:
+    subject = f"budget: the sealed records of {say.experiences(experiences)} are too few for a margin of "
+    its = "its" if len(experiences) == 1 else "their"
+    return Note(BUDGET, f"{subject}{its} own; only a loss that they prove stops a promotion")
 
 
 def _judge(seen: Comparison, name: str, *, look: int, config: GateConfig, remedy: str) -> Finding:

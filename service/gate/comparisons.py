@@ -119,12 +119,14 @@ def is_small(answers: PairedAnswers, margin: float, *, enough: Enough) -> bool:
 def pooled(past: Sequence[tuple[PairedAnswers, float]], *, enough: Enough, margin: float) -> Pool:
     """The small ones of the past holdouts and, while they are too few together, the smallest full ones.
 
-    At least one is small. They are judged at `margin`.
+    At least one is small. They are judged at `margin`, so that none with a margin of its own is among them.
     """
     members = [each for each, its in past if is_small(each, its, enough=enough)]
     floor = enough(margin)
     full = [
-        each for each, its in past if problem(each, its) is None and not is_small(each, its, enough=enough)
+        each
+        for each, its in past
+        if each.margin is None and problem(each, its) is None and not is_small(each, its, enough=enough)
     ]
     added: list[PairedAnswers] = []
     for each in sorted(full, key=lambda each: each.n):

@@ -48,17 +48,31 @@ def retention(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
         return (*(_retained(each, its, config) for (each, _), its in zip(fresh, seen, strict=True)), *worn)
     alone = [(each, margin) for each, margin in fresh if not is_small(each, margin, enough=enough)]
     together = config.margin if config.small_margin is None else config.small_margin
-    pool = pooled(fresh, enough=enough, margin=together)
+    # What looks obsolete waits for a person, and must fail nothing that it is pooled with.
+    gone = _found_obsolete([*alone, *small], config)
+    left = [(each, margin) for each, margin in fresh if each.experience not in gone]
+    pool = None
+    if any(is_small(each, margin, enough=enough) for each, margin in left):
+        pool = pooled(left, enough=enough, margin=together)
     # A pool of one is that one.
-    members = small if len(small) > 1 or pool.added else []
-    seen = _compared([*alone, (pool.answers, pool.margin), *members], config)
-    findings = [_retained(each, its, config) for (each, _), its in zip(alone, seen, strict=False)]
-    findings.append(_pool_found(pool, seen[len(alone)], config))
+    members = small if pool is None or len(small) > 1 or pool.added else []
+    pools = [(pool.answers, pool.margin)] if pool else []
+    compared = iter(_compared([*alone, *pools, *members], config))
+    findings = [_retained(each, next(compared), config) for each, _ in alone]
+    if pool:
+        findings.append(_pool_found(pool, next(compared), config))
     # Too few records to be kept by, and yet they may show a loss.
-    alarms = [
-        _retained(each, its, config) for (each, _), its in zip(members, seen[len(alone) + 1 :], strict=True)
-    ]
+    alarms = [_retained(each, next(compared), config) for each, _ in members]
     return (*findings, *(each for each in alarms if each.answer == "fail" or "twins" in each.numbers), *worn)
+
+
+def _found_obsolete(past: Sequence[tuple[PairedAnswers, float]], config: GateConfig) -> set[int]:
+    """Experiences whose holdouts lost, and have twins that are labelled otherwise."""
+    if not any(each.twins and _is_obsolete(each.twins, config.alpha) for each, _ in past):
+        return set()
+    seen = _compared(past, config)
+    found = [_retained(each, its, config) for (each, _), its in zip(past, seen, strict=True)]
+    return {each.experience for each in found if each.experience is not None and "twins" in each.numbers}
 
 
 def obsolete(evidence: Evidence, config: GateConfig, findings: Sequence[Finding]) -> set[int]:
