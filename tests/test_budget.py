@@ -153,7 +153,7 @@ def test_harmless_champions_of_any_age_pass_their_audits() -> None:
     for sealed, least in ((3400, 0.95), (2720, 0.95), (1140, 0.95), (440, 0.95)):
         passed = 0
         for _ in range(60):
-            audited = [_aged(random, index, sealed, age=20 - index) for index in range(20)]
+            audited = [aged(random, index, sealed, updates=20 - index) for index in range(20)]
             found = budget(evidence(*audited), GateConfig(budget=0.05, audits=50))
             assert all(isinstance(each, Finding) for each in found)
             passed += all(each.answer == "pass" for each in found if isinstance(each, Finding))
@@ -161,11 +161,11 @@ def test_harmless_champions_of_any_age_pass_their_audits() -> None:
         assert passed / 60 >= least - 2 * (least * (1 - least) / 60) ** 0.5, sealed
 
 
-def _aged(random: np.random.Generator, experience: int, n: int, *, age: int) -> PairedAnswers:
+def aged(random: np.random.Generator, experience: int, n: int, *, updates: int) -> PairedAnswers:
     """An anchor that is right nine times in ten, and a champion so many harmless updates later."""
     anchor = random.random(n) < 0.9
     champion = anchor.copy()
-    for _ in range(age):
+    for _ in range(updates):
         champion ^= random.random(n) < np.where(champion, 0.03 / 0.9, 0.03 / 0.1)
     return PairedAnswers(experience, anchor, champion)
 

@@ -66,18 +66,13 @@ def budget(evidence: Evidence, config: GateConfig) -> tuple[Finding | Note, ...]
     needed, last = records_needed(config.budget, alpha), groups[-1] if groups else None
     if last and last.small and last.n < needed:
         groups, notes = groups[:-1], (*notes, _too_few(last.n, needed))
-    small = [pair for pair in pairs if _is_small(*pair, alpha)]
-    few = [
-        each.experience
-        for each, margin in pairs
-        if config.budget < margin and each.n < records_needed(margin, alpha)
-    ]
+    # A group of one is judged as that one already; all others may prove a loss of their own.
+    judged = {group.experience for group in groups}
+    others = [pair for pair in pairs if pair[0].experience not in judged]
+    few = [each.experience for each, margin in others if margin > config.budget]
     if few:
         notes = (*notes, _too_few_for_their_margin(few))
-    # A group of one is judged as that one already; members of others may prove a loss of their own.
-    judged = {group.experience for group in groups}
-    alarms = _alarms([pair for pair in small if pair[0].experience not in judged], config, remedy)
-    return (*_looks(groups, config, remedy), *alarms, *notes)
+    return (*_looks(groups, config, remedy), *_alarms(others, config, remedy), *notes)
 
 
 def records_needed(budget: float, alpha: float) -> int:

@@ -14,6 +14,8 @@ from service.gate.base import PairedAnswers, Twins
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+AT_ONCE = 64
+"""Holdouts whose bits are counted together, so many that they stay in the processor's cache."""
 POWER = 0.8
 """Chance that the number of records asked for settles the question."""
 
@@ -221,8 +223,7 @@ def compare_counts(
 
 def counts(sound: Sequence[PairedAnswers]) -> NDArray[np.int64]:
     """(4, holdouts) records, right by the baseline, right by the challenger, right by both."""
-    # So many at a time that their bits stay in the processor's cache.
-    some = [_counts_of_few(sound[first : first + 64]) for first in range(0, len(sound), 64)]
+    some = [_counts_of_few(sound[first : first + AT_ONCE]) for first in range(0, len(sound), AT_ONCE)]
     return np.concatenate(some, axis=1)
 
 

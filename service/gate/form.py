@@ -5,7 +5,6 @@ from typing import Any, get_args
 
 from service.gate.base import MOST_WORST, VERDICT_SCHEMA, Answer, Metric, Outcome
 
-_OF_METRIC = "of {side} on these records, by the metric's name"
 NUMBERS: Mapping[str, str] = {
     "n": "Records that the answer rests on.",
     "lost": "Records that the baseline answers right and the challenger wrong.",
@@ -41,7 +40,7 @@ NUMBERS: Mapping[str, str] = {
     "limit": "What may not be exceeded.",
     "p_above_holm": 'P-value of "the true share is the limit or less", Holm-adjusted.',
     **{
-        f"{side}_{metric}": f"Value of {metric} " + _OF_METRIC.format(side=f"the {side}") + "."
+        f"{side}_{metric}": f"Value of {metric} of the {side} on these records, by the metric's name."
         for side in ("baseline", "challenger")
         for metric in get_args(Metric)
     },

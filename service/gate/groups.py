@@ -8,7 +8,7 @@ import numpy as np
 from service.gate import sentences as say
 from service.gate import stats
 from service.gate.base import Answer, Column, Evidence, Finding, GateConfig, PairedAnswers
-from service.gate.comparisons import Comparison, ComparisonTable, Counts, compare_counts, problem
+from service.gate.comparisons import AT_ONCE, Comparison, ComparisonTable, Counts, compare_counts, problem
 
 _LONGEST_VALUE = 40
 
@@ -86,8 +86,7 @@ def _cut(holdouts: Sequence[PairedAnswers], column: str) -> _Slices:
     values = [value for each in holdouts for value in each.groups[column].values]
     experiences = [(each.experience,) for each in holdouts for _ in each.groups[column].values]
     n = np.concatenate([np.zeros(0, dtype=np.int64), *(each.groups[column].sizes for each in holdouts)])
-    # So many at a time that what is counted stays in the processor's cache.
-    some = [_wrong(holdouts[first : first + 64], column) for first in range(0, len(holdouts), 64)]
+    some = [_wrong(holdouts[first : first + AT_ONCE], column) for first in range(0, len(holdouts), AT_ONCE)]
     neither, gained, lost = np.concatenate([np.zeros((3, 0), dtype=np.int64), *some], axis=1)
     both = n - neither - gained - lost
     return _Slices(column, values, experiences, np.array([n, both + lost, both + gained, both]))

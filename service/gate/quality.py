@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -124,6 +123,17 @@ class _Quality:
     @property
     def word(self) -> str:
         return _WORDS[self.metric]
+
+    @property
+    def allowed(self) -> str:
+        """The margin in its unit."""
+        return say.share(self.margin) if self.metric == "brier" else say.with_unit(self.margin, digits=2)
+
+    def amount(self, value: float) -> str:
+        """A change in its unit, told off the margin."""
+        if self.metric == "brier":
+            return say.share(value, self.margin)
+        return say.points_of(value, self.margin)
 
 
 _WORDS: dict[Metric, str] = {
@@ -261,15 +271,6 @@ def _measured(question: _Quality, each: _Holdout, *, alpha: float) -> measures.I
     return measures.increase(differences, margin=question.margin, alpha=alpha, bound=question.bound)
 
 
-def _amount(question: _Quality, value: float, *, told: bool = False) -> str:
-    """In its unit, and off the margin unless it is that which is told."""
-    if question.metric == "brier":
-        return say.share(value, None if told else question.margin)
-    if told:
-        return say.with_unit(value, digits=2)
-    return say.points_of(value, question.margin)
-
-
 def _judge(
     question: _Quality, each: _Holdout, its: measures.Increase | str, *, alpha: float, p_worse: float
 ) -> Finding:
@@ -283,16 +284,15 @@ def _judge(
     if not all(map(isfinite, numbers.values())):
         sentence = f"{name}: {question.word} came out as no number; predict its holdout again"
         return Finding(question.guard, "undecided", sentence, each.alone, {"n": its.n})
-    amount = partial(_amount, question)
     moved = "rose" if question.metric == "brier" else "fell"
-    allowed = f"{amount(question.margin, told=True)} allowed ({say.records(its.n)})"
+    allowed = f"{question.allowed} allowed ({say.records(its.n)})"
     rare = measures.too_few(question.metric, each.labels, margin=question.margin, alpha=alpha)
     if its.p_within <= alpha and rare is None:
-        kept = f"{moved} by at most {amount(its.upper)}" if its.upper > 0 else "got better"
+        kept = f"{moved} by at most {question.amount(its.upper)}" if its.upper > 0 else "got better"
         sentence = f"{name}: {question.word} {kept}, {allowed}"
         return Finding(question.guard, "pass", sentence, each.alone, numbers)
     if p_worse <= alpha:
-        at_least = amount(max(its.lower, 0.0))
+        at_least = question.amount(max(its.lower, 0.0))
         remedy = "keep the champion, and train shorter or with more replay"
         sentence = f"{name}: {question.word} {moved} by at least {at_least}, {allowed}: {remedy}"
         return Finding(question.guard, "fail", sentence, each.alone, numbers)
@@ -301,7 +301,9 @@ def _judge(
         sentence = f"{name}: {question.word} cannot be settled, {allowed}: {rare.why}; {_UNTIL_THEN}"
         return Finding(question.guard, "undecided", sentence, each.alone, numbers)
     needed = its.needed(question.margin, alpha)
-    may = f"{name}: {question.word} may have {_PERFECT[moved]} by up to {amount(its.upper)}, {allowed}"
+    may = (
+        f"{name}: {question.word} may have {_PERFECT[moved]} by up to {question.amount(its.upper)}, {allowed}"
+    )
     sentence = f"{may}; {say.about(needed)} would settle it; {_UNTIL_THEN}"
     return Finding(question.guard, "undecided", sentence, each.alone, numbers | {"n_needed": needed})
 

@@ -37,8 +37,8 @@ def _gap(evidence: Evidence, measured: Running, config: GateConfig) -> tuple[Fin
     held = [bits for each in evidence.new if (bits := each.challenger) is not None and bits.dtype == np.bool_]
     n, right = sum(map(len, held)), int(sum(bits.sum() for bits in held))
     train, train_n = measured.train_right, measured.train_records
-    whole = len(held) == len(evidence.new) and n > 0 and train is not None and 0 <= train <= train_n != 0
-    whole = whole and isfinite(train_n)
+    counted = train is not None and 0 <= train <= train_n and 0 < train_n < inf
+    whole = len(held) == len(evidence.new) and n > 0 and counted
     if not whole or train is None:
         if limit is None:
             return ()

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any, get_args
 
@@ -19,6 +20,7 @@ from service.gate.measures import increase, losses
 from service.gate.simulate import Holdout, promote_rate, threshold_rate, worst_false_promotion
 from streams.shift import Answers, battery
 from tests.bench.measure import Measured
+from tests.test_budget import aged
 from tests.test_guards_quality import pair_of
 
 ALPHA = 0.05
@@ -159,16 +161,11 @@ _HARMLESS = 400
 
 def _harmless(random: np.random.Generator, records: int) -> Evidence:
     gate, audit = round(0.25 * records), round(0.2 * records)
-
-    def aged(experience: int, n: int, updates: int) -> PairedAnswers:
-        anchor = random.random(n) < 0.9
-        model = anchor.copy()
-        for _ in range(updates):
-            model ^= random.random(n) < np.where(model, 0.03 / 0.9, 0.03 / 0.1)
-        return PairedAnswers(experience, anchor, model, looks=updates - 1)
-
-    past = tuple(aged(experience, gate, 1) for experience in range(20))
-    sealed = tuple(aged(experience, audit, 20 - experience) for experience in range(20))
+    past = tuple(aged(random, experience, gate, updates=1) for experience in range(20))
+    sealed = tuple(
+        replace(aged(random, experience, audit, updates=20 - experience), looks=19 - experience)
+        for experience in range(20)
+    )
     new = PairedAnswers(20, random.random(gate) < 0.6, random.random(gate) < 0.9)
     return Evidence(DataEvidence(records, 0), past, (new,), attempt=1, audit=Audit(sealed), champion=20)
 
