@@ -12,8 +12,8 @@ from typing import Annotated
 
 import typer
 
-from service import commands, gate_commands, holdout_commands, stream_commands
-from service.commands import read_settings
+from service.commands import gate, holdouts, pipelines, streams
+from service.commands.pipelines import read_settings
 from service.errors import HoldfastError, SettingsError
 from service.settings import Settings
 
@@ -29,17 +29,17 @@ serve_app = typer.Typer(
     help="Run one role of the service, as production does.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(serve_app, name="serve")
-app.add_typer(commands.pipeline_app, name="pipeline")
-app.add_typer(commands.update_app, name="update")
-app.add_typer(stream_commands.stream_app, name="stream")
-app.add_typer(holdout_commands.holdout_app, name="holdout")
-app.add_typer(gate_commands.gate_app, name="gate")
+app.add_typer(pipelines.pipeline_app, name="pipeline")
+app.add_typer(pipelines.update_app, name="update")
+app.add_typer(streams.stream_app, name="stream")
+app.add_typer(holdouts.holdout_app, name="holdout")
+app.add_typer(gate.gate_app, name="gate")
 for command in (
-    stream_commands.push,
-    commands.champion,
-    commands.rollback,
-    holdout_commands.unfreeze,
-    commands.ledger,
+    streams.push,
+    pipelines.champion,
+    pipelines.rollback,
+    holdouts.unfreeze,
+    pipelines.ledger,
 ):
     app.command()(command)
 
@@ -58,7 +58,7 @@ def main() -> None:
 @app.command()
 def up() -> None:
     """Start everything on this machine, and stop it again on Ctrl-C."""
-    from service import up as supervisor
+    from service.commands import up as supervisor
     from service.logs import configure
 
     settings = read_settings()
@@ -74,7 +74,7 @@ def demo(
     home: Annotated[Path | None, typer.Option(help="Folder of the demo; default: a fresh one.")] = None,
 ) -> None:
     """See the whole loop in two minutes: forgetting caught, bad data stopped, a decision, a rollback."""
-    from service.demo import run
+    from service.commands.demo import run
 
     run(home=home, json_output=json_output)
 
@@ -108,7 +108,7 @@ def serve_api(lifeline: Lifeline = None) -> None:
 @serve_app.command("ingest")
 def serve_ingest(lifeline: Lifeline = None) -> None:
     """Cut streams into experiences."""
-    from service.ingester import serve
+    from service.ingest.ingester import serve
 
     settings, stop = _start_role(lifeline)
     _stop_on_signals(stop)
@@ -118,7 +118,7 @@ def serve_ingest(lifeline: Lifeline = None) -> None:
 @serve_app.command("dispatch")
 def serve_dispatch(lifeline: Lifeline = None) -> None:
     """Run updates on Ray trainers."""
-    from service.dispatcher import serve
+    from service.updates.dispatcher import serve
 
     settings, stop = _start_role(lifeline)
     _stop_on_signals(stop)
@@ -128,7 +128,7 @@ def serve_dispatch(lifeline: Lifeline = None) -> None:
 @serve_app.command("mlflow")
 def serve_mlflow(lifeline: Lifeline = None) -> None:
     """Serve MLflow's pages on the embedded store."""
-    from service.pages import serve
+    from service.commands.mlflow_pages import serve
 
     settings, stop = _start_role(lifeline)
     _stop_on_signals(stop)
@@ -138,7 +138,7 @@ def serve_mlflow(lifeline: Lifeline = None) -> None:
 @app.command()
 def migrate() -> None:
     """Bring the database to this release."""
-    from service import database
+    from service.state import database
 
     settings = read_settings()
     _make_home(settings)
@@ -147,8 +147,8 @@ def migrate() -> None:
 
 
 def _start_role(lifeline: int | None) -> tuple[Settings, threading.Event]:
+    from service.commands.up import follow_lifeline
     from service.logs import configure
-    from service.up import follow_lifeline
 
     settings = read_settings()
     configure(settings)

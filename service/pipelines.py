@@ -26,7 +26,7 @@ from streams.base import RecordSchema
 from streams.breaker import CircuitBreaker
 from streams.catalog import SOURCES, SourceConfig
 from streams.split import Split
-from streams.triggers import TriggerChoice
+from streams.triggers.catalog import TriggerChoice
 
 PipelineName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from service.errors import SettingsError
 from service.settings import Settings
 from streams.base import StreamError
-from streams.experiences import ExperienceStore
+from streams.store.experiences import ExperienceStore
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from strategies.base import Learner, StreamInfo
 from strategies.replay import RehearsalConfig
 
 if TYPE_CHECKING:
-    from strategies.avalanche_parts import SupervisedPlugin
+    from strategies.learning.avalanche import SupervisedPlugin
 
 
 class AgemConfig(RehearsalConfig):
@@ -23,8 +23,8 @@ class AgemConfig(RehearsalConfig):
 
 def plugins(config: AgemConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
     """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
-    from strategies.buffers import ReplayBuffer
-    from strategies.rehearsal import GradientProjection
+    from strategies.plugins.buffers import ReplayBuffer
+    from strategies.plugins.rehearsal import GradientProjection
 
     buffer = ReplayBuffer(config.capacity, config.balance)
     return [GradientProjection(buffer, replayed=config.replay_batch_size or batch_size)]
@@ -32,6 +32,6 @@ def plugins(config: AgemConfig, *, batch_size: int) -> "Sequence[SupervisedPlugi
 
 def build(config: AgemConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner with an empty buffer."""
-    from strategies.learner import AvalancheLearner
+    from strategies.learning.learner import AvalancheLearner
 
     return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

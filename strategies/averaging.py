@@ -13,7 +13,7 @@ from pydantic import Field
 from strategies.base import Learner, StrategyConfig, StreamInfo
 
 if TYPE_CHECKING:
-    from strategies.avalanche_parts import SupervisedPlugin
+    from strategies.learning.avalanche import SupervisedPlugin
 
 
 class AveragingConfig(StrategyConfig):
@@ -30,13 +30,13 @@ class AveragingConfig(StrategyConfig):
 
 def plugins(config: AveragingConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
     """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
-    from strategies.weight_averages import ChampionAverage
+    from strategies.plugins.weight_averages import ChampionAverage
 
     return [ChampionAverage(share=config.share)]
 
 
 def build(config: AveragingConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner; its first experience is learnt plainly."""
-    from strategies.learner import AvalancheLearner
+    from strategies.learning.learner import AvalancheLearner
 
     return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

@@ -244,6 +244,6 @@ class StrategySpec:
         Raises:
             StateError: missing, damaged, of an unknown version, or another strategy's.
         """
-        load = import_module("strategies.state").load
+        load = import_module("strategies.learning.state").load
         learner: Learner = load(self, directory)
         return learner

@@ -130,7 +130,7 @@ def with_parts(document: Any) -> Any:
 
 def build(config: CombinedConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner with the plugins of all parts."""
-    from strategies.learner import AvalancheLearner
+    from strategies.learning.learner import AvalancheLearner
 
     ordered = sorted(config.parts, key=lambda part: _turn(part.name))
     plugins = [

@@ -25,7 +25,7 @@ class CumulativeConfig(StrategyConfig):
 
 def build(config: CumulativeConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner that keeps no record yet."""
-    from strategies.buffers import CumulativePlugin
-    from strategies.learner import AvalancheLearner
+    from strategies.learning.learner import AvalancheLearner
+    from strategies.plugins.buffers import CumulativePlugin
 
     return AvalancheLearner(config, stream_info, plugins=[CumulativePlugin(config.max_records)])

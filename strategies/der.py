@@ -15,7 +15,7 @@ from strategies.base import Learner, StreamInfo
 from strategies.replay import RehearsalConfig
 
 if TYPE_CHECKING:
-    from strategies.avalanche_parts import SupervisedPlugin
+    from strategies.learning.avalanche import SupervisedPlugin
 
 
 class DerConfig(RehearsalConfig):
@@ -38,8 +38,8 @@ class DerConfig(RehearsalConfig):
 
 def plugins(config: DerConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
     """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
-    from strategies.buffers import ReplayBuffer
-    from strategies.rehearsal import DarkReplay
+    from strategies.plugins.buffers import ReplayBuffer
+    from strategies.plugins.rehearsal import DarkReplay
 
     buffer = ReplayBuffer(config.capacity, config.balance)
     replayed = config.replay_batch_size or batch_size
@@ -48,6 +48,6 @@ def plugins(config: DerConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin
 
 def build(config: DerConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner with an empty buffer."""
-    from strategies.learner import AvalancheLearner
+    from strategies.learning.learner import AvalancheLearner
 
     return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

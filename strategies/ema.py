@@ -14,7 +14,7 @@ from pydantic import Field
 from strategies.base import Learner, StrategyConfig, StreamInfo
 
 if TYPE_CHECKING:
-    from strategies.avalanche_parts import SupervisedPlugin
+    from strategies.learning.avalanche import SupervisedPlugin
 
 
 class EmaConfig(StrategyConfig):
@@ -34,13 +34,13 @@ class EmaConfig(StrategyConfig):
 
 def plugins(config: EmaConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
     """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
-    from strategies.weight_averages import MovingAverage
+    from strategies.plugins.weight_averages import MovingAverage
 
     return [MovingAverage(decay=config.decay)]
 
 
 def build(config: EmaConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner."""
-    from strategies.learner import AvalancheLearner
+    from strategies.learning.learner import AvalancheLearner
 
     return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

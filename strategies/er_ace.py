@@ -13,7 +13,7 @@ from strategies.base import Learner, StreamInfo
 from strategies.replay import Balance, RehearsalConfig
 
 if TYPE_CHECKING:
-    from strategies.avalanche_parts import SupervisedPlugin
+    from strategies.learning.avalanche import SupervisedPlugin
 
 
 class ErAceConfig(RehearsalConfig):
@@ -27,8 +27,8 @@ class ErAceConfig(RehearsalConfig):
 
 def plugins(config: ErAceConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
     """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
-    from strategies.buffers import ReplayBuffer
-    from strategies.rehearsal import AsymmetricReplay
+    from strategies.plugins.buffers import ReplayBuffer
+    from strategies.plugins.rehearsal import AsymmetricReplay
 
     buffer = ReplayBuffer(config.capacity, config.balance)
     return [AsymmetricReplay(buffer, replayed=config.replay_batch_size or batch_size)]
@@ -36,6 +36,6 @@ def plugins(config: ErAceConfig, *, batch_size: int) -> "Sequence[SupervisedPlug
 
 def build(config: ErAceConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner with an empty replay buffer."""
-    from strategies.learner import AvalancheLearner
+    from strategies.learning.learner import AvalancheLearner
 
     return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

@@ -15,7 +15,7 @@ from strategies.base import Learner, StreamInfo
 from strategies.replay import Balance, RehearsalConfig
 
 if TYPE_CHECKING:
-    from strategies.avalanche_parts import SupervisedPlugin
+    from strategies.learning.avalanche import SupervisedPlugin
 
 
 class ErAmlConfig(RehearsalConfig):
@@ -43,8 +43,8 @@ class ErAmlConfig(RehearsalConfig):
 
 def plugins(config: ErAmlConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
     """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
-    from strategies.buffers import ReplayBuffer
-    from strategies.rehearsal_by_metric import AsymmetricMetric
+    from strategies.plugins.buffers import ReplayBuffer
+    from strategies.plugins.metric_rehearsal import AsymmetricMetric
 
     buffer = ReplayBuffer(config.capacity, config.balance)
     replayed = config.replay_batch_size or batch_size
@@ -53,6 +53,6 @@ def plugins(config: ErAmlConfig, *, batch_size: int) -> "Sequence[SupervisedPlug
 
 def build(config: ErAmlConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner with an empty replay buffer."""
-    from strategies.learner import AvalancheLearner
+    from strategies.learning.learner import AvalancheLearner
 
     return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

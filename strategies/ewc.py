@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from strategies.base import Learner, StrategyConfig, StreamInfo
 
 if TYPE_CHECKING:
-    from strategies.avalanche_parts import SupervisedPlugin
+    from strategies.learning.avalanche import SupervisedPlugin
 
 
 class EwcConfig(StrategyConfig):
@@ -56,7 +56,7 @@ class EwcConfig(StrategyConfig):
 
 def plugins(config: EwcConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
     """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
-    from strategies.importance import FisherInformation
+    from strategies.plugins.importance import FisherInformation
 
     return [
         FisherInformation(
@@ -71,6 +71,6 @@ def plugins(config: EwcConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin
 
 def build(config: EwcConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner that nothing holds yet."""
-    from strategies.learner import AvalancheLearner
+    from strategies.learning.learner import AvalancheLearner
 
     return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

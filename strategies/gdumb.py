@@ -33,9 +33,9 @@ class GdumbConfig(RehearsalConfig):
 
 def build(config: GdumbConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner with an empty sample."""
-    from strategies.buffers import ReplayBuffer
-    from strategies.learner import AvalancheLearner
-    from strategies.rehearsal import FromScratch
+    from strategies.learning.learner import AvalancheLearner
+    from strategies.plugins.buffers import ReplayBuffer
+    from strategies.plugins.rehearsal import FromScratch
 
     plugin = FromScratch(ReplayBuffer(config.capacity, config.balance))
     return AvalancheLearner(config, stream_info, plugins=[plugin])

@@ -17,7 +17,7 @@ from strategies.base import Learner, StreamInfo
 from strategies.replay import RehearsalConfig
 
 if TYPE_CHECKING:
-    from strategies.avalanche_parts import SupervisedPlugin
+    from strategies.learning.avalanche import SupervisedPlugin
 
 
 class GemConfig(RehearsalConfig):
@@ -42,8 +42,8 @@ class GemConfig(RehearsalConfig):
 
 def plugins(config: GemConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
     """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
-    from strategies.buffers import ReplayBuffer
-    from strategies.rehearsal_by_gradient import EpisodicConstraints
+    from strategies.plugins.buffers import ReplayBuffer
+    from strategies.plugins.gradient_rehearsal import EpisodicConstraints
 
     buffer = ReplayBuffer(config.capacity, config.balance)
     return [
@@ -58,6 +58,6 @@ def plugins(config: GemConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin
 
 def build(config: GemConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner with an empty buffer."""
-    from strategies.learner import AvalancheLearner
+    from strategies.learning.learner import AvalancheLearner
 
     return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

@@ -43,9 +43,9 @@ class IcarlConfig(RehearsalConfig):
 
 def build(config: IcarlConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner without exemplars or a teacher."""
-    from strategies.distillation import SigmoidDistillation
-    from strategies.learner import AvalancheLearner
-    from strategies.prototypes import HerdedReplay, answers_by_means
+    from strategies.learning.learner import AvalancheLearner
+    from strategies.plugins.distillation import SigmoidDistillation
+    from strategies.plugins.prototypes import HerdedReplay, answers_by_means
 
     exemplars = HerdedReplay(
         config.capacity,

@@ -17,8 +17,8 @@ class JointConfig(CumulativeConfig):
 
 def build(config: JointConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner that keeps no record yet."""
-    from strategies.buffers import CumulativePlugin
-    from strategies.learner import AvalancheLearner
+    from strategies.learning.learner import AvalancheLearner
+    from strategies.plugins.buffers import CumulativePlugin
 
     plugin = CumulativePlugin(config.max_records, anew=True)
     return AvalancheLearner(config, stream_info, plugins=[plugin])

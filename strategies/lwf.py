@@ -11,7 +11,7 @@ from pydantic import Field
 from strategies.base import Learner, StrategyConfig, StreamInfo
 
 if TYPE_CHECKING:
-    from strategies.avalanche_parts import SupervisedPlugin
+    from strategies.learning.avalanche import SupervisedPlugin
 
 
 class LwfConfig(StrategyConfig):
@@ -31,13 +31,13 @@ class LwfConfig(StrategyConfig):
 
 def plugins(config: LwfConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
     """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
-    from strategies.distillation import Distillation
+    from strategies.plugins.distillation import Distillation
 
     return [Distillation(alpha=config.alpha, temperature=config.temperature)]
 
 
 def build(config: LwfConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner without a teacher."""
-    from strategies.learner import AvalancheLearner
+    from strategies.learning.learner import AvalancheLearner
 
     return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

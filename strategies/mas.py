@@ -13,7 +13,7 @@ from pydantic import Field
 from strategies.base import Learner, StrategyConfig, StreamInfo
 
 if TYPE_CHECKING:
-    from strategies.avalanche_parts import SupervisedPlugin
+    from strategies.learning.avalanche import SupervisedPlugin
 
 
 class MasConfig(StrategyConfig):
@@ -39,7 +39,7 @@ class MasConfig(StrategyConfig):
 
 def plugins(config: MasConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
     """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
-    from strategies.importance import AnswerSensitivity
+    from strategies.plugins.importance import AnswerSensitivity
 
     return [
         AnswerSensitivity(strength=config.strength, decay=config.decay, records=config.importance_records)
@@ -48,6 +48,6 @@ def plugins(config: MasConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin
 
 def build(config: MasConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner that nothing holds yet."""
-    from strategies.learner import AvalancheLearner
+    from strategies.learning.learner import AvalancheLearner
 
     return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

@@ -13,6 +13,6 @@ class NaiveConfig(StrategyConfig):
 
 def build(config: NaiveConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner that trains on each experience and no more."""
-    from strategies.learner import AvalancheLearner
+    from strategies.learning.learner import AvalancheLearner
 
     return AvalancheLearner(config, stream_info)

@@ -12,7 +12,7 @@ from pydantic import Field
 from strategies.base import Learner, StrategyConfig, StreamInfo
 
 if TYPE_CHECKING:
-    from strategies.avalanche_parts import SupervisedPlugin
+    from strategies.learning.avalanche import SupervisedPlugin
 
 
 Balance = Annotated[
@@ -45,7 +45,7 @@ class ReplayConfig(RehearsalConfig):
 
 def plugins(config: ReplayConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
     """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
-    from strategies.buffers import ReplayBuffer, ReplayPlugin
+    from strategies.plugins.buffers import ReplayBuffer, ReplayPlugin
 
     buffer = ReplayBuffer(config.capacity, config.balance)
     return [ReplayPlugin(buffer, replayed=config.replay_batch_size or batch_size)]
@@ -53,6 +53,6 @@ def plugins(config: ReplayConfig, *, batch_size: int) -> "Sequence[SupervisedPlu
 
 def build(config: ReplayConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner with an empty replay buffer."""
-    from strategies.learner import AvalancheLearner
+    from strategies.learning.learner import AvalancheLearner
 
     return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

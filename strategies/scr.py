@@ -60,10 +60,10 @@ class ScrConfig(RehearsalConfig):
 
 def build(config: ScrConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner with an empty replay buffer."""
-    from strategies.buffers import ReplayBuffer
-    from strategies.learner import AvalancheLearner
-    from strategies.networks import Network
-    from strategies.prototypes import ContrastiveReplay, answers_by_means, projects
+    from strategies.learning.learner import AvalancheLearner
+    from strategies.learning.networks import Network
+    from strategies.plugins.buffers import ReplayBuffer
+    from strategies.plugins.prototypes import ContrastiveReplay, answers_by_means, projects
 
     plugin = ContrastiveReplay(
         ReplayBuffer(config.capacity, config.balance),

@@ -13,7 +13,7 @@ from pydantic import Field
 from strategies.base import Learner, StrategyConfig, StreamInfo
 
 if TYPE_CHECKING:
-    from strategies.avalanche_parts import SupervisedPlugin
+    from strategies.learning.avalanche import SupervisedPlugin
 
 
 class SiConfig(StrategyConfig):
@@ -37,13 +37,13 @@ class SiConfig(StrategyConfig):
 
 def plugins(config: SiConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
     """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
-    from strategies.importance import PathIntegral
+    from strategies.plugins.importance import PathIntegral
 
     return [PathIntegral(strength=config.strength, damping=config.damping)]
 
 
 def build(config: SiConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner that nothing holds yet."""
-    from strategies.learner import AvalancheLearner
+    from strategies.learning.learner import AvalancheLearner
 
     return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

@@ -44,8 +44,8 @@ class SldaConfig(StrategyConfig):
 
 def build(config: SldaConfig, stream_info: StreamInfo) -> Learner:
     """A fresh learner that counted nothing."""
-    from strategies.discriminant import StreamingDiscriminant, answers_by_gaussians
-    from strategies.learner import AvalancheLearner
+    from strategies.learning.learner import AvalancheLearner
+    from strategies.plugins.discriminant import StreamingDiscriminant, answers_by_gaussians
 
     plugin = StreamingDiscriminant(config.shrinkage)
     return AvalancheLearner(config, stream_info, plugins=[plugin], equip=answers_by_gaussians)

@@ -11,11 +11,11 @@ from types import MappingProxyType
 from sqlalchemy import Engine
 
 from streams.base import RecordSchema, Source, SourceConfig, SourceContext
-from streams.datasets import DatasetsConfig
-from streams.files_config import FilesConfig
-from streams.kafka_settings import KafkaConfig
-from streams.pushed import PushedConfig
-from streams.redis import RedisConfig
+from streams.sources.datasets import DatasetsConfig
+from streams.sources.files.config import FilesConfig
+from streams.sources.kafka.config import KafkaConfig
+from streams.sources.pushed import PushedConfig
+from streams.sources.redis import RedisConfig
 
 __all__ = ["SOURCES", "SourceConfig", "SourceSpec"]
 
@@ -42,16 +42,24 @@ class SourceSpec:
 
 SOURCES: Mapping[str, SourceSpec] = MappingProxyType(
     {
-        "pushed": SourceSpec(PushedConfig, "streams.pushed:build", "Records that callers send over HTTP."),
+        "pushed": SourceSpec(
+            PushedConfig, "streams.sources.pushed:build", "Records that callers send over HTTP."
+        ),
         "files": SourceSpec(
-            FilesConfig, "streams.files:build", "Files that arrive in a folder or an S3 bucket."
+            FilesConfig,
+            "streams.sources.files.source:build",
+            "Files that arrive in a folder or an S3 bucket.",
         ),
         "datasets": SourceSpec(
             DatasetsConfig,
-            "streams.datasets:build",
+            "streams.sources.datasets:build",
             "Built-in real digits and MNIST: rotated, permuted, or split by class.",
         ),
-        "kafka": SourceSpec(KafkaConfig, "streams.kafka:build", "A topic of Kafka, read without a group."),
-        "redis": SourceSpec(RedisConfig, "streams.redis:build", "Redis Streams, one record an entry."),
+        "kafka": SourceSpec(
+            KafkaConfig, "streams.sources.kafka.source:build", "A topic of Kafka, read without a group."
+        ),
+        "redis": SourceSpec(
+            RedisConfig, "streams.sources.redis:build", "Redis Streams, one record an entry."
+        ),
     }
 )

@@ -30,10 +30,12 @@ from streams.base import (
 )
 from streams.breaker import BadShare, CircuitBreaker
 from streams.duplicates import DuplicateWindow
-from streams.experiences import ExperienceStore
 from streams.joining import Join, Joined, Pair
-from streams.letters import DeadLetter, letter_of
-from streams.manifest import (
+from streams.pending import Chunk, divide, part_records
+from streams.records import FEATURES_ONLY, LabelMap, Records
+from streams.split import PARTS, TRAIN, Split, parts_of
+from streams.state.dead_letters import DeadLetter, letter_of
+from streams.state.manifest import (
     AlsoInTransaction,
     Committed,
     CutExperience,
@@ -43,11 +45,9 @@ from streams.manifest import (
     Span,
     WaitingCommit,
 )
-from streams.pending import Chunk, divide, part_records
-from streams.records import FEATURES_ONLY, LabelMap, Records
-from streams.split import PARTS, TRAIN, Split, parts_of
-from streams.triggers import Cut, Surroundings, TriggerConfig
-from streams.wire import Decoded, decode
+from streams.store.experiences import ExperienceStore
+from streams.triggers.catalog import Cut, Surroundings, TriggerConfig
+from streams.wire.decode import Decoded, decode
 
 MAX_EXPERIENCE_BYTES = 256 * 1024 * 1024
 """Pending records of this size are cut, whatever the trigger says: one experience is one file in memory."""

@@ -7,15 +7,15 @@ import pytest
 import sqlalchemy as sa
 from xdist.scheduler import LoadFileScheduling
 
-from service.database import connect, migrate
 from service.settings import Settings
-from tests import postgres
-from tests.s3 import s3, s3_server
+from service.state.database import connect, migrate
+from tests.support import postgres
+from tests.support.s3 import s3, s3_server
 
 __all__ = ["s3", "s3_server"]
 
 KINDS = ("sqlite", "postgresql")
-LOOK_AT_THE_DEMO = ("tests/test_demo.py", "tests/browser/test_mlflow_pages.py")
+LOOK_AT_THE_DEMO = ("tests/service/commands/test_demo.py", "tests/browser/test_mlflow_pages.py")
 """These share one run of the demo, which takes a minute: they stay in one process."""
 
 

@@ -18,26 +18,28 @@ from pydantic_core import PydanticUndefined
 from typer.testing import CliRunner
 
 import service.errors
-from service import cli, jobs
+from service import cli
 from service.errors import HoldfastError
-from service.gate import planning, stats
+from service.gate import stats
 from service.gate.base import VERDICT_SCHEMA, Finding, GateConfig, Note, Verdict
 from service.gate.decide import AFTER_LEARNING, BEFORE_LEARNING, SEALED
-from service.gate.form import NUMBERS
+from service.gate.schema import NUMBERS
+from service.gate.simulation import planning
 from service.pipelines import PipelineSpec, parse
 from service.settings import Settings
+from service.state import jobs
 from strategies.augment_choice import Color, Crop, Erase, Flip, Noise, Rotate
 from strategies.base import StrategyConfig
 from strategies.catalog import STRATEGIES
 from strategies.network_choice import NetworkChoice
 from streams.base import RecordSchema
 from streams.catalog import SOURCES
-from streams.manifest import DeadLetter, Manifest, Span
 from streams.split import Split
-from streams.triggers import TRIGGERS
-from streams.wire import JsonRecord
-from tests.api_parts import Api, learn, running_api, settle
-from tests.test_api import ROUTES
+from streams.state.manifest import DeadLetter, Manifest, Span
+from streams.triggers.catalog import TRIGGERS
+from streams.wire.decode import JsonRecord
+from tests.service.api.test_app import ROUTES
+from tests.support.api_parts import Api, learn, running_api, settle
 from tests.test_layers import RANKS
 
 ROOT = Path(__file__).parent.parent

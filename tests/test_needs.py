@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import needs
+from tests.support import needs
 
 
 def test_a_program_is_found_in_the_path_and_in_folders(tmp_path: Path) -> None:

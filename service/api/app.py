@@ -5,14 +5,14 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
 
-from service import roles
 from service.api import holdouts, pipelines, problems, records, reference, streams, updates
 from service.api.bodies import Alive, Ready, RoleView
-from service.api.doors import SecureAnswers
+from service.api.limits import SecureAnswers
 from service.api.parameters import Engine
-from service.database import connect, migrate
 from service.settings import Settings
-from streams.tables import reading
+from service.state import presence
+from service.state.database import connect, migrate
+from streams.state.tables import reading
 
 DESCRIPTION = """
 Holdfast keeps a torch model learning from a live stream and never lets a worse model out.
@@ -68,7 +68,7 @@ def healthz() -> Alive:
 def readyz(engine: Engine) -> Ready:
     """200 when the database answers, else 503; `roles` are the other parts that were heard of lately."""
     with reading(engine) as connection:
-        present = roles.seen(connection)
+        present = presence.seen(connection)
     return Ready(
         roles=[
             RoleView(role=role.role, instance=role.instance, seconds_ago=role.seconds_ago) for role in present

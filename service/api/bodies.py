@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
 
-from service import champions, jobs, ledger
 from service.api.parameters import MAX_INTEGER
-from service.gate import form
+from service.gate import schema
 from service.pipelines import PipelineSpec
-from streams import states
-from streams.letters import DeadLetter
-from streams.manifest import ExperienceRow
+from service.state import champions, jobs, ledger
+from streams.state import status as stream_status
+from streams.state.dead_letters import DeadLetter
+from streams.state.manifest import ExperienceRow
 
 
 def _storable(text: str) -> str:
@@ -33,7 +33,7 @@ Actor = Annotated[
     AfterValidator(_storable),
     Field(description="Who decides."),
 ]
-VerdictForm = Annotated[Mapping[str, Any], WithJsonSchema(form.schema())]
+VerdictForm = Annotated[Mapping[str, Any], WithJsonSchema(schema.schema())]
 """As the gate wrote it, whichever version of Holdfast that was."""
 LetterName = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Index = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
@@ -75,7 +75,7 @@ class StreamView(Body):
     """How a stream stands."""
 
     pipeline: str
-    status: states.Status = Field(
+    status: stream_status.Status = Field(
         description="running; failing: tried again by itself; paused or stopped: until it is resumed."
     )
     reason: str = Field(description="Why it does not run, and what to do; empty while it does.")

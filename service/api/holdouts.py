@@ -5,7 +5,6 @@ from typing import Annotated
 import sqlalchemy as sa
 from fastapi import APIRouter, Path
 
-from service import champions, decisions, freezes, holdouts, specs
 from service.api.bodies import (
     DecisionReason,
     EntryView,
@@ -14,11 +13,13 @@ from service.api.bodies import (
     HoldoutsView,
     HoldoutView,
 )
-from service.api.doors import JsonRoute
+from service.api.limits import JsonRoute
 from service.api.parameters import MAX_INTEGER, Engine, PipelineName
-from service.plan import records_judged
-from streams.manifest import Manifest
-from streams.tables import reading
+from service.state import champions, freezes, holdouts, pipelines
+from service.updates import decisions
+from service.updates.plan import records_judged
+from streams.state.manifest import Manifest
+from streams.state.tables import reading
 
 router = APIRouter(prefix="/v1/pipelines", tags=["holdouts"], route_class=JsonRoute)
 
@@ -38,7 +39,7 @@ def set_margin(
 ) -> EntryView:
     """How much it may truly lose, from the next update on; the ledger keeps who said so, and why."""
     with reading(engine) as connection:
-        specs.load_spec(connection, pipeline)
+        pipelines.load_spec(connection, pipeline)
     return EntryView.of(
         decisions.set_holdout_margin(
             engine, pipeline, experience, margin=body.margin, actor=body.by, reason=body.reason
@@ -56,7 +57,7 @@ def mark(
 ) -> EntryView:
     """A retired holdout is no evidence any more; a pinned one is never cut down. Both stand in the ledger."""
     with reading(engine) as connection:
-        specs.load_spec(connection, pipeline)
+        pipelines.load_spec(connection, pipeline)
     return EntryView.of(
         decisions.mark_holdout(
             engine, pipeline, experience, marking=marking, actor=body.by, reason=body.reason
@@ -68,12 +69,12 @@ def mark(
 def unfreeze(pipeline: PipelineName, body: DecisionReason, engine: Engine) -> EntryView:
     """After an audit that did not pass. A rollback to the last audited version frees it as well."""
     with reading(engine) as connection:
-        specs.load_spec(connection, pipeline)
+        pipelines.load_spec(connection, pipeline)
     return EntryView.of(decisions.unfreeze(engine, pipeline, actor=body.by, reason=body.reason))
 
 
 def _view(connection: sa.Connection, engine: sa.Engine, pipeline: str) -> HoldoutsView:
-    spec = specs.load_spec(connection, pipeline)
+    spec = pipelines.load_spec(connection, pipeline)
     champion = champions.current(connection, pipeline)
     lineage = champions.lineage(connection, pipeline, champion.version if champion else None)
     learnt = tuple(lineage[-1].learnt) if lineage else ()

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 import sqlalchemy as sa
 from fastapi import APIRouter, Body, Query
 
-from service import backlog, champions, decisions, jobs, ledger, specs
 from service.api.bodies import (
     ChampionView,
     EntryView,
@@ -15,13 +14,15 @@ from service.api.bodies import (
     RollbackRequest,
     UpdateView,
 )
-from service.api.doors import JsonRoute
+from service.api.limits import JsonRoute
 from service.api.parameters import MAX_INTEGER, Configured, Engine, Limit, PipelineName
 from service.errors import ChampionMissingError
+from service.ingest.sources import pushed_partition, require_allowed
 from service.pipelines import PipelineSpec, parse
-from service.sources import pushed_partition, require_allowed
-from streams.manifest import Manifest
-from streams.tables import reading
+from service.state import backlog, champions, jobs, ledger, pipelines
+from service.updates import decisions
+from streams.state.manifest import Manifest
+from streams.state.tables import reading
 
 router = APIRouter(prefix="/v1/pipelines", tags=["pipelines"], route_class=JsonRoute)
 
@@ -45,21 +46,21 @@ def create(document: Annotated[dict[str, Any], Body()], engine: Engine, settings
     spec = parse(document)
     require_allowed(spec, settings)
     with engine.begin() as connection:
-        specs.create(connection, spec)
+        pipelines.create(connection, spec)
     return _view(engine, spec)
 
 
 @router.get("", summary="List pipelines")
 def list_all(engine: Engine) -> list[PipelineView]:
     with reading(engine) as connection:
-        declared = [specs.load_spec(connection, name) for name in specs.names(connection)]
+        declared = [pipelines.load_spec(connection, name) for name in pipelines.names(connection)]
     return [_view(engine, spec) for spec in declared]
 
 
 @router.get("/{pipeline}", summary="One pipeline and how it stands")
 def show(pipeline: PipelineName, engine: Engine) -> PipelineView:
     with reading(engine) as connection:
-        spec = specs.load_spec(connection, pipeline)
+        spec = pipelines.load_spec(connection, pipeline)
     return _view(engine, spec)
 
 
@@ -69,7 +70,7 @@ def experiences(
 ) -> list[ExperienceView]:
     """Oldest first, from the experience with index `first`."""
     with reading(engine) as connection:
-        specs.load_spec(connection, pipeline)
+        pipelines.load_spec(connection, pipeline)
         states = backlog.states(connection, pipeline)
     rows = Manifest(engine).experiences(pipeline, first=first, limit=limit)
     return [ExperienceView.of(row, states.get(row.index, ("waiting", ""))) for row in rows]
@@ -78,7 +79,7 @@ def experiences(
 @router.get("/{pipeline}/updates", summary="Updates, newest first")
 def updates(pipeline: PipelineName, engine: Engine, limit: Limit = 100) -> list[UpdateView]:
     with reading(engine) as connection:
-        specs.load_spec(connection, pipeline)
+        pipelines.load_spec(connection, pipeline)
         listed = jobs.of_pipeline(connection, pipeline, limit=limit)
         return [UpdateView.of(update, jobs.blocking(connection, update)) for update in listed]
 
@@ -86,14 +87,14 @@ def updates(pipeline: PipelineName, engine: Engine, limit: Limit = 100) -> list[
 @router.get("/{pipeline}/champion", summary="The version in use")
 def champion(pipeline: PipelineName, engine: Engine) -> ChampionView:
     with reading(engine) as connection:
-        specs.load_spec(connection, pipeline)
+        pipelines.load_spec(connection, pipeline)
         return _champion(connection, pipeline)
 
 
 @router.post("/{pipeline}/rollback", summary="Bring a former champion back")
 def roll_back(pipeline: PipelineName, body: RollbackRequest, engine: Engine) -> ChampionView:
     with engine.begin() as connection:
-        specs.load_spec(connection, pipeline)
+        pipelines.load_spec(connection, pipeline)
     decisions.roll_back(engine, pipeline, version=body.version, actor=body.by, reason=body.reason)
     with reading(engine) as connection:
         return _champion(connection, pipeline)
@@ -103,7 +104,7 @@ def roll_back(pipeline: PipelineName, body: RollbackRequest, engine: Engine) -> 
 def read_ledger(pipeline: PipelineName, engine: Engine, after: After = 0, limit: Limit = 1000) -> LedgerView:
     """Oldest first, from the entry after `after`. `intact` is of the whole ledger, whatever the page."""
     with reading(engine) as connection:
-        specs.load_spec(connection, pipeline)
+        pipelines.load_spec(connection, pipeline)
     chain = _whole_ledger(engine, pipeline)
     page = chain[after : after + limit]
     return LedgerView(

@@ -4,12 +4,12 @@ import msgspec
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
-from service import intake
 from service.api.bodies import RecordsReceipt
-from service.api.doors import RecordsRoute
+from service.api.limits import RecordsRoute
 from service.api.parameters import Engine, IdempotencyKey, PipelineName, settings_of
 from service.errors import RecordsInvalidError
-from streams.wire import JsonRecord
+from service.ingest import push as intake
+from streams.wire.decode import JsonRecord
 
 router = APIRouter(prefix="/v1/pipelines", tags=["records"], route_class=RecordsRoute)
 

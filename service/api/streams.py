@@ -6,7 +6,6 @@ from typing import Annotated
 import sqlalchemy as sa
 from fastapi import APIRouter, Path, Query
 
-from service import replays, specs, streaming
 from service.api.bodies import (
     DeadLetterView,
     DeadLetterWhole,
@@ -18,10 +17,13 @@ from service.api.bodies import (
     StreamView,
     moment,
 )
-from service.api.doors import JsonRoute
+from service.api.limits import JsonRoute
 from service.api.parameters import Engine, Limit, PipelineName
-from service.streaming import SHOWN_PARTITIONS
-from streams.tables import reading
+from service.ingest import replay as replays
+from service.ingest import status
+from service.ingest.status import SHOWN_PARTITIONS
+from service.state import pipelines
+from streams.state.tables import reading
 
 router = APIRouter(prefix="/v1/pipelines/{pipeline}", tags=["streams"], route_class=JsonRoute)
 
@@ -42,14 +44,14 @@ def show(pipeline: PipelineName, engine: Engine) -> StreamView:
 @router.post("/stream/pause", summary="Read no further")
 def pause(pipeline: PipelineName, body: HoldRequest, engine: Engine) -> StreamView:
     """What was read and not yet cut is read again when the stream is resumed; updates go on."""
-    streaming.pause(engine, pipeline, actor=body.by, reason=body.reason)
+    status.pause(engine, pipeline, actor=body.by, reason=body.reason)
     return _view(engine, pipeline)
 
 
 @router.post("/stream/resume", summary="Read on")
 def resume(pipeline: PipelineName, body: HoldRequest, engine: Engine) -> StreamView:
     """Also after the circuit breaker, or a source that lost data, stopped the stream."""
-    streaming.resume(engine, pipeline, actor=body.by, reason=body.reason)
+    status.resume(engine, pipeline, actor=body.by, reason=body.reason)
     return _view(engine, pipeline)
 
 
@@ -70,7 +72,7 @@ def dead_letters(
 @router.get("/dead-letters/{letter}", summary="One dead letter, with what it holds")
 def dead_letter(pipeline: PipelineName, letter: Letter, engine: Engine) -> DeadLetterWhole:
     with reading(engine) as connection:
-        specs.load_spec(connection, pipeline)
+        pipelines.load_spec(connection, pipeline)
         found = replays.known(connection, pipeline, letter)
     return DeadLetterWhole(
         letter=DeadLetterView.of(found),
@@ -101,7 +103,7 @@ def replay(pipeline: PipelineName, body: ReplayRequest, engine: Engine) -> Repla
 
 
 def _view(engine: sa.Engine, pipeline: str) -> StreamView:
-    found = streaming.look(engine, pipeline)
+    found = status.look(engine, pipeline)
     return StreamView(
         pipeline=pipeline,
         status=found.state.status,

@@ -4,7 +4,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Response
 
-from service import decisions, intake, jobs
 from service.api.bodies import (
     CancelRequest,
     DecisionRequest,
@@ -13,9 +12,12 @@ from service.api.bodies import (
     UpdateRequest,
     UpdateView,
 )
-from service.api.doors import JsonRoute
+from service.api.limits import JsonRoute
 from service.api.parameters import Engine, IdempotencyKey, PipelineName, UpdateId
-from streams.tables import reading
+from service.ingest import push as intake
+from service.state import jobs
+from service.updates import decisions
+from streams.state.tables import reading
 
 router = APIRouter(prefix="/v1", tags=["updates"], route_class=JsonRoute)
 

@@ -6,8 +6,8 @@ from math import inf
 
 import numpy as np
 
-from service.gate import arrivals, budget, forgetting, groups, quality, robustness, running, seeds, stats
 from service.gate import sentences as say
+from service.gate import stats
 from service.gate.base import (
     MOST_WORST,
     DataEvidence,
@@ -19,16 +19,18 @@ from service.gate.base import (
     Verdict,
     WorstRecord,
 )
+from service.gate.guards import batch as batch_guards
+from service.gate.guards import budget, cost, forgetting, groups, quality, robustness, seeds
 
 Guard = Callable[[Evidence, GateConfig], tuple[Finding | Note, ...]]
 
 
 def _data(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
-    return arrivals.data(evidence.data, config.routed(evidence.shift))
+    return batch_guards.data(evidence.data, config.routed(evidence.shift))
 
 
 def _shift_noted(evidence: Evidence, _config: GateConfig) -> tuple[Note, ...]:
-    return () if evidence.shift is None else (arrivals.shift_note(evidence.shift),)
+    return () if evidence.shift is None else (batch_guards.shift_note(evidence.shift),)
 
 
 BEFORE_LEARNING: tuple[tuple[str, Guard], ...] = (("data", _data), ("shift", _shift_noted))
@@ -42,9 +44,9 @@ AFTER_LEARNING: tuple[tuple[str, Guard], ...] = (
     ("calibration", quality.calibration),
     ("metrics", quality.metrics),
     ("robustness", robustness.robustness),
-    ("running", running.running),
+    ("running", cost.running),
     ("seeds", seeds.seeds),
-    ("shift", arrivals.shift),
+    ("shift", batch_guards.shift),
 )
 """Guards of the challenger. A new guard is one function and one line here."""
 SEALED: tuple[tuple[str, Guard], ...] = (("budget", budget.budget),)

@@ -15,13 +15,13 @@ from sklearn.neural_network import MLPClassifier
 
 from service.gate.base import Audit, Column, DataEvidence, Evidence, GateConfig, Metric, PairedAnswers
 from service.gate.decide import decide
-from service.gate.lives import Life, simulate
 from service.gate.measures import increase, losses
-from service.gate.simulate import Holdout, promote_rate, threshold_rate, worst_false_promotion
+from service.gate.simulation.lifetimes import Life, simulate
+from service.gate.simulation.rates import Holdout, promote_rate, threshold_rate, worst_false_promotion
 from streams.shift import Answers, battery
 from tests.bench.measure import Measured
-from tests.test_budget import aged
-from tests.test_guards_quality import pair_of
+from tests.service.gate.guards.test_budget import aged
+from tests.service.gate.guards.test_quality import pair_of
 
 ALPHA = 0.05
 SIZES = 41

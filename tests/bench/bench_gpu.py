@@ -132,7 +132,7 @@ def plain(*, varied: bool) -> Rival:
 
 
 def resnet() -> nn.Module:
-    from strategies.bodies import resnet18
+    from strategies.learning.bodies import resnet18
 
     return nn.Sequential(resnet18(3), nn.Linear(512, CLASSES))
 

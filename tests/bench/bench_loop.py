@@ -12,11 +12,11 @@ from pathlib import Path
 import httpx
 
 from service.client import Client
-from service.demo import spec
-from streams.datasets import DIGITS_SCHEMA, DatasetsConfig, digits_step
-from streams.wire import encode_json
+from service.commands.demo import spec
+from streams.sources.datasets import DIGITS_SCHEMA, DatasetsConfig, digits_step
+from streams.wire.decode import encode_json
 from tests.bench.measure import Measured
-from tests.running import Service, ended, running, wait_for
+from tests.support.running import Service, ended, running, wait_for
 
 ROOT = Path(__file__).parent.parent.parent
 STREAM = DatasetsConfig(protocol="rotated-digits", angles=(0.0, 10.0, 20.0, 30.0, 40.0, 50.0))

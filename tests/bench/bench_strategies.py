@@ -65,8 +65,8 @@ def ours(name: str, seed: int) -> tuple[float, Callable[[Tensor], Tensor]]:
 
 def by_hand(name: str, seed: int) -> tuple[float, Callable[[Tensor], Tensor]]:
     """A loop that a person would write: whole tensors, scaled once, one permutation an epoch, a reservoir."""
+    from strategies.learning.networks import Network
     from strategies.naive import NaiveConfig
-    from strategies.networks import Network
 
     torch.manual_seed(seed)
     draw = torch.Generator().manual_seed(seed)
@@ -112,7 +112,7 @@ def plain(name: str, seed: int) -> tuple[float, Callable[[Tensor], Tensor]]:
     from avalanche.training import plugins, supervised
     from avalanche.training.storage_policy import ReservoirSamplingBuffer
 
-    import strategies.avalanche_parts  # noqa: F401  # imports Avalanche quietly
+    import strategies.learning.avalanche  # noqa: F401  # imports Avalanche quietly
 
     torch.manual_seed(seed)
     np.random.seed(seed)

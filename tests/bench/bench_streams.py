@@ -24,15 +24,15 @@ import psutil
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from service.database import connect, migrate
+from service.state.database import connect, migrate
 from streams.base import LazyTexts, RawBatch, RecordSchema, Source, WireName
-from streams.experiences import ExperienceStore
 from streams.ingest import Ingest
-from streams.manifest import Manifest
 from streams.records import Records, text_column
 from streams.split import Split
-from streams.triggers import RecordsTrigger
-from streams.wire import decode_json, encode_batch
+from streams.state.manifest import Manifest
+from streams.store.experiences import ExperienceStore
+from streams.triggers.catalog import RecordsTrigger
+from streams.wire.decode import decode_json, encode_batch
 from tests.bench.measure import Measured
 
 FEATURES = 20
@@ -237,8 +237,8 @@ def redis_figures() -> dict[str, float]:
     """The whole of ingest over Redis Streams, against a loop of XREAD and the same decoding, in turn."""
     from redis import Redis
 
-    from streams.redis import RedisConfig, RedisSource
-    from tests import redis_server
+    from streams.sources.redis import RedisConfig, RedisSource
+    from tests.support import redis_server
 
     payloads = some_json(BROKER_RECORDS)
     whole, bare = [], []
@@ -282,9 +282,9 @@ def kafka_figures() -> dict[str, float]:
     """The whole of ingest over librdkafka's mock cluster, against a bare consumer and the same decoding."""
     from confluent_kafka import Consumer, TopicPartition
 
-    from streams.kafka import KafkaSource
-    from streams.kafka_settings import KafkaConfig
-    from tests import kafka_mock
+    from streams.sources.kafka.config import KafkaConfig
+    from streams.sources.kafka.source import KafkaSource
+    from tests.support import kafka_mock
 
     payloads = some_json(BROKER_RECORDS)
     share = len(payloads) // KAFKA_PARTITIONS

@@ -14,8 +14,8 @@ import structlog
 
 from service.registry import warm_up
 from service.settings import Settings
-from streams.datasets import DatasetsConfig, digits_step
-from tests.homes import declared, home
+from streams.sources.datasets import DatasetsConfig, digits_step
+from tests.support.homes import declared, home
 
 STREAMS: Mapping[str, DatasetsConfig] = {
     "rotated": DatasetsConfig(protocol="rotated-digits", angles=tuple(10.0 * step for step in range(10))),

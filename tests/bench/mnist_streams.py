@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from strategies.base import Learner, StreamInfo
 from strategies.catalog import STRATEGIES
 from streams.base import Experience
-from streams.mnist import Part
-from streams.mnist import mnist as idx_files
+from streams.sources.mnist import Part
+from streams.sources.mnist import mnist as idx_files
 
 INFO = StreamInfo(shape=(784,), classes=tuple("0123456789"))
 Arrays = tuple[NDArray[np.float32], NDArray[np.int64]]

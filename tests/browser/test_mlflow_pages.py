@@ -11,9 +11,9 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from tests import needs
-from tests.demo_run import demo_run
-from tests.running import free_port, wait_for
+from tests.support import needs
+from tests.support.demo_run import demo_run
+from tests.support.running import free_port, wait_for
 
 # MLflow's pages are large, and the machine may be busy.
 PATIENCE_MS = 60_000

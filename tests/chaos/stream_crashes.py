@@ -24,17 +24,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from service.database import connect, migrate
+from service.state.database import connect, migrate
 from streams.base import RawBatch
-from streams.experiences import ExperienceStore
-from streams.wire import decode
-from tests import postgres, s3
-from tests.chaos.crash_plan import DATABASES, Database, Plan, exits_of
-from tests.chaos.crash_points import STATEMENT
-from tests.chaos.crash_processes import Child, fork
-from tests.chaos.crash_records import VARIANTS, Variant, chunk, schema_of
-from tests.chaos.crash_run import run
-from tests.chaos.crash_streams import KINDS, Kind
+from streams.store.experiences import ExperienceStore
+from streams.wire.decode import decode
+from tests.chaos.crashes.plan import DATABASES, Database, Plan, exits_of
+from tests.chaos.crashes.points import STATEMENT
+from tests.chaos.crashes.processes import Child, fork
+from tests.chaos.crashes.records import VARIANTS, Variant, chunk, schema_of
+from tests.chaos.crashes.run import run
+from tests.chaos.crashes.streams import KINDS, Kind
+from tests.support import postgres, s3
 
 ONE_VARIANT: Mapping[tuple[Kind, Database], Variant] = {
     ("files", "sqlite"): "window",
@@ -77,8 +77,8 @@ _LATE_IMPORTS = (
     "confluent_kafka",
     "obstore",
     "psycopg",
-    "streams.kafka",
-    "streams.files",
+    "streams.sources.kafka.source",
+    "streams.sources.files.source",
     "pyarrow.csv",
 )
 

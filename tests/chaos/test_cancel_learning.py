@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from service.client import ApiError
-from service.demo import spec
+from service.commands.demo import spec
 from service.registry import UPDATE_TAG
-from streams.datasets import DIGITS_SCHEMA, DatasetsConfig, digits_step
-from streams.wire import encode_json
-from tests.running import Service, ended, running, wait_for
+from streams.sources.datasets import DIGITS_SCHEMA, DatasetsConfig, digits_step
+from streams.wire.decode import encode_json
+from tests.support.running import Service, ended, running, wait_for
 
 PIPELINE = "digits"
 STREAM = DatasetsConfig(protocol="rotated-digits", angles=(0.0, 25.0))

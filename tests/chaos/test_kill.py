@@ -10,13 +10,13 @@ from typing import Any
 import psutil
 import pytest
 
-from service import jobs
 from service.client import Client
-from service.database import connect
-from service.demo import spec
-from streams.datasets import DIGITS_SCHEMA, DatasetsConfig, digits_step
-from streams.wire import encode_json
-from tests.running import Service, ended, running, wait_for
+from service.commands.demo import spec
+from service.state import jobs
+from service.state.database import connect
+from streams.sources.datasets import DIGITS_SCHEMA, DatasetsConfig, digits_step
+from streams.wire.decode import encode_json
+from tests.support.running import Service, ended, running, wait_for
 
 PIPELINE = "digits"
 STREAM = DatasetsConfig(protocol="rotated-digits", angles=(0.0, 25.0, 50.0, 75.0))

@@ -9,14 +9,14 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from service import backlog, champions, jobs, ledger
-from service.database import connect, migrate
-from service.demo import spec
-from streams.datasets import DIGITS_SCHEMA, DatasetsConfig, digits_step
-from streams.experiences import ExperienceStore
-from streams.manifest import Manifest
-from streams.wire import encode_json
-from tests.running import Service, running, wait_for
+from service.commands.demo import spec
+from service.state import backlog, champions, jobs, ledger
+from service.state.database import connect, migrate
+from streams.sources.datasets import DIGITS_SCHEMA, DatasetsConfig, digits_step
+from streams.state.manifest import Manifest
+from streams.store.experiences import ExperienceStore
+from streams.wire.decode import encode_json
+from tests.support.running import Service, running, wait_for
 
 PIPELINE = "digits"
 EXPERIENCES = 8

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from service import jobs
-from service.decisions import decide_review
 from service.pipelines import parse
-from streams.manifest import ExperienceRow, Manifest
-from tests.homes import Home, home, silent
-from tests.real_data import DATA
+from service.state import jobs
+from service.updates.decisions import decide_review
+from streams.state.manifest import ExperienceRow, Manifest
+from tests.support.homes import Home, home, silent
+from tests.support.real_data import DATA
 
 WEEK = 336
 """Half-hours: records of one file."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests import needs, postgres, redis_server
-from tests.chaos.crash_points import MOST, STATEMENT, UPLOADS
+from tests.chaos.crashes.points import MOST, STATEMENT, UPLOADS
+from tests.support import needs, postgres, redis_server
 
 ROOT = Path(__file__).parent.parent.parent
 COMBINATIONS = 8

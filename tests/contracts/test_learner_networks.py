@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from strategies.base import ExperienceUnfitError, StreamInfo
+from strategies.learning.state import load_any
 from strategies.network_choice import Installation, install
-from strategies.state import load_any
 from streams.base import Experience
 from tests.contracts.test_learners import digest, global_randomness
-from tests.network_parts import NETWORKS, accuracy, build, experience, installation
+from tests.support.network_parts import NETWORKS, accuracy, build, experience, installation
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "replay": {"name": "replay", "capacity": 10},

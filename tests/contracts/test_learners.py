@@ -22,7 +22,7 @@ from strategies.base import (
     StreamInfo,
 )
 from strategies.catalog import STRATEGIES
-from strategies.state import LearnerState, SavableLearner, load_any
+from strategies.learning.state import LearnerState, SavableLearner, load_any
 from streams.base import Experience
 
 INFO = StreamInfo(shape=(3, 4), classes=("a", "b", "c", "d", "e"))
@@ -50,7 +50,7 @@ STREAM = ((1, 3), (3, 0), (0, 1), (4, 1))
 """Classes of each experience: ids out of order, classes that come back, and one never seen."""
 
 TAKES_NO_STEP = ("slda",)
-"""No step can be too large there. Of features that are no numbers it tells: tests/test_discriminant.py."""
+"""No step can be too large there. Features that are no numbers: tests/strategies/plugins/test_discriminant.py."""
 
 every_strategy = pytest.mark.parametrize("name", list(STRATEGIES))
 

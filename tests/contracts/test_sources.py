@@ -12,14 +12,14 @@ import sqlalchemy as sql
 
 from streams.base import RecordSchema, Source, SourceConfig
 from streams.catalog import SOURCES
-from streams.datasets import DIGITS_SCHEMA, DatasetsConfig
-from streams.files_config import FilesConfig
-from streams.kafka_settings import KafkaConfig
-from streams.pushed import PushedConfig, PushedLog
-from streams.redis import RedisConfig
-from streams.wire import decode
-from tests import kafka_mock, redis_server
-from tests.stream_parts import SCHEMA, payload, records, sqlite_engine
+from streams.sources.datasets import DIGITS_SCHEMA, DatasetsConfig
+from streams.sources.files.config import FilesConfig
+from streams.sources.kafka.config import KafkaConfig
+from streams.sources.pushed import PushedConfig, PushedLog
+from streams.sources.redis import RedisConfig
+from streams.wire.decode import decode
+from tests.support import kafka_mock, redis_server
+from tests.support.stream_parts import SCHEMA, payload, records, sqlite_engine
 
 Read = list[tuple[str, str, str]]
 

@@ -1,0 +1,143 @@
+"""What stands before and after every request: media type, size of the body, headers of the answer."""
+
+import json
+import math
+from collections.abc import Callable, Coroutine
+from typing import Any, ClassVar
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.problems import SECURITY_HEADERS, RefusedError, not_json
+from service.ingest.bodies import MAX_BODY_BYTES, MEDIA_TYPES
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class StrictRequest(Request):
+    """A request whose JSON is RFC 8259's: Python's reader would let NaN and Infinity through."""
+
+    async def json(self) -> Any:
+        """The body as JSON.
+
+        Raises:
+            RefusedError: it is not.
+        """
+        try:
+            text = (await self.body()).decode()
+            return json.loads(text, parse_constant=_refuse_number, parse_float=_finite)
+        except UnicodeDecodeError as error:
+            raise not_json(f"it is not UTF-8, at byte {error.start}") from error
+        except json.JSONDecodeError as error:
+            place = f"line {error.lineno}, column {error.colno}"
+            raise not_json(f"{error.msg[0].lower()}{error.msg[1:]}, at {place}") from error
+        except RecursionError as error:
+            raise not_json("it is nested too deeply") from error
+        except ValueError as error:
+            # Python refuses whole numbers of more than 4,300 digits.
+            raise not_json("it holds a number with too many digits") from error
+
+
+class JsonRoute(APIRoute):
+    """A route whose body, where it has one, is JSON of modest size.
+
+    The media type must be named: a browser sends other types, and none, from any page to any address
+    without asking, so a stranger's page could otherwise command a service that listens on this machine.
+    """
+
+    media_types: ClassVar[tuple[str, ...]] = ("application/json",)
+    limit_bytes: ClassVar[int] = 2**20
+
+    def get_route_handler(self) -> Handler:
+        """See `fastapi.routing.APIRoute`."""
+        inside = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            _check_media_type(request, self.media_types)
+            _check_announced(request, self.limit_bytes)
+            return await inside(StrictRequest(request.scope, _bounded(request.receive, self.limit_bytes)))
+
+        return handler
+
+
+class RecordsRoute(JsonRoute):
+    """A route that takes records, many of them at a time."""
+
+    media_types: ClassVar[tuple[str, ...]] = tuple(MEDIA_TYPES)
+    limit_bytes: ClassVar[int] = MAX_BODY_BYTES
+
+
+def _refuse_number(text: str) -> float:
+    raise not_json(f"{text} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_number(text[:50])
+
+
+def _check_media_type(request: Request, accepted: tuple[str, ...]) -> None:
+    headers = request.headers
+    if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
+        return
+    named = headers.get("content-type", "").split(";")[0].strip().lower()
+    if named not in accepted:
+        raise RefusedError(
+            415,
+            slug="media-type",
+            title="The body is of a type that is not taken here",
+            detail=f"The Content-Type is {named[:100]!r}." if named else "The request names no Content-Type.",
+            fix=f"Send {' or '.join(accepted)}, and name it in the header Content-Type.",
+        )
+
+
+def _check_announced(request: Request, limit_bytes: int) -> None:
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > limit_bytes:
+        raise _too_large(limit_bytes)
+
+
+def _bounded(receive: Receive, limit_bytes: int) -> Receive:
+    """The same body, given up as soon as it passes the limit: no more than that is ever held."""
+    seen = 0
+
+    async def bounded() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > limit_bytes:
+            raise _too_large(limit_bytes)
+        return message
+
+    return bounded
+
+
+def _too_large(limit_bytes: int) -> RefusedError:
+    return RefusedError(
+        413,
+        slug="body-too-large",
+        title="The body is too large",
+        detail=f"The body is larger than {limit_bytes:,} bytes, the most that is taken here.",
+        fix="Send less at a time: records can be spread over several requests.",
+        # What is left of the body is not read, so the connection cannot be used again.
+        headers={"Connection": "close"},
+    )
+
+
+class SecureAnswers:
+    """Middleware: every answer carries the security headers that it does not set itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def secured(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, secured)

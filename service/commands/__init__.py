@@ -1,0 +1,1 @@
+"""Subcommands of `holdfast`, one module a noun."""

@@ -1,0 +1,298 @@
+"""The commands about the gate: what it will do, before a pipeline goes live, and why it did what it did."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from textwrap import fill
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from service.commands.pipelines import Json, Url, open_client, print_json, update_path
+from service.errors import HoldfastError
+
+if TYPE_CHECKING:
+    from service.gate.simulation.lifetimes import Life, Lives
+    from service.gate.simulation.rates import Holdout, Rates
+
+gate_app = typer.Typer(
+    help="Try out margins and holdout sizes before a pipeline goes live; explain verdicts.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+MOST_ALPHA = 0.1
+MOST_RECORDS = 10_000_000
+WIDTH = 100
+DRAWS = 20_000
+"""Updates drawn, where a rate is no exact sum; fewer over many holdouts."""
+
+Step = Callable[[], None]
+"""Called after each step of a computation."""
+
+Margin = Annotated[
+    float, typer.Option(help="A past holdout may truly lose less than this; 0.02 is 2 points.")
+]
+Churn = Annotated[float, typer.Option(help="Share of the past answers that an update flips.")]
+Holdouts = Annotated[int, typer.Option(help="Past holdouts.")]
+Alpha = Annotated[float, typer.Option(help="Error rate that is promised.")]
+Accuracy = Annotated[float, typer.Option(help="The champion's share of right answers on past records.")]
+Seed = Annotated[int, typer.Option(help="The same seed draws the same numbers.")]
+
+
+@gate_app.command("simulate")
+def gate_simulate(
+    margin: Margin = 0.02,
+    churn: Churn = 0.06,
+    n: Annotated[int, typer.Option(help="Records of each holdout's gate part.")] = 1000,
+    holdouts: Holdouts = 20,
+    alpha: Alpha = 0.05,
+    attempt: Annotated[
+        int | None,
+        typer.Option(help="Which try of the update, 1, 2 ..., by what it may spend; default: all."),
+    ] = None,
+    updates: Annotated[int, typer.Option(help="Also simulate lives of so many updates in a row.")] = 0,
+    loss: Annotated[float, typer.Option(help="What each update of a life truly loses.")] = 0.004,
+    budget: Annotated[float, typer.Option(help="What a life may lose in all, against the anchor.")] = 0.05,
+    audit: Annotated[int, typer.Option(help="Records of each holdout's sealed audit part.")] = 1500,
+    lives: Annotated[int, typer.Option(help="Lives to simulate.")] = 300,
+    accuracy: Accuracy = 0.9,
+    seed: Seed = 0,
+    json_output: Json = False,
+) -> None:
+    """How often a gate promotes what it should, and what it should not."""
+    _check(margin=margin, churn=churn, n=n, holdouts=holdouts, alpha=alpha, seed=seed)
+    _between("accuracy", accuracy, 0, 1)
+    from service.commands import gate_tables as tables
+    from service.gate.simulation.lifetimes import Life
+    from service.gate.simulation.rates import Holdout
+
+    spending = _spending(alpha, attempt)
+    holdout = Holdout(n, churn, margin, spending)
+    life = None
+    if updates:
+        life = Life(
+            updates, loss, churn, n, audit, margin, budget, alpha, spending, holdouts, accuracy=accuracy
+        )
+        _check_life(life, lives)
+    with _progress(f"simulating {holdouts} holdouts", 6 + (4 * updates if life else 0)) as step:
+        draws = min(DRAWS, max(2000, 20 * DRAWS // holdouts))
+        rates = _rates(holdout, holdouts, draws=draws, seed=seed, step=step)
+        lived = _lived(life, lives, seed=seed, step=step) if life else {}
+    if json_output:
+        return print_json(tables.simulated(holdout, holdouts, alpha, rates, life, lived))
+    _say(tables.rate_lines(holdout, holdouts, alpha, rates))
+    if life:
+        _say(tables.life_lines(life, lives, lived))
+
+
+@gate_app.command("plan")
+def gate_plan(
+    margin: Margin = 0.02,
+    churn: Churn = 0.06,
+    holdouts: Holdouts = 20,
+    alpha: Alpha = 0.05,
+    power: Annotated[float, typer.Option(help="A harmless update is to pass this often.")] = 0.9,
+    n: Annotated[int | None, typer.Option(help="Also: what so many records in each holdout settle.")] = None,
+    gate: Annotated[float, typer.Option(help="The pipeline's split.gate.")] = 0.25,
+    attempt: Annotated[int, typer.Option(help="Which try of the update, by what it may spend.")] = 1,
+    updates: Annotated[int, typer.Option(help="Looks at the budget that are planned.")] = 50,
+    budget: Annotated[float, typer.Option(help="What may be lost in all, against the anchor.")] = 0.05,
+    audit: Annotated[float, typer.Option(help="The pipeline's split.audit.")] = 0.2,
+    accuracy: Accuracy = 0.9,
+    json_output: Json = False,
+) -> None:
+    """How many holdout records a pipeline needs, so that harmless updates pass without a person."""
+    _check(margin=margin, churn=churn, n=1 if n is None else n, holdouts=holdouts, alpha=alpha)
+    _between("power", power, 0, 0.9999)
+    for name, value in (("margin", margin), ("budget", budget)):
+        if value < _LEAST_PLANNED:
+            _refuse(name, value, f"at least {_LEAST_PLANNED:g} to be planned for")
+    _between("gate", gate, 0, 1)
+    _between("audit", audit, 0, 1)
+    _between("budget", budget, 0, 0.5)
+    _between("accuracy", accuracy, 0, 1)
+    _whole("updates", updates, 1, 10_000)
+    from service.commands import gate_tables as tables
+    from service.gate.sentences import percent
+    from service.gate.simulation import planning
+
+    if churn / 2 > min(accuracy, 1 - accuracy):
+        raise HoldfastError(
+            f"With {percent(accuracy)} right, {percent(churn)} cannot flip without anything being lost.",
+            fix="Give a smaller --churn, or the --accuracy that the champion has.",
+        )
+    wish = planning.Wish(
+        margin,
+        churn,
+        holdouts,
+        alpha,
+        attempt,
+        _spending(alpha, attempt),
+        power,
+        gate,
+        audit,
+        budget,
+        updates,
+        accuracy,
+    )
+    with _progress("planning", 3) as step:
+        plan = planning.plan(wish, n=n, progress=step)
+    if json_output:
+        return print_json({"wish": asdict(wish), **asdict(plan)})
+    _say(tables.plan_lines(wish, plan))
+
+
+@gate_app.command("schema")
+def gate_schema() -> None:
+    """The JSON Schema of a verdict: every field, and every number with what it means."""
+    from service.gate import schema
+
+    print_json(schema.schema())
+
+
+@gate_app.command("explain")
+def gate_explain(update: str, json_output: Json = False, url: Url = None) -> None:
+    """Why the gate decided as it did: every finding in words, what stopped it first."""
+    with open_client(url) as client:
+        view = client.get(update_path(update, "decision"))
+    if json_output:
+        return print_json(view["verdict"])
+    verdict = view["verdict"]
+    if verdict is None:
+        typer.echo(f"{update} has no verdict yet: it is {view['state']}.")
+        return
+    typer.echo(f"{update}: {verdict['outcome']}")
+    _say_wrapped("", verdict["reason"])
+    for answer, title in (("fail", "Failed"), ("undecided", "Open"), ("pass", "Passed")):
+        found = [each for each in verdict["findings"] if each["answer"] == answer]
+        if found:
+            typer.echo(f"\n{title}")
+        for each in found:
+            lead = f"{each['guard'].replace('_', ' ')}: "
+            _say_wrapped(lead, each["sentence"].removeprefix(lead))
+    for title, lines in (
+        ("To know", [each["sentence"] for each in verdict.get("notes", [])]),
+        ("Records to look at", [_told(each) for each in verdict.get("worst", [])]),
+    ):
+        if lines:
+            typer.echo(f"\n{title}")
+        for line in lines:
+            _say_wrapped("", line)
+    if view["decision"]:
+        decision = view["decision"]
+        typer.echo(f"\n{decision['by']}: {decision['choice']}, {decision['reason']}")
+
+
+def _told(worst: Mapping[str, Any]) -> str:
+    return f"{worst['record']} ({worst['kind']}): {worst['reason']}"
+
+
+def _say_wrapped(lead: str, sentence: str) -> None:
+    typer.echo(fill(lead + sentence, WIDTH, initial_indent="  ", subsequent_indent="    "))
+
+
+def _rates(
+    holdout: "Holdout", holdouts: int, *, draws: int, seed: int, step: Step
+) -> "list[tuple[int, float, Rates]]":
+    """Of one holdout and of all: nothing lost, or one or two margins lost on one of them."""
+    from service.gate.simulation.rates import rates_of_many
+
+    found = []
+    for many in sorted({1, holdouts}):
+        for lost in (0.0, holdout.margin, 2 * holdout.margin):
+            losses = [lost, *[0.0] * (many - 1)]
+            found.append((many, lost, rates_of_many(holdout, losses, draws=draws, seed=seed)))
+            step()
+    return found
+
+
+def _lived(life: "Life", lives: int, *, seed: int, step: Step) -> "dict[str, tuple[str, Lives]]":
+    from service.gate.sentences import with_unit
+    from service.gate.simulation.lifetimes import simulate
+
+    loses = f"each loses {with_unit(life.loss, digits=2)}"
+    kinds = {
+        "threshold": (f"{loses}; a threshold alone", replace(life, rule="threshold", budget=None)),
+        "step": (f"{loses}; the step alone", replace(life, budget=None)),
+        "budget": (f"{loses}; step and budget", life),
+        "harmless": ("each loses nothing; step and budget", replace(life, loss=0.0)),
+    }
+    return {
+        name: (told, simulate(kind, lives=lives, seed=seed, progress=step))
+        for name, (told, kind) in kinds.items()
+    }
+
+
+_LEAST_PLANNED = 0.001
+"""A tenth of a point: smaller margins take millions of records, and minutes to plan for."""
+
+
+def _check(*, margin: float, churn: float, n: int, holdouts: int, alpha: float, seed: int = 0) -> None:
+    _between("margin", margin, 0, 0.5)
+    if not 0 <= churn < 1:
+        _refuse("churn", churn, "at least 0 and below 1")
+    _whole("n", n, 1, MOST_RECORDS)
+    _whole("holdouts", holdouts, 1, 1000)
+    if not 0 < alpha <= MOST_ALPHA:
+        _refuse("alpha", alpha, f"above 0, and at most {MOST_ALPHA:g}")
+    _whole("seed", seed, 0, 2**32)
+
+
+def _check_life(life: "Life", lives: int) -> None:
+    _whole("updates", life.updates, 1, 10_000)
+    _whole("audit", life.audit, 1, MOST_RECORDS)
+    _whole("lives", lives, 1, 100_000)
+    _between("budget", life.budget or 0.0, 0, 0.5)
+    if wrong := life.problem():
+        raise HoldfastError(
+            f"There is no such life: {wrong}.",
+            fix="Change --loss, --churn, --updates or --accuracy.",
+        )
+
+
+def _spending(alpha: float, attempt: int | None) -> float:
+    from service.gate.stats import spent
+
+    if attempt is None:
+        return alpha
+    _whole("attempt", attempt, 1, 1000)
+    return float(spent(alpha, attempt))
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low < value < high:
+        _refuse(name, value, f"above {low:g} and below {high:g}")
+
+
+def _whole(name: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        _refuse(name, value, f"from {least:,} to {most:,}")
+
+
+def _refuse(name: str, value: float, allowed: str) -> None:
+    raise HoldfastError(
+        f"--{name} is {value:g}; it must be {allowed}.", fix="Shares are written so: 0.02 is 2 points."
+    )
+
+
+def _say(lines: Iterable[str]) -> None:
+    """Tables as they are, sentences no wider than they."""
+    for line in lines:
+        typer.echo(fill(line, WIDTH) if "  " not in line else line)
+
+
+@contextmanager
+def _progress(told: str, steps: int) -> Iterator[Step]:
+    """Something to call after each step: a bar for a person at a terminal; nothing where nobody watches."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    progress: Progress = Progress(
+        *columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True
+    )
+    with progress:
+        task = progress.add_task(told, total=steps)
+        yield lambda: progress.update(task, advance=1)

@@ -1,0 +1,252 @@
+"""The commands that send records, and that look at a stream and its dead letters."""
+
+import sys
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote, urlencode
+
+import typer
+
+from service.commands.pipelines import By, Json, Reason, Url, open_client, path_of, print_json
+from service.errors import HoldfastError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from service.client import Client
+
+stream_app = typer.Typer(
+    help="Look at a stream, pause and resume it, and work through its dead letters.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+REPLAYED_AT_A_TIME = 100
+TOO_MANY_WAIT = 429
+Letter = Annotated[str, typer.Argument(help="The letter's name, 16 hex digits.")]
+OfReason = Annotated[str | None, typer.Option("--only", help="Only of this reason, such as malformed.")]
+
+
+def push(
+    pipeline: str,
+    file: Annotated[typer.FileBinaryRead, typer.Argument(help="NDJSON: one record a line; - is stdin.")],
+    batch: Annotated[int, typer.Option(min=1, help="Records a request.")] = 1000,
+    key: Annotated[
+        str | None,
+        typer.Option(help="Names this sending: the same file and --batch again store nothing twice."),
+    ] = None,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for room while too many records wait already.")
+    ] = 60.0,
+    url: Url = None,
+) -> None:
+    """Send the records of a file."""
+    lines = (line.strip() for line in file)
+    records = (line for line in lines if line)
+    sent = before = 0
+    with open_client(url) as client, _progress() as progress:
+        task = progress.add_task(f"sending to {pipeline}", total=_size(file.name), records=0)
+        while chunk := list(islice(records, batch)):
+            # The place in the file is part of the key, so that a sending that broke off can be repeated.
+            keyed = f"{key}:{sent}" if key else None
+            until = time.monotonic() + wait
+            if _send(client, pipeline, chunk, first=sent + 1, key=keyed, until=until):
+                before += len(chunk)
+            sent += len(chunk)
+            progress.update(task, advance=sum(map(len, chunk)) + len(chunk), records=sent)
+    if not sent:
+        raise HoldfastError(f"There is no record in {file.name}.", fix="Write one JSON record a line.")
+    if stored := sent - before:
+        typer.echo(f"{stored} record{' is' if stored == 1 else 's are'} stored and will be learnt once.")
+    if before:
+        typer.echo(f"{before} record{' was' if before == 1 else 's were'} stored before, and not again.")
+
+
+@stream_app.command("status")
+def stream_status(pipeline: str, json_output: Json = False, url: Url = None) -> None:
+    """How a stream stands. A stream that does not run is exit status 1."""
+    with open_client(url) as client:
+        view = client.get(path_of(pipeline, "stream"))
+    if json_output:
+        print_json(view)
+    else:
+        for line in _status(view):
+            typer.echo(line)
+    if view["status"] != "running":
+        raise typer.Exit(1)
+
+
+@stream_app.command("pause")
+def stream_pause(pipeline: str, reason: Reason, by: By = "anonymous", url: Url = None) -> None:
+    """Read no further until it is resumed; updates go on."""
+    with open_client(url) as client:
+        client.post(path_of(pipeline, "stream", "pause"), {"reason": reason, "by": by})
+    typer.echo(f"The stream of {pipeline} is paused.")
+
+
+@stream_app.command("resume")
+def stream_resume(pipeline: str, reason: Reason, by: By = "anonymous", url: Url = None) -> None:
+    """Read on, also after the stream stopped by itself."""
+    with open_client(url) as client:
+        client.post(path_of(pipeline, "stream", "resume"), {"reason": reason, "by": by})
+    typer.echo(f"The stream of {pipeline} runs again.")
+
+
+@stream_app.command("dead-letters")
+def stream_dead_letters(
+    pipeline: str,
+    only: OfReason = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most this many.")] = 20,
+    after: Annotated[str | None, typer.Option(help="Go on after this letter.")] = None,
+    json_output: Json = False,
+    url: Url = None,
+) -> None:
+    """Payloads that did not become records, newest first."""
+    with open_client(url) as client:
+        views = _letters(client, pipeline, limit=limit, reason=only, after=after)
+    if json_output:
+        return print_json(views)
+    for view in views:
+        mark = "replayed" if view["replayed_at"] else view["reason"]
+        typer.echo(f"{view['letter']}  {view['created_at'][:19]}  {mark:<15}  {view['detail']}")
+    if not views:
+        typer.echo("There is no dead letter." if after is None else "There are no more.")
+    elif len(views) == limit:
+        typer.echo(f"For more: --after {views[-1]['letter']}")
+
+
+@stream_app.command("show")
+def stream_show(pipeline: str, letter: Letter, url: Url = None) -> None:
+    """One dead letter as JSON, with what it holds."""
+    with open_client(url) as client:
+        print_json(client.get(path_of(pipeline, "dead-letters", quote(letter, safe=""))))
+
+
+@stream_app.command("replay")
+def stream_replay(
+    pipeline: str,
+    letters: Annotated[list[str] | None, typer.Argument(help="Names; none: all that were not yet.")] = None,
+    only: OfReason = None,
+    payload: Annotated[
+        typer.FileBinaryRead | None,
+        typer.Option(help="For one letter: a file with the record, mended; - is stdin."),
+    ] = None,
+    json_output: Json = False,
+    url: Url = None,
+) -> None:
+    """Decode dead letters again; those that fit now go back into the stream. Any left is exit status 1."""
+    mended = None if payload is None else payload.read().decode("utf-8", "surrogateescape").strip()
+    results: list[Any] = []
+    with open_client(url) as client, _progress() as progress:
+        chosen = letters or _not_replayed(client, pipeline, only)
+        task = progress.add_task(f"replaying into {pipeline}", total=len(chosen), records=0)
+        for start in range(0, len(chosen), REPLAYED_AT_A_TIME):
+            some = chosen[start : start + REPLAYED_AT_A_TIME]
+            body = {"letters": some, "payload": mended}
+            results += client.post(path_of(pipeline, "dead-letters", "replay"), body)["letters"]
+            progress.update(task, advance=len(some), records=len(results))
+    left = [each for each in results if not each["replayed"]]
+    if json_output:
+        print_json(results)
+    else:
+        done = len(results) - len(left)
+        typer.echo(f"{done} letter{' is' if done == 1 else 's are'} in the stream again.")
+        for each in left:
+            typer.echo(f"{each['letter']}  {each['reason']}")
+    if left:
+        raise typer.Exit(1)
+
+
+def _letters(client: "Client", pipeline: str, **asked: str | int | None) -> list[Any]:
+    given = {name: value for name, value in asked.items() if value is not None}
+    views: list[Any] = client.get(f"{path_of(pipeline, 'dead-letters')}?{urlencode(given)}")
+    return views
+
+
+def _not_replayed(client: "Client", pipeline: str, only: str | None) -> list[str]:
+    """Names of all of them, oldest first."""
+    found: list[str] = []
+    while page := _letters(
+        client, pipeline, limit=1000, replayed="false", reason=only, after=found[-1] if found else None
+    ):
+        found += [view["letter"] for view in page]
+    return found[::-1]
+
+
+def _send(
+    client: "Client", pipeline: str, chunk: list[bytes], *, first: int, key: str | None, until: float
+) -> bool:
+    """Whether these records were stored before, under the same key; waits for room until a time."""
+    while True:
+        try:
+            return bool(client.push(pipeline, chunk, key=key)["duplicate"])
+        except HoldfastError as error:
+            if error.members.get("status") != TOO_MANY_WAIT or time.monotonic() >= until:
+                raise _told_of_file(error, first) from error
+            time.sleep(1.0)
+
+
+def _told_of_file(error: HoldfastError, first: int) -> HoldfastError:
+    """The refusal of a request, with records counted from the beginning of the file."""
+    stored = f"The first {first - 1} records are stored, and none after them. " if first > 1 else ""
+    wrong: Any = error.members.get("errors")
+    if not wrong:
+        return HoldfastError(f"{stored}{error.detail}", fix=error.fix)
+    more = int(str(error.members.get("rejected", 1))) - 1
+    return HoldfastError(
+        f"{stored}Record {first + wrong[0]['record']} does not fit: {wrong[0]['detail']}"
+        + (f" So do not {more} more of the same request." if more else ""),
+        fix="Mend or take out what does not fit, and send the rest.",
+    )
+
+
+def _status(view: Any) -> Iterator[str]:
+    yield f"{view['pipeline']}: {view['status']}" + (f" since {view['since'][:19]}" if view["since"] else "")
+    if view["reason"]:
+        yield f"  {view['reason']} ({view['actor']})"
+    yield f"  source {view['source']}, trigger {view['trigger']}, {view['classes']} classes"
+    many = "" if view["experiences"] == 1 else "s"
+    learnt = f"{view['experiences']} experience{many} of {view['records']} records"
+    yield f"  {learnt}; {view['pending_records']} wait to be cut"
+    if view["last_cut"]:
+        yield f"  last cut: {view['last_cut']}"
+    if view["backlog_records"]:
+        yield f"  {view['backlog_records']} pushed records are not in an experience yet"
+    if view["waiting_halves"] or view["aged_out"]:
+        yield f"  {view['waiting_halves']} wait for their other half; {view['aged_out']} never got it"
+    if view["duplicates"]:
+        yield f"  {view['duplicates']} duplicates were dropped"
+    letters = ", ".join(f"{count} {reason}" for reason, count in view["dead_letters"].items())
+    replayed = f"; {view['replayed_letters']} more were replayed" if view["replayed_letters"] else ""
+    yield f"  dead letters: {letters or 'none'}{replayed}"
+    for place in view["partitions"][:20]:
+        # Every source writes the beginning so, once there is something to be read.
+        begins = place["cursor"].startswith("0-0") or place["cursor"] in ("", "0")
+        yield f"  {place['partition']} is {'at its beginning' if begins else 'done to ' + place['cursor']}"
+    if view["partition_count"] > 20:
+        yield f"  and {view['partition_count'] - 20} more partitions"
+
+
+def _progress() -> "Progress":
+    """A bar for a person at a terminal; nothing where nobody watches."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[records]} records"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+        transient=True,
+    )
+
+
+def _size(name: str) -> float | None:
+    """Bytes of a file; None for what is no file, such as standard input."""
+    path = Path(name)
+    return float(path.stat().st_size) if path.is_file() else None

@@ -1,0 +1,1 @@
+"""Guards: one question about a challenger or its data each."""

@@ -1,0 +1,1 @@
+"""How often the gate promotes, asks and rejects: exact rates, simulated lifetimes, plans."""

@@ -1,0 +1,1 @@
+"""Stream in: requests, sources and the ingest role."""

@@ -1,0 +1,112 @@
+"""What a trigger may ask the service: the champion's answers on arriving records, and what updates cost."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from service.settings import Settings
+from service.state import champions, holdouts
+from service.state.database import updates
+from service.training.tasks import SERVED_FILE
+from streams.state.manifest import Manifest
+from streams.state.tables import reading
+from streams.triggers.catalog import Judge, Surroundings
+
+ENOUGH_RECORDS = 200
+"""Holdout records that an error rate is taken over at least, the newest experiences first."""
+PAST_UPDATES = 50
+_VALUES = 2**22
+_RECORDS = 256
+"""Answered to at a time, at most: a deep network holds many values of each."""
+
+
+class ChampionJudge:
+    """Answers for one version. The network is loaded when it is first asked, on the CPU."""
+
+    def __init__(self, version: int, error_rate: float, served: Path) -> None:
+        self.version = version
+        self.error_rate = error_rate
+        self._served = served
+        self._network: Any = None
+
+    def wrong(self, features: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(n,) whether the version answers another class than the label. Features are (n, *shape), raw."""
+        import torch  # heavy: only pipelines whose trigger asks for the champion pay for it
+
+        if self._network is None:
+            self._network = torch.export.load(self._served).module()
+        step = max(1, min(_RECORDS, _VALUES // max(1, int(np.prod(features.shape[1:])))))
+        answers = [np.zeros(0, dtype=np.int64)]
+        with torch.no_grad():
+            for start in range(0, len(features), step):
+                batch = torch.from_numpy(features[start : start + step].astype(np.float32))
+                answers.append(self._network(batch).argmax(dim=1).numpy())
+        return np.asarray(np.concatenate(answers) != labels)
+
+
+class PipelineSurroundings:
+    """The surroundings of one pipeline's trigger, read from the database when they are asked for."""
+
+    def __init__(self, engine: sa.Engine, settings: Settings, pipeline: str) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._pipeline = pipeline
+        self._judge: ChampionJudge | None = None
+
+    def surroundings(self) -> Surroundings:
+        """For the trigger."""
+        return Surroundings(judge=self.judge, costs=self.costs)
+
+    def judge(self) -> Judge | None:
+        """The champion of now; None before there is one."""
+        with reading(self._engine) as connection:
+            champion = champions.current(connection, self._pipeline)
+            if champion is None:
+                return None
+            if self._judge is not None and self._judge.version == champion.version:
+                return self._judge
+            version = champions.version(connection, self._pipeline, champion.version)
+            bits = holdouts.of_version(connection, self._pipeline, version=champion.version)
+        if version is None:
+            return None
+        served = self._settings.checkpoints / version.update_id / SERVED_FILE
+        self._judge = ChampionJudge(champion.version, _error_rate(bits), served)
+        return self._judge
+
+    def costs(self) -> Sequence[tuple[int, float]]:
+        """Records learnt and seconds taken of the latest updates, oldest first."""
+        columns = updates.c
+        query = (
+            sa.select(columns.experiences, columns.started_at, columns.finished_at)
+            .where(
+                columns.pipeline == self._pipeline,
+                columns.state.in_(["done", "review"]),
+                columns.outcome.is_not(None),
+                columns.finished_at.is_not(None),
+            )
+            .order_by(columns.created_at.desc())
+            .limit(PAST_UPDATES)
+        )
+        with reading(self._engine) as connection:
+            found = connection.execute(query).all()
+        rows = {row.index: row.train.rows for row in Manifest(self._engine).experiences(self._pipeline)}
+        return [
+            (sum(rows[index] for index in update.experiences), update.finished_at - update.started_at)
+            for update in reversed(found)
+            if update.experiences
+        ]
+
+
+def _error_rate(bits: dict[int, NDArray[np.bool_]]) -> float:
+    """Share of wrong answers on the newest holdouts, as many as make `ENOUGH_RECORDS`."""
+    chosen: list[NDArray[np.bool_]] = []
+    for experience in sorted(bits, reverse=True):
+        chosen.append(bits[experience])
+        if sum(map(len, chosen)) >= ENOUGH_RECORDS:
+            break
+    answers = np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.bool_)
+    return float(1 - answers.mean()) if len(answers) else 0.5

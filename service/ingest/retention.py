@@ -1,0 +1,113 @@
+"""Upkeep of the store: records that nothing needs any more go, and files that no row names.
+
+The train part of an experience is needed until the champion has learnt it, and longer: by updates that wait,
+run or await a person; by a rollback to the champion before this one, after which it is learnt again; by the
+duplicate window, which knows ids from it; and as the reference that a shift is measured against. Strategies
+own copies of what they replay. Gate and audit parts are never removed: what was learnt is judged by them.
+"""
+
+import time
+from collections.abc import Sequence, Set
+
+import sqlalchemy as sa
+import structlog
+
+from service.errors import PipelineUnreadableError
+from service.pipelines import PipelineSpec
+from service.settings import Settings
+from service.state import backlog, champions, jobs, pipelines
+from service.state.database import lock_pipeline, now
+from streams.state.manifest import ExperienceRow, Manifest
+from streams.state.tables import reading
+from streams.store.experiences import ExperienceStore
+
+log = structlog.get_logger(__name__)
+
+
+class Upkeep:
+    """Removes what is not needed, now and then. Several processes may do so at a time."""
+
+    def __init__(self, engine: sa.Engine, settings: Settings, store: ExperienceStore) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._store = store
+        self._next = time.monotonic() + settings.upkeep_seconds
+
+    def turn(self) -> None:
+        """Do it if it is time."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + self._settings.upkeep_seconds
+            self.run()
+
+    def run(self) -> list[str]:
+        """Do it now; names of the files that were removed."""
+        with reading(self._engine) as connection:
+            names = pipelines.names(connection)
+        for name in names:
+            self._let_go(name)
+        removed = self._store.collect_garbage(
+            Manifest(self._engine).digests(), grace_seconds=self._settings.orphan_grace_seconds
+        )
+        if removed:
+            log.info("files removed that nothing needs", files=len(removed))
+        return removed
+
+    def _let_go(self, pipeline: str) -> None:
+        try:
+            with reading(self._engine) as connection:
+                spec = pipelines.load_spec(connection, pipeline)
+        except PipelineUnreadableError:
+            log.exception("pipeline left as it is", pipeline=pipeline)
+            return
+        if spec.retention.keep_experiences is None:
+            return
+        manifest = Manifest(self._engine)
+        with self._engine.begin() as connection:
+            lock_pipeline(connection, pipeline)
+            rows = manifest.experiences_in(connection, pipeline)
+            unneeded = _unneeded(connection, spec, rows)
+            manifest.remove_train(connection, pipeline, unneeded, moment=now(connection))
+        if unneeded:
+            log.info("records let go", pipeline=pipeline, experiences=unneeded)
+
+
+def _unneeded(connection: sa.Connection, spec: PipelineSpec, rows: Sequence[ExperienceRow]) -> list[int]:
+    """Experiences whose train part nothing needs."""
+    keep = spec.retention.keep_experiences
+    champion = champions.current(connection, spec.name)
+    if keep is None or champion is None:
+        return []
+    settled = _settled(connection, spec.name, champion.version)
+    learnt = [row for row in rows if row.index in settled]
+    busy = jobs.experiences_of_live(connection, spec.name)
+    window = _in_window(rows, spec.duplicate_window)
+    return [
+        row.index
+        for row in learnt[:-keep]
+        if row.train_removed_at is None
+        and row.index not in busy
+        and row.index not in window
+        and row.index != rows[-1].index
+    ]
+
+
+def _settled(connection: sa.Connection, pipeline: str, number: int) -> Set[int]:
+    """What the champion has learnt, and also the one before it, to which a rollback returns."""
+    lineage = champions.lineage(connection, pipeline, number)
+    states = backlog.states(connection, pipeline)
+    if len(lineage) < 2:
+        return set()
+    both = set(lineage[-1].learnt) & set(lineage[-2].learnt)
+    return {index for index in both if states.get(index, ("waiting", ""))[0] == "learnt"}
+
+
+def _in_window(rows: Sequence[ExperienceRow], window: int) -> Set[int]:
+    """The newest experiences that together hold the duplicate window."""
+    found: set[int] = set()
+    seen = 0
+    for row in reversed(rows):
+        if seen >= window:
+            break
+        found.add(row.index)
+        seen += row.rows
+    return found

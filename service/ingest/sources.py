@@ -1,0 +1,69 @@
+"""A pipeline's sources: what it declares, and the pushed log, through which dead letters come back."""
+
+import sqlalchemy as sa
+
+from service.errors import PipelineInvalidError
+from service.pipelines import PipelineSpec
+from service.settings import Settings
+from streams.base import Source
+from streams.catalog import SOURCES, SourceConfig
+from streams.sources.merged import LABELS, REPLAYS, MergedSource
+from streams.sources.pushed import PushedConfig
+from streams.state.tables import PUSHED_PARTITION
+
+
+def build_source(engine: sa.Engine, spec: PipelineSpec) -> Source:
+    """The pipeline's source, not yet open."""
+
+    def build(config: SourceConfig) -> Source:
+        return SOURCES[config.kind].build(
+            config, pipeline=spec.name, schema=spec.record_schema, engine=engine
+        )
+
+    sources = {"": build(spec.source)}
+    if spec.label_source is not None:
+        sources[LABELS] = build(spec.label_source)
+    if not spec.pushable:
+        sources[REPLAYS] = build(PushedConfig())
+    return sources[""] if len(sources) == 1 else MergedSource(sources)
+
+
+def require_allowed(spec: PipelineSpec, settings: Settings) -> None:
+    """Hold a pipeline to the settings: whoever may declare one may not read every file of this machine.
+
+    Raises:
+        PipelineInvalidError: a source reads outside the places that the settings name, the trigger waits
+            for more pushed records than may wait, or the network needs what this installation lacks.
+    """
+    lacking = spec.strategy.network.lacking(settings.installation)
+    if lacking:
+        raise PipelineInvalidError(
+            f"The pipeline is not valid: strategy.network: {lacking}.",
+            fix="Name what this installation has, or ask whoever runs it to add this.",
+            members={"errors": [{"where": "strategy.network", "problem": lacking}]},
+        )
+    if spec.source.kind == "pushed" and spec.trigger.least_records > settings.max_backlog_records:
+        told = (
+            f"it never cuts fewer than {spec.trigger.least_records} records, and only "
+            f"{settings.max_backlog_records} pushed ones may wait"
+        )
+        raise PipelineInvalidError(
+            f"The pipeline is not valid: trigger: {told}.",
+            fix="Let it cut fewer records, or raise HOLDFAST_MAX_BACKLOG_RECORDS.",
+            members={"errors": [{"where": "trigger", "problem": told}]},
+        )
+    for field, config in (("source", spec.source), ("label_source", spec.label_source)):
+        problem = None if config is None else config.outside(settings.roots)
+        if problem:
+            raise PipelineInvalidError(
+                f"The pipeline is not valid: {field}: {problem}",
+                fix="Name a place below one of HOLDFAST_SOURCE_ROOTS, or add this one to it.",
+                members={"errors": [{"where": field, "problem": problem.rstrip(".")}]},
+            )
+
+
+def pushed_partition(spec: PipelineSpec) -> str:
+    """The partition that the pipeline's pushed log is read as."""
+    if spec.source.kind == "pushed":
+        return PUSHED_PARTITION
+    return (LABELS if spec.pushable else REPLAYS) + PUSHED_PARTITION

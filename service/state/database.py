@@ -1,0 +1,272 @@
+"""The service's tables, engine and migrations. SQLite (WAL) and PostgreSQL are treated alike."""
+
+import sqlite3
+import time
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+
+from service.errors import SettingsError
+from streams.state.manifest import METADATA
+
+LIVE_STATES = ("queued", "running", "review")
+
+LOCK_SECONDS = 30.0
+"""How long a transaction waits for SQLite's one writer."""
+
+_PIPELINE_LOCKS = 42424
+"""The first half of the advisory locks of pipelines; the second is a hash of the name."""
+
+pipelines = sa.Table(
+    "pipelines",
+    METADATA,
+    sa.Column("name", sa.String(63), primary_key=True),
+    sa.Column("spec", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+)
+
+updates = sa.Table(
+    "updates",
+    METADATA,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("pipeline", sa.String(63), nullable=False),
+    sa.Column("request_key", sa.String(255)),
+    sa.Column("requested_by", sa.String(255), nullable=False),
+    sa.Column("wants_cut", sa.Boolean, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("failures", sa.Integer, nullable=False),
+    sa.Column("not_before", sa.Double, nullable=False),
+    sa.Column("owner", sa.String(255)),
+    sa.Column("lease_until", sa.Double),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("started_at", sa.Double),
+    sa.Column("finished_at", sa.Double),
+    sa.Column("asked", sa.JSON(none_as_null=True)),
+    sa.Column("experiences", sa.JSON, nullable=False),
+    sa.Column("base_version", sa.Integer),
+    sa.Column("base_revision", sa.Integer),
+    sa.Column("progress", sa.JSON),
+    sa.Column("outcome", sa.String(16)),
+    sa.Column("reason", sa.Text),
+    sa.Column("verdict", sa.JSON),
+    sa.Column("accuracy", sa.JSON),
+    sa.Column("version", sa.Integer),
+    sa.Column("run_id", sa.String(64)),
+    sa.Column("decision", sa.JSON),
+    sa.Column("error", sa.Text),
+    sa.UniqueConstraint("pipeline", "request_key"),
+    sa.Index("ix_updates_state_created_at", "state", "created_at"),
+    # The database itself holds the promise that one update of a pipeline runs at a time.
+    sa.Index(
+        "uq_updates_one_running",
+        "pipeline",
+        unique=True,
+        sqlite_where=sa.text("state = 'running'"),
+        postgresql_where=sa.text("state = 'running'"),
+    ),
+)
+
+backlog = sa.Table(
+    "backlog",
+    METADATA,
+    sa.Column("pipeline", sa.String(63), primary_key=True),
+    sa.Column("experience", sa.Integer, primary_key=True),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("carries", sa.Integer, nullable=False),
+    sa.Column("note", sa.Text, nullable=False),
+    sa.Column("screen", sa.JSON),
+)
+
+versions = sa.Table(
+    "versions",
+    METADATA,
+    sa.Column("pipeline", sa.String(63), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("update_id", sa.String(40), nullable=False, unique=True),
+    sa.Column("parent", sa.Integer),
+    sa.Column("learnt", sa.JSON, nullable=False),
+    sa.Column("run_id", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("promoted_at", sa.Double),
+)
+
+champions = sa.Table(
+    "champions",
+    METADATA,
+    sa.Column("pipeline", sa.String(63), primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("since", sa.Double, nullable=False),
+)
+
+answers = sa.Table(
+    "answers",
+    METADATA,
+    sa.Column("pipeline", sa.String(63), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("experience", sa.Integer, primary_key=True),
+    sa.Column("part", sa.String(8), primary_key=True),
+    sa.Column("records", sa.Integer, nullable=False),
+    sa.Column("bits", sa.LargeBinary, nullable=False),
+    sa.Column("details", sa.LargeBinary, comment="Of each record, beyond right or wrong."),
+)
+
+looks = sa.Table(
+    "looks",
+    METADATA,
+    sa.Column("pipeline", sa.String(63), primary_key=True),
+    sa.Column("update_id", sa.String(40), primary_key=True),
+    sa.Column("experience", sa.Integer, primary_key=True),
+    sa.Column("part", sa.String(8), primary_key=True),
+    sa.Column("passed", sa.Boolean, nullable=False),
+    sa.Column("at", sa.Double, nullable=False),
+)
+
+holdout_states = sa.Table(
+    "holdout_states",
+    METADATA,
+    sa.Column("pipeline", sa.String(63), primary_key=True),
+    sa.Column("experience", sa.Integer, primary_key=True),
+    sa.Column("retired", sa.Boolean, nullable=False),
+    sa.Column("pinned", sa.Boolean, nullable=False),
+    sa.Column("margin", sa.Double),
+)
+
+ledger = sa.Table(
+    "ledger",
+    METADATA,
+    sa.Column("pipeline", sa.String(63), primary_key=True),
+    sa.Column("sequence", sa.Integer, primary_key=True),
+    sa.Column("action", sa.String(16), nullable=False),
+    sa.Column("actor", sa.String(255), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("update_id", sa.String(40)),
+    sa.Column("version", sa.Integer),
+    sa.Column("previous_version", sa.Integer),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("previous_hash", sa.String(64), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+)
+
+
+roles = sa.Table(
+    "roles",
+    METADATA,
+    sa.Column("role", sa.String(16), primary_key=True),
+    sa.Column("instance", sa.String(255), primary_key=True),
+    sa.Column("seen_at", sa.Double, nullable=False),
+)
+
+
+def connect(url: str) -> sa.Engine:
+    """An engine whose transactions take the write lock at their start (SQLite) and survive power loss.
+
+    Raises:
+        SettingsError: the URL names another kind of database, or its driver is not installed.
+    """
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as error:
+        # Neither the URL nor the library's message about it: both hold the password.
+        raise SettingsError(
+            "HOLDFAST_DATABASE_URL is not a database URL.",
+            fix="Write it as postgresql://user:password@host/name or sqlite:////folder/file.db.",
+        ) from error
+    if parsed.get_backend_name() == "postgresql":
+        return _connect_postgresql(parsed)
+    if parsed.get_backend_name() != "sqlite":
+        raise SettingsError(
+            f"HOLDFAST_DATABASE_URL names a {parsed.get_backend_name()!r} database.",
+            fix="Holdfast keeps its tables in SQLite or PostgreSQL.",
+        )
+    engine = sa.create_engine(parsed, connect_args={"timeout": LOCK_SECONDS})
+    sa.event.listen(engine, "connect", _prepare_sqlite)
+    sa.event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _connect_postgresql(url: sa.URL) -> sa.Engine:
+    try:
+        return sa.create_engine(
+            # The plain scheme would pick another driver, which is not ours.
+            url.set(drivername="postgresql+psycopg"),
+            pool_pre_ping=True,
+            # What waited for a lock must see what the one before it wrote, whatever the server's default.
+            isolation_level="READ COMMITTED",
+        )
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"The database is PostgreSQL, and its driver is missing: {error}.",
+            fix="Install it: pip install 'holdfast[postgres]'.",
+        ) from error
+
+
+def _prepare_sqlite(connection: sa.engine.interfaces.DBAPIConnection, _record: object) -> None:
+    # SQLAlchemy's own BEGIN below replaces the driver's, which would start transactions too late.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    _write_ahead(cursor)
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.close()
+
+
+def _write_ahead(cursor: sa.engine.interfaces.DBAPICursor) -> None:
+    """Turn the write-ahead log on, which of processes that open a new file at once only one may do.
+
+    SQLite refuses the others at once instead of letting them wait; after the first it costs nothing.
+    """
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
+
+
+def _begin(connection: sa.Connection) -> None:
+    # The write lock at the start, so that no transaction finds out halfway that it cannot have it; but for
+    # `reading`, which writes nothing.
+    mode = connection.get_execution_options().get("sqlite_begin", "IMMEDIATE")
+    connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+def lock_pipeline(connection: sa.Connection, pipeline: str) -> None:
+    """Hold a pipeline until the transaction ends: what is decided about it is decided one by one.
+
+    Taken first in every transaction that moves a champion, appends to a ledger or ends an update, so that
+    none of them waits in a circle. On SQLite the transaction itself is the lock.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(
+            sa.text("SELECT pg_advisory_xact_lock(:space, hashtext(:pipeline))"),
+            {"space": _PIPELINE_LOCKS, "pipeline": pipeline},
+        )
+
+
+def now(connection: sa.Connection) -> float:
+    """Seconds since the epoch, by the one clock that all workers share."""
+    if connection.dialect.name == "postgresql":
+        seconds = connection.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one()
+        return float(seconds)
+    return time.time()
+
+
+def migrate(engine: sa.Engine, *, revision: str = "head") -> None:
+    """Bring the schema to this release, or an older one. Safe to run from several processes at once."""
+    config = Config()
+    # The option is a format string, so a per cent sign in the path must be written twice.
+    scripts = str(Path(__file__).parent / "migrations").replace("%", "%%")
+    config.set_main_option("script_location", scripts)
+    with engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            # One migrator at a time; the lock goes with the transaction.
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(4242420001)"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)

@@ -1,0 +1,59 @@
+"""Freezes: an audit that did not pass stops promotion until a person lifts that, or goes back behind it."""
+
+import sqlalchemy as sa
+
+from service.gate.base import Freeze
+from service.state import ledger
+from service.state.database import ledger as entries
+
+
+def current(connection: sa.Connection, pipeline: str) -> Freeze | None:
+    """The freeze that stands; None: promotion is free."""
+    last = connection.execute(
+        sa.select(entries.c.action, entries.c.update_id, entries.c.version)
+        .where(entries.c.pipeline == pipeline, entries.c.action.in_(["freeze", "unfreeze"]))
+        .order_by(entries.c.sequence.desc())
+        .limit(1)
+    ).first()
+    if last is None or last.action == "unfreeze":
+        return None
+    return Freeze(update_id=last.update_id, last_audited=last.version)
+
+
+def begin(
+    connection: sa.Connection,
+    pipeline: str,
+    *,
+    update_id: str,
+    last_audited: int | None,
+    champion: int | None,
+    actor: str,
+    reason: str,
+) -> ledger.Entry:
+    """Freeze promotion; the entry's version is the last whose audit passed."""
+    return ledger.append(
+        connection,
+        pipeline,
+        action="freeze",
+        actor=actor,
+        reason=reason,
+        update_id=update_id,
+        version=last_audited,
+        previous_version=champion,
+    )
+
+
+def lift(
+    connection: sa.Connection, pipeline: str, *, freeze: Freeze, champion: int | None, actor: str, reason: str
+) -> ledger.Entry:
+    """Free promotion again."""
+    return ledger.append(
+        connection,
+        pipeline,
+        action="unfreeze",
+        actor=actor,
+        reason=reason,
+        update_id=freeze.update_id,
+        version=freeze.last_audited,
+        previous_version=champion,
+    )

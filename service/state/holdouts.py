@@ -1,0 +1,208 @@
+"""Holdouts: what versions answered, how often each was looked at, and what people made of it.
+
+
+Answers are right/wrong bits, and what else is asked of each record; they are computed once.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import sqlalchemy as sa
+
+from service.gate.base import Bits, Details
+from service.state.database import answers, holdout_states, looks, now
+from service.training.answers import pack, unpack
+
+Part = Literal["gate", "audit"]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a person made of a holdout."""
+
+    retired: bool = False
+    """It is no evidence any more."""
+    pinned: bool = False
+    """It is never cut down, however many come after it."""
+    margin: float | None = None
+    """What it may truly lose; None: what the pipeline says."""
+
+
+UNMARKED = Mark()
+
+
+def save(
+    connection: sa.Connection,
+    pipeline: str,
+    *,
+    version: int,
+    answered: Mapping[int, Bits],
+    part: Part = "gate",
+    details: Mapping[int, Details] | None = None,
+) -> None:
+    """Keep a version's answers on holdouts, by experience index.
+
+    What is stored already stays as it is; details are added to bits that were stored without.
+    """
+    details = details or {}
+    known = of_version(connection, pipeline, version=version, part=part)
+    rows = [
+        {
+            "pipeline": pipeline,
+            "version": version,
+            "experience": experience,
+            "part": part,
+            "records": len(bits),
+            "bits": np.packbits(bits).tobytes(),
+            "details": pack(details[experience]) if experience in details else None,
+        }
+        for experience, bits in answered.items()
+        if experience not in known
+    ]
+    if rows:
+        connection.execute(sa.insert(answers), rows)
+    for experience in known.keys() & details.keys():
+        if len(known[experience]) != len(details[experience].predicted):
+            continue
+        connection.execute(
+            sa.update(answers)
+            .where(
+                answers.c.pipeline == pipeline,
+                answers.c.version == version,
+                answers.c.experience == experience,
+                answers.c.part == part,
+                answers.c.details.is_(None),
+            )
+            .values(details=pack(details[experience]))
+        )
+
+
+def of_version(
+    connection: sa.Connection,
+    pipeline: str,
+    *,
+    version: int,
+    part: Part = "gate",
+    only: Collection[int] | None = None,
+) -> dict[int, Bits]:
+    """A version's bits, by experience index; of `only` some experiences, where it is given."""
+    query = (
+        sa.select(answers.c.experience, answers.c.records, answers.c.bits)
+        .where(answers.c.pipeline == pipeline, answers.c.version == version, answers.c.part == part)
+        .order_by(answers.c.experience)
+    )
+    if only is not None:
+        query = query.where(answers.c.experience.in_(only))
+    rows = connection.execute(query)
+    return {
+        row.experience: np.unpackbits(np.frombuffer(row.bits, np.uint8), count=row.records).astype(bool)
+        for row in rows
+    }
+
+
+def details_of_version(
+    connection: sa.Connection, pipeline: str, *, version: int, part: Part = "gate"
+) -> dict[int, Details]:
+    """A version's details, by experience index; holdouts that were answered without are left out."""
+    rows = connection.execute(
+        sa.select(answers.c.experience, answers.c.details)
+        .where(answers.c.pipeline == pipeline, answers.c.version == version, answers.c.part == part)
+        .order_by(answers.c.experience)
+    )
+    found = {row.experience: unpack(row.details) for row in rows}
+    return {experience: each for experience, each in found.items() if each is not None}
+
+
+def accuracies(
+    connection: sa.Connection, pipeline: str, versions: Sequence[int], *, part: Part = "gate"
+) -> dict[int, dict[int, float]]:
+    """version -> experience -> accuracy, for all that is stored and not empty."""
+    return {
+        version: {
+            experience: float(bits.mean())
+            for experience, bits in of_version(connection, pipeline, version=version, part=part).items()
+            if len(bits)
+        }
+        for version in versions
+    }
+
+
+def count_looks(
+    connection: sa.Connection, pipeline: str, *, part: Part = "gate", beside: str = ""
+) -> dict[int, int]:
+    """Experience -> updates that were compared on its part; the update `beside` is not counted."""
+    rows = connection.execute(
+        sa.select(looks.c.experience, sa.func.count())
+        .where(looks.c.pipeline == pipeline, looks.c.part == part, looks.c.update_id != beside)
+        .group_by(looks.c.experience)
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def note_looks(
+    connection: sa.Connection,
+    pipeline: str,
+    *,
+    update_id: str,
+    experiences: Collection[int],
+    part: Part = "gate",
+    passed: bool,
+) -> None:
+    """Count a look of an update at these holdouts, once."""
+    moment = now(connection)
+    known = set(
+        connection.execute(
+            sa.select(looks.c.experience).where(
+                looks.c.pipeline == pipeline, looks.c.update_id == update_id, looks.c.part == part
+            )
+        ).scalars()
+    )
+    rows = [
+        {
+            "pipeline": pipeline,
+            "update_id": update_id,
+            "experience": experience,
+            "part": part,
+            "passed": passed,
+            "at": moment,
+        }
+        for experience in experiences
+        if experience not in known
+    ]
+    if rows:
+        connection.execute(sa.insert(looks), rows)
+
+
+def audited(connection: sa.Connection, pipeline: str) -> set[str]:
+    """The updates whose audit passed."""
+    return set(
+        connection.execute(
+            sa.select(looks.c.update_id)
+            .where(looks.c.pipeline == pipeline, looks.c.part == "audit", looks.c.passed)
+            .distinct()
+        ).scalars()
+    )
+
+
+def marks(connection: sa.Connection, pipeline: str) -> dict[int, Mark]:
+    """Experience -> its mark, of those that have one."""
+    columns = holdout_states.c
+    rows = connection.execute(
+        sa.select(columns.experience, columns.retired, columns.pinned, columns.margin).where(
+            columns.pipeline == pipeline
+        )
+    )
+    return {row.experience: Mark(retired=row.retired, pinned=row.pinned, margin=row.margin) for row in rows}
+
+
+def set_mark(connection: sa.Connection, pipeline: str, *, experience: int, mark: Mark) -> None:
+    """Write a holdout's mark; the caller holds the pipeline."""
+    place = sa.and_(holdout_states.c.pipeline == pipeline, holdout_states.c.experience == experience)
+    values = {"retired": mark.retired, "pinned": mark.pinned, "margin": mark.margin}
+    changed = connection.execute(sa.update(holdout_states).where(place).values(**values))
+    if not changed.rowcount:
+        connection.execute(
+            sa.insert(holdout_states).values(pipeline=pipeline, experience=experience, **values)
+        )

@@ -1,0 +1,118 @@
+"""The ledger: an append-only, hash-chained list of decisions, one chain a pipeline."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import sqlalchemy as sa
+
+from service.state.database import ledger, lock_pipeline, now
+
+Action = Literal[
+    "promote",
+    "review",
+    "reject",
+    "rollback",
+    "freeze",
+    "unfreeze",
+    "retire",
+    "restore",
+    "pin",
+    "unpin",
+    "margin",
+]
+
+GENESIS = "0" * 64
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One decision: what was done, by whom and why."""
+
+    pipeline: str
+    sequence: int
+    action: Action
+    actor: str
+    reason: str
+    update_id: str | None
+    version: int | None
+    """The version decided on."""
+    previous_version: int | None
+    """The champion before the decision."""
+    at: float
+    """Seconds since the epoch."""
+    previous_hash: str
+    hash: str
+
+    def computed_hash(self) -> str:
+        """sha256 over every other field; a changed field, or a changed predecessor, gives another hash."""
+        content = {name: value for name, value in asdict(self).items() if name != "hash"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def append(
+    connection: sa.Connection,
+    pipeline: str,
+    *,
+    action: Action,
+    actor: str,
+    reason: str,
+    update_id: str | None,
+    version: int | None,
+    previous_version: int | None,
+) -> Entry:
+    """Add one entry, in the caller's transaction.
+
+    Appends to one chain follow one another: the second waits until the first has committed, and continues
+    from its entry. The primary key would refuse a fork all the same.
+    """
+    lock_pipeline(connection, pipeline)
+    last = connection.execute(
+        sa.select(ledger.c.sequence, ledger.c.hash)
+        .where(ledger.c.pipeline == pipeline)
+        .order_by(ledger.c.sequence.desc())
+        .limit(1)
+    ).first()
+    draft = Entry(
+        pipeline=pipeline,
+        sequence=last.sequence + 1 if last else 1,
+        action=action,
+        actor=actor,
+        reason=reason,
+        update_id=update_id,
+        version=version,
+        previous_version=previous_version,
+        at=now(connection),
+        previous_hash=last.hash if last else GENESIS,
+        hash="",
+    )
+    entry = Entry(**{**asdict(draft), "hash": draft.computed_hash()})
+    connection.execute(sa.insert(ledger).values(**asdict(entry)))
+    return entry
+
+
+def entries(connection: sa.Connection, pipeline: str, *, after: int = 0, limit: int = 1000) -> list[Entry]:
+    """Entries in order, from the one after `after`."""
+    rows = connection.execute(
+        sa.select(ledger)
+        .where(ledger.c.pipeline == pipeline, ledger.c.sequence > after)
+        .order_by(ledger.c.sequence)
+        .limit(limit)
+    )
+    return [Entry(**row._mapping) for row in rows]
+
+
+def first_break(chain: list[Entry]) -> int | None:
+    """The sequence of the first entry that does not follow from the one before it; None: the chain holds.
+
+    `chain` starts at the first entry of the pipeline. Entries taken off its end leave a shorter chain that
+    holds: whoever must rule that out keeps the newest hash somewhere else.
+    """
+    previous_hash = GENESIS
+    for sequence, entry in enumerate(chain, start=1):
+        intact = entry.sequence == sequence and entry.previous_hash == previous_hash
+        if not intact or entry.hash != entry.computed_hash():
+            return sequence
+        previous_hash = entry.hash
+    return None

@@ -1,0 +1,194 @@
+"""What a trainer is told, and what it leaves: one complete folder, named by the update.
+
+The folder appears by one rename, so a second attempt at the same update finds the first one's work whole, or
+nothing.
+"""
+
+import base64
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from service.gate.base import (
+    Bits,
+    DataEvidence,
+    Details,
+    Disturbed,
+    GateConfig,
+    Running,
+    Screen,
+    ShiftEvidence,
+    Twins,
+)
+from service.storage import StorePlace
+from service.training.answers import HoldoutRecords
+from service.training.inspection import Picture
+from strategies.base import LearnReport, StreamInfo
+from strategies.network_choice import Installation
+
+OnProgress = Callable[[Mapping[str, Any]], None]
+Made = TypeVar("Made")
+
+RESULT_FILE = "result.json"
+LEARNER_FOLDER = "learner"
+SERVED_FILE = "served.pt2"
+LEARNING = "learning"
+"""The stage of a run that takes steps."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A stored part of an experience."""
+
+    experience: int
+    digest: str
+    records: int | None = None
+    """Of a holdout, how many of its records are judged, at most; None: all."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything a trainer needs to know; paths are on storage that all workers share."""
+
+    update_id: str
+    folder: Path
+    """Where the result appears."""
+    store: StorePlace
+    """Where the experiences are."""
+    champion: Path | None
+    """The champion's folder; None: there is no champion yet."""
+    strategy: Mapping[str, Any]
+    """The strategy's config, as JSON. It builds the first learner; once there is a champion, its restored
+    learner keeps the config it was built with. (A pipeline cannot be changed yet, so the two are equal.)"""
+    stream: StreamInfo
+    gate: GateConfig
+    learn: tuple[Stored, ...]
+    """Train parts, in order."""
+    new_holdouts: tuple[Stored, ...]
+    """Gate parts of the same experiences."""
+    past_holdouts: tuple[Stored, ...]
+    """Gate parts of what the champion learnt before."""
+    missing_baselines: tuple[int, ...]
+    """Past holdouts on which the champion's stored answers lack what the gate asks: they are computed here,
+    once."""
+    references: tuple[Screen, ...]
+    """How the experiences that the champion learnt looked."""
+    sealed: tuple[Stored, ...] = ()
+    """Audit parts of the past holdouts and of the new ones."""
+    repeat: int = 0
+    """0: make the challenger. Another: learn the same with the seed that many further, and only answer."""
+    installation: Installation = field(default_factory=Installation)
+    """The networks and weights that the installation has; the trainer's own environment has no say."""
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """What became of the same update with another seed."""
+
+    seed: int
+    right: dict[int, Bits] = field(default_factory=dict)
+    """By experience, past and new holdouts."""
+    predicted: dict[int, NDArray[np.int32]] = field(default_factory=dict)
+    """Class ids of the answers."""
+    failure: str | None = None
+    """Why nothing was learnt with this seed; None: it was."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a trainer found and made."""
+
+    data: DataEvidence
+    stopped: tuple[int, ...]
+    """Experiences that the data guard stopped; when there is one, nothing was learnt."""
+    screens: dict[int, Screen]
+    report: LearnReport | None = None
+    challenger: dict[int, Bits] = field(default_factory=dict)
+    baseline: dict[int, Bits] = field(default_factory=dict)
+    """Of the champion; before there is one, of the majority class of the training part."""
+    sealed: dict[int, Bits] = field(default_factory=dict)
+    """The challenger's answers on the audit parts: nobody looks at them but an audit."""
+    twins: dict[int, Twins] = field(default_factory=dict)
+    """Of past holdouts: how the records now learnt that resemble theirs are labelled."""
+    train_accuracy: float | None = None
+    challenger_details: dict[int, Details] = field(default_factory=dict)
+    baseline_details: dict[int, Details] = field(default_factory=dict)
+    """Of the champion; the majority class has none."""
+    records: dict[int, HoldoutRecords] = field(default_factory=dict)
+    """Of each holdout, where a guard asks for them."""
+    disturbed: tuple[Disturbed, ...] = ()
+    running: Running | None = None
+    shift: ShiftEvidence | None = None
+    """Of the batch against the newest past holdouts, with the champion's answers."""
+    pictures: dict[str, Picture] = field(default_factory=dict)
+    """Record id -> the record as an image, of suspect records that are images."""
+
+    @property
+    def learnt(self) -> bool:
+        return self.report is not None
+
+
+def is_done(folder: Path) -> bool:
+    """Whether a trainer has finished there: the folder appears whole."""
+    return (folder / RESULT_FILE).exists()
+
+
+def read_result(folder: Path) -> Result | None:
+    """The result in a folder; None when no trainer has finished there."""
+    return _read(folder, Result)
+
+
+def read_repeated(folder: Path) -> Repeated | None:
+    """What a repeat left in its folder; None when no trainer has finished there."""
+    return _read(folder, Repeated)
+
+
+def _read(folder: Path, kind: type[Made]) -> Made | None:
+    if not is_done(folder):
+        return None
+    return msgspec.json.decode((folder / RESULT_FILE).read_bytes(), type=kind, dec_hook=_decode_array)
+
+
+def write_result(result: Result | Repeated, path: Path) -> None:
+    """Write it down to the disk itself."""
+    payload = msgspec.json.encode(result, enc_hook=_encode_array)
+    with path.open("wb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def publish(scratch: Path, folder: Path) -> None:
+    """Rename into place. Where another attempt was first, its folder stays: both are the same update's."""
+    try:
+        scratch.rename(folder)
+    except OSError:
+        if not is_done(folder):
+            raise
+    parent = os.open(folder.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+
+
+def _encode_array(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.dtype == np.bool_:
+        return {"n": len(value), "bits": base64.b64encode(np.packbits(value).tobytes()).decode()}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+        ordered = value.astype(value.dtype.newbyteorder("<"))
+        return {"dtype": ordered.dtype.str, "data": base64.b64encode(ordered.tobytes()).decode()}
+    raise TypeError(f"{type(value).__name__} has no JSON form here")
+
+
+def _decode_array(kind: type, value: Any) -> Any:
+    if "data" in value:
+        return np.frombuffer(base64.b64decode(value["data"]), dtype=value["dtype"])
+    packed = np.frombuffer(base64.b64decode(value["bits"]), dtype=np.uint8)
+    return np.unpackbits(packed, count=value["n"]).astype(bool)

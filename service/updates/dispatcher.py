@@ -1,0 +1,226 @@
+"""The dispatcher: claims updates, keeps their leases, and runs each on a warm trainer."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import sqlalchemy as sa
+import structlog
+
+from service.errors import ChampionMovedError, LostLeaseError, TrainerDiedError, TrainerStoppedError
+from service.registry import Registry, warm_up
+from service.settings import Settings
+from service.state import jobs, pipelines
+from service.state.database import connect
+from service.state.jobs import Update
+from service.state.presence import Presence, instance_name
+from service.training.pool import TrainerPool
+from service.updates.update import Updater, aliases, project
+from strategies.base import StrategyError
+from streams.base import StreamError
+from streams.state.tables import reading
+
+log = structlog.get_logger(__name__)
+
+PROJECT_SECONDS = 1.0
+MEND_SECONDS = 30.0
+RETRY_SECONDS = 2.0
+STOP_SECONDS = 5.0
+LOST_LOOK_SECONDS = 2.0
+
+
+BEAT_SECONDS = 1.0
+"""A lease is extended at least so often, however long it is: so soon is a lost one noticed."""
+
+
+class Heartbeat:
+    """Keeps an update's lease while its work goes on, and records progress."""
+
+    def __init__(self, engine: sa.Engine, update: Update, lease_seconds: float) -> None:
+        self._engine = engine
+        self._update = update
+        self._lease_seconds = lease_seconds
+        self._progress: Mapping[str, Any] = {"stage": "starting"}
+        self._lost: LostLeaseError | None = None
+        self._recording = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name=f"heartbeat-{update.id}", daemon=True)
+
+    def note(self, progress: Mapping[str, Any]) -> None:
+        """What the next beat records. Once this returns, no beat records what was noted before.
+
+        Raises:
+            LostLeaseError: the lease was found lost, so the work is for nothing.
+        """
+        with self._recording:
+            self._progress = progress
+        if self._lost is not None:
+            raise self._lost
+
+    def __enter__(self) -> "Heartbeat":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(min(BEAT_SECONDS, self._lease_seconds / 3)):
+            try:
+                with self._recording:
+                    jobs.heartbeat(
+                        self._engine, self._update, lease_seconds=self._lease_seconds, progress=self._progress
+                    )
+            except LostLeaseError as lost:
+                # The settlement is fenced, so going on would change nothing; the next note ends the work.
+                self._lost = lost
+                return
+            except sa.exc.SQLAlchemyError:
+                log.warning("heartbeat not recorded", update=self._update.id, exc_info=True)
+
+
+def serve(settings: Settings, stop: threading.Event) -> None:
+    """Run updates until `stop` is set. Updates that run then are given back.
+
+    Raises:
+        TrainerDiedError: Ray itself is gone; only a new process can start another.
+    """
+    engine = connect(settings.database)
+    with ThreadPoolExecutor(1, thread_name_prefix="warm-up") as background:
+        # MLflow's imports and schema take as long as Ray's start: do both at once.
+        warming = background.submit(warm_up, settings)
+        with TrainerPool(settings) as pool:
+            registry = warming.result()
+            updater = Updater(engine, settings, train=pool.run, registry=registry)
+            threads = [
+                threading.Thread(
+                    target=_work,
+                    args=(engine, settings, updater, stop),
+                    name=f"updater-{number}",
+                    daemon=True,
+                )
+                for number in range(settings.trainers)
+            ]
+            threads.append(
+                threading.Thread(
+                    target=_project_all, args=(engine, registry, stop), name="projector", daemon=True
+                )
+            )
+            for thread in threads:
+                thread.start()
+            with Presence(engine, "dispatch"):
+                log.info("dispatcher ready", trainers=settings.trainers)
+                while not stop.wait(LOST_LOOK_SECONDS) and not pool.lost:
+                    pass
+            lost = not stop.is_set()
+            stop.set()
+            # While Ray still runs: time for the updates in work to be given back.
+            pool.let_go()
+            for thread in threads:
+                thread.join(STOP_SECONDS)
+    engine.dispose()
+    if lost:
+        raise TrainerDiedError(
+            "Ray is gone, and no trainer can be started.",
+            fix="`holdfast up` starts the dispatcher again; where it runs apart, its supervisor must.",
+        )
+
+
+def _work(engine: sa.Engine, settings: Settings, updater: Updater, stop: threading.Event) -> None:
+    owner = f"{instance_name()}:{threading.current_thread().name}"
+    while not stop.is_set():
+        try:
+            update = jobs.claim(
+                engine, owner, lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts
+            )
+            if update is None:
+                stop.wait(settings.poll_seconds)
+                continue
+            _run_one(engine, settings, updater, update)
+        except sa.exc.SQLAlchemyError:
+            log.exception("database unreachable, trying again")
+            stop.wait(1.0)
+
+
+def _run_one(engine: sa.Engine, settings: Settings, updater: Updater, update: Update) -> None:
+    context = {"update": update.id, "pipeline": update.pipeline, "attempt": update.attempt}
+    structlog.contextvars.bind_contextvars(**context)
+    log.info("update started")
+    try:
+        with Heartbeat(engine, update, settings.lease_seconds) as heartbeat:
+            verdict = updater.run(update, heartbeat.note)
+        log.info("update ended", outcome=verdict.outcome if verdict else "nothing to learn")
+    except LostLeaseError:
+        _let_go(updater, update)
+    except ChampionMovedError as moved:
+        log.warning("champion moved during the update, starting over")
+        _unless_lost(updater, update, partial(updater.start_over, update, moved))
+    except (StrategyError, StreamError) as error:
+        # The same data and learner would fail the same way again.
+        log.exception("update failed")
+        _unless_lost(updater, update, partial(updater.fail, update, error))
+    except TrainerStoppedError:
+        log.info("update given back, because this dispatcher stops")
+        _unless_lost(updater, update, partial(jobs.release, engine, update))
+    except Exception as error:
+        # The last line of defence of a process that must live on: recorded, and tried again in bounds.
+        log.exception("update attempt failed")
+        _unless_lost(
+            updater,
+            update,
+            partial(
+                jobs.retry,
+                engine,
+                update,
+                error=f"{type(error).__name__}: {error}",
+                max_attempts=settings.max_attempts,
+                pause_seconds=RETRY_SECONDS,
+            ),
+        )
+    finally:
+        structlog.contextvars.unbind_contextvars(*context)
+
+
+def _unless_lost(updater: Updater, update: Update, record: Callable[[], object]) -> None:
+    try:
+        record()
+    except LostLeaseError:
+        _let_go(updater, update)
+
+
+def _let_go(updater: Updater, update: Update) -> None:
+    """Nothing more is written about an update whose lease is lost."""
+    if updater.clear_cancelled(update):
+        log.info("update cancelled")
+    else:
+        log.warning("lease lost, another worker goes on")
+
+
+def _project_all(engine: sa.Engine, registry: Registry, stop: threading.Event) -> None:
+    """Follow decisions that were taken elsewhere, and now and then mend aliases that were moved by hand."""
+    known: dict[str, tuple[int | None, int | None]] = {}
+    mend_at = 0.0
+    while not stop.wait(PROJECT_SECONDS):
+        if time.monotonic() > mend_at:
+            known, mend_at = {}, time.monotonic() + MEND_SECONDS
+        try:
+            with reading(engine) as connection:
+                wanted = {name: aliases(connection, name) for name in pipelines.names(connection)}
+            for name, pair in wanted.items():
+                if known.get(name) != pair:
+                    project(engine, registry, name)
+                    known[name] = pair
+        except Exception:
+            # MLflow may be away for a while; the champion row stands, and the aliases follow later.
+            log.exception("aliases not projected, trying again")
+            stop.wait(5.0)

@@ -1,0 +1,379 @@
+"""One update, told top to bottom: plan, learn, decide, publish, settle.
+
+Each step can be done twice: the trainer's folder and MLflow's run and version are found again by update
+id, and the settlement is one fenced transaction. A crash anywhere repeats steps, never effects.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import sqlalchemy as sa
+
+from service.errors import ChampionMovedError
+from service.gate.base import Audit, Evidence, PairedAnswers, Verdict
+from service.gate.decide import decide
+from service.registry import Registry
+from service.settings import Settings
+from service.state import backlog, champions, freezes, holdouts, jobs, ledger
+from service.state.database import lock_pipeline, now
+from service.state.jobs import Update
+from service.storage import store_place
+from service.training import repeats
+from service.training.tasks import OnProgress, Result, Stored, Task, is_done, read_result
+from service.updates.plan import Plan, make_plan
+from service.updates.publication import accuracies, publication
+from streams.state.manifest import Manifest
+from streams.state.tables import reading
+
+GATE = "gate"
+"""The actor of decisions that no person took."""
+
+
+class Updater:
+    """Runs updates. One per dispatcher; thread-safe."""
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        settings: Settings,
+        *,
+        train: Callable[[Task, OnProgress], None],
+        registry: Registry,
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._train = train
+        self._registry = registry
+
+    def run(self, update: Update, on_progress: OnProgress) -> Verdict | None:
+        """Run a claimed update to its recorded decision; None when there was nothing to learn.
+
+        Raises:
+            LostLeaseError: another worker owns the update; nothing more was written.
+            StreamError, StrategyError: the data or the learner make this update impossible.
+            ChampionMovedError: the champion is not the one that this update started from.
+            TrainerDiedError: worth another attempt.
+        """
+        plan = make_plan(self._engine, update)
+        if not plan.experiences:
+            self._close_empty(plan)
+            return None
+        result = self._learn(plan, on_progress)
+        verdict = decide(self._evidence(plan, result), plan.spec.gate)
+        on_progress({"stage": jobs.RECORDING})
+        told = publication(self._engine, plan, result, verdict, folder=self.folder(update.id))
+        # MLflow knows no fence: a worker that has lost its lease must not write there a second time.
+        jobs.confirm(self._engine, update)
+        with reading(self._engine) as connection:
+            # A version must not be called promoted there that the settlement is sure to refuse.
+            base = plan.update.base_revision
+            champions.require_unmoved(connection, update.pipeline, expected_revision=base)
+        run_id, version = self._registry.publish(told)
+        self._settle(plan, result, verdict, run_id=run_id, version=version)
+        repeats.remove(self.folder(update.id))
+        project(self._engine, self._registry, update.pipeline)
+        return verdict
+
+    def _learn(self, plan: Plan, on_progress: OnProgress) -> Result:
+        folder, others = self.folder(plan.update.id), plan.spec.gate.repeats
+        if others or not is_done(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            task = self._task(plan, folder)
+            if others:
+                repeats.learn(self._train, task, on_progress, repeats=others)
+            else:
+                self._train(task, on_progress)
+        finished = read_result(folder)
+        if finished is None:
+            raise FileNotFoundError(
+                f"the trainer of update {plan.update.id} left no result in {folder}; "
+                "trainers and dispatcher must share that storage"
+            )
+        return finished
+
+    def folder(self, update_id: str) -> Path:
+        """Where a trainer leaves an update's checkpoint and answers."""
+        return self._settings.checkpoints / update_id
+
+    def _task(self, plan: Plan, folder: Path) -> Task:
+        limit = plan.spec.gate.holdout_records
+        return Task(
+            update_id=plan.update.id,
+            folder=folder,
+            store=store_place(self._settings),
+            champion=self.folder(plan.champion.update_id) if plan.champion else None,
+            strategy=plan.spec.strategy.model_dump(mode="json"),
+            stream=replace(plan.spec.stream_info, classes=plan.classes),
+            gate=plan.spec.gate,
+            learn=tuple(Stored(index, plan.rows[index].train.digest) for index in plan.experiences),
+            new_holdouts=tuple(
+                Stored(index, plan.rows[index].gate.digest, limit) for index in plan.experiences
+            ),
+            past_holdouts=tuple(
+                Stored(index, plan.rows[index].gate.digest, records) for index, records in plan.judged.items()
+            ),
+            missing_baselines=plan.unanswered,
+            references=plan.references,
+            sealed=tuple(
+                Stored(index, plan.rows[index].audit.digest, records)
+                for index, records in {**plan.judged, **dict.fromkeys(plan.experiences, limit)}.items()
+                if plan.rows[index].audit.rows
+            ),
+            installation=self._settings.installation,
+        )
+
+    def _evidence(self, plan: Plan, result: Result) -> Evidence:
+        if not result.learnt:
+            return Evidence(data=result.data, first=plan.champion is None, learnt=False, shift=result.shift)
+        baseline = {**plan.past, **result.baseline}
+        baseline_details = {**plan.past_details, **result.baseline_details}
+
+        def paired(index: int) -> PairedAnswers:
+            records = result.records.get(index)
+            return PairedAnswers(
+                experience=index,
+                baseline=baseline.get(index),
+                challenger=result.challenger.get(index),
+                # Of a past holdout: to be new again, an experience must have been rolled back.
+                margin=plan.margins.get(index) if index in plan.judged else None,
+                looks=plan.looks.get(index, 0),
+                twins=result.twins.get(index),
+                labels=records.labels if records else None,
+                groups=records.groups if records else {},
+                baseline_details=baseline_details.get(index),
+                challenger_details=result.challenger_details.get(index),
+            )
+
+        return Evidence(
+            data=result.data,
+            past=tuple(paired(index) for index in plan.judged),
+            new=tuple(paired(index) for index in plan.experiences),
+            first=plan.champion is None,
+            attempt=plan.attempt,
+            audit=self._audit(plan, result) if plan.champion else None,
+            freeze=plan.freeze,
+            champion=plan.base_version,
+            disturbed=result.disturbed,
+            running=result.running,
+            repeats=repeats.evidence(self.folder(plan.update.id), result, repeats=plan.spec.gate.repeats),
+            shift=result.shift,
+        )
+
+    def _audit(self, plan: Plan, result: Result) -> Audit:
+        """What an audit would compare: the challenger with each experience's anchor."""
+        nothing = np.zeros(0, dtype=bool)
+        return Audit(
+            answers=tuple(
+                PairedAnswers(
+                    experience=index,
+                    baseline=plan.anchors.get(index) if plan.rows[index].audit.rows else nothing,
+                    challenger=result.sealed.get(index) if plan.rows[index].audit.rows else nothing,
+                    margin=plan.margins.get(index),
+                    looks=plan.audits.get(index, 0),
+                )
+                for index in plan.judged
+            ),
+            last_audited=plan.last_audited,
+        )
+
+    def _settle(
+        self, plan: Plan, result: Result, verdict: Verdict, *, run_id: str, version: int | None
+    ) -> None:
+        """Record everything that follows from the verdict, in one fenced transaction."""
+        values = {
+            "state": "review" if verdict.outcome == "review" else "done",
+            "lease_until": None,
+            "progress": None,
+            "outcome": verdict.outcome,
+            "reason": verdict.reason,
+            "verdict": verdict.as_dict(),
+            "accuracy": {str(index): value for index, value in accuracies(result.challenger).items()},
+            "version": version,
+            "run_id": run_id,
+            "error": None,
+        }
+        pipeline, base = plan.update.pipeline, plan.update.base_revision
+        with self._engine.begin() as connection:
+            lock_pipeline(connection, pipeline)
+            jobs.write(connection, plan.update, {**values, "finished_at": now(connection)})
+            # Also a rejection is worth nothing against a champion that was rolled back meanwhile.
+            champions.require_unmoved(connection, pipeline, expected_revision=base)
+            self._keep_answers(connection, plan, result, run_id=run_id, version=version)
+            _act(connection, plan, result, verdict, version=version)
+            _count_looks(connection, plan, result, verdict)
+            if backlog.fresh(connection, pipeline):
+                jobs.ensure_queued(connection, pipeline, requested_by="trigger")
+
+    def _keep_answers(
+        self, connection: sa.Connection, plan: Plan, result: Result, *, run_id: str, version: int | None
+    ) -> None:
+        pipeline = plan.update.pipeline
+        for experience, screen in result.screens.items():
+            backlog.save_screen(connection, pipeline, experience=experience, screen=screen)
+        if plan.champion:
+            holdouts.save(
+                connection,
+                pipeline,
+                version=plan.champion.version,
+                answered=result.baseline,
+                details=result.baseline_details,
+            )
+        if version is not None:
+            champions.add_version(
+                connection,
+                pipeline,
+                number=version,
+                update_id=plan.update.id,
+                parent=plan.base_version,
+                learnt=plan.learnt_after,
+                run_id=run_id,
+            )
+            holdouts.save(
+                connection,
+                pipeline,
+                version=version,
+                answered=result.challenger,
+                details=result.challenger_details,
+            )
+            holdouts.save(connection, pipeline, version=version, answered=result.sealed, part="audit")
+
+    def start_over(self, update: Update, error: ChampionMovedError) -> None:
+        """The champion was moved while this update ran: end it, and compare with the champion of today."""
+        with self._engine.begin() as connection:
+            lock_pipeline(connection, update.pipeline)
+            jobs.write(
+                connection,
+                update,
+                {
+                    "state": "failed",
+                    "finished_at": now(connection),
+                    "lease_until": None,
+                    "error": f"{error.detail} A new update was queued in its place.",
+                },
+            )
+            jobs.ensure_queued(connection, update.pipeline, requested_by="champion moved")
+        repeats.remove(self.folder(update.id))
+
+    def _close_empty(self, plan: Plan) -> None:
+        update = plan.update
+        pending = Manifest(self._engine).pending_records(update.pipeline)
+        reason = "Nothing to learn: no record has arrived since the last update."
+        if pending:
+            reason = (
+                f"Nothing to learn: the {pending} records that wait are all put aside by the split; "
+                "they are learnt from with the next ones that are not."
+            )
+        with self._engine.begin() as connection:
+            jobs.write(
+                connection,
+                update,
+                {"state": "done", "finished_at": now(connection), "lease_until": None, "reason": reason},
+            )
+
+    def clear_cancelled(self, update: Update) -> bool:
+        """Remove what a trainer left of an update that a person cancelled; False: it was not cancelled."""
+        with reading(self._engine) as connection:
+            if not jobs.get(connection, update.id).cancelled:
+                return False
+        folder = self.folder(update.id)
+        repeats.remove(folder)
+        for left in (folder, *folder.parent.glob(f"{folder.name}.*.tmp")):
+            shutil.rmtree(left, ignore_errors=True)
+        return True
+
+    def fail(self, update: Update, error: Exception) -> None:
+        """Record that an update cannot work, and park its experiences for a person.
+
+        Raises:
+            LostLeaseError: another worker owns the update.
+        """
+        jobs.fail(self._engine, update, error=str(error))
+        repeats.remove(self.folder(update.id))
+
+
+def _count_looks(connection: sa.Connection, plan: Plan, result: Result, verdict: Verdict) -> None:
+    """Every look at a holdout takes some of its life; an audit that did not pass ends the looks at all."""
+    if not result.learnt:
+        return
+    pipeline, update_id = plan.update.pipeline, plan.update.id
+    passed = verdict.outcome == "promote"
+    # A new holdout is looked at too, by each try until one is promoted.
+    seen = [*plan.judged, *plan.experiences]
+    holdouts.note_looks(connection, pipeline, update_id=update_id, experiences=seen, passed=passed)
+    if not verdict.audit:
+        return
+    looked = [index for index in plan.judged if plan.rows[index].audit.rows]
+    holdouts.note_looks(
+        connection, pipeline, update_id=update_id, experiences=looked, part="audit", passed=passed
+    )
+    if verdict.freezes:
+        freezes.begin(
+            connection,
+            pipeline,
+            update_id=update_id,
+            last_audited=plan.last_audited,
+            champion=plan.base_version,
+            actor=GATE,
+            reason=verdict.reason,
+        )
+
+
+def _act(
+    connection: sa.Connection, plan: Plan, result: Result, verdict: Verdict, *, version: int | None
+) -> None:
+    """Do what the verdict says: to the champion, the backlog and the ledger."""
+    pipeline = plan.update.pipeline
+    if verdict.outcome == "promote" and version is not None:
+        champions.promote(
+            connection,
+            pipeline,
+            number=version,
+            expected_revision=plan.update.base_revision,
+            update_id=plan.update.id,
+            actor=GATE,
+            reason=verdict.reason,
+        )
+        backlog.mark(
+            connection, pipeline, experiences=plan.experiences, state="learnt", note=f"version {version}"
+        )
+        return
+    ledger.append(
+        connection,
+        pipeline,
+        action="review" if verdict.outcome == "review" else "reject",
+        actor=GATE,
+        reason=verdict.reason,
+        update_id=plan.update.id,
+        version=version,
+        previous_version=plan.base_version,
+    )
+    if verdict.outcome == "review":
+        note = f"update {plan.update.id} awaits a decision"
+        backlog.mark(connection, pipeline, experiences=plan.experiences, state="review", note=note)
+    elif result.stopped:
+        # The others were never tried: they stay as they are, and go with the next update.
+        backlog.park(connection, pipeline, experiences=result.stopped, note=verdict.reason)
+    else:
+        backlog.carry_or_park(
+            connection,
+            pipeline,
+            experiences=plan.experiences,
+            max_carries=plan.spec.max_carries,
+            note=verdict.reason,
+        )
+
+
+def aliases(connection: sa.Connection, pipeline: str) -> tuple[int | None, int | None]:
+    """The versions that MLflow's aliases `champion` and `challenger` must name."""
+    champion = champions.current(connection, pipeline)
+    return (champion.version if champion else None), champions.challenger(connection, pipeline)
+
+
+def project(engine: sa.Engine, registry: Registry, pipeline: str) -> None:
+    """Make MLflow's aliases follow the champion row."""
+    with engine.begin() as connection:
+        champion, challenger = aliases(connection, pipeline)
+    registry.project(pipeline, {"champion": champion, "challenger": challenger})

@@ -1,0 +1,1 @@
+"""The learner that every strategy builds on, and how it computes."""

@@ -1,0 +1,1 @@
+"""Avalanche plugins that several strategies share."""

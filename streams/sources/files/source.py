@@ -1,0 +1,415 @@
+"""Files that arrive in a folder or under an S3 prefix, as a source. Every file is a partition of its own.
+
+Files are read in the order of their names among those present. Text may grow: what is appended is read on.
+A file that is not whole yet waits. Once it has settled, or is read, it is owed: one that is then replaced,
+shortened, or gone before all its records are in experiences stops the source. After that it may go.
+"""
+
+import fnmatch
+import hashlib
+import re
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from streams.base import (
+    DataLostError,
+    LazyTexts,
+    RawBatch,
+    RecordInvalidError,
+    RecordSchema,
+    SchemaChangedError,
+    SourceContext,
+    SourceError,
+    SourceStoppedError,
+)
+from streams.sources.files.config import FilesConfig
+from streams.sources.files.cursor import Place, form_of, is_zipped, verify
+from streams.sources.files.lines import LineReader, Reader, Stretch, UnfinishedError
+from streams.sources.files.tables import TableReader
+from streams.store.objects import (
+    S3_SCHEME,
+    ObjectChangedError,
+    ObjectError,
+    ObjectInfo,
+    ObjectMissingError,
+    open_objects,
+)
+from streams.wire.decode import FINGERPRINT_KEY, check_fingerprint, schema_difference
+
+MAX_NAME = 400
+"""Longest name of a file with its folders, in characters: the name is the partition."""
+
+_LOOK_SECONDS = 0.2
+_BLOCK_BYTES = 1024 * 1024
+"""Text read at a time: what a processor's cache holds."""
+_REMOTE_BLOCK_BYTES = 8 * 1024 * 1024
+"""The same where every read is a request."""
+_UNFINISHED_ENDS = (".tmp", ".part", ".crswap")
+_LONGEST_ID_NAME = 150
+_VERIFIERS = 16
+
+
+@dataclass
+class _File:
+    """What the source knows of one file."""
+
+    cursor: str
+    """Just after the last record given."""
+    info: ObjectInfo | None = None
+    """As it was listed last; None when it is gone."""
+    since: float = 0.0
+    """When it was first seen so, by the monotonic clock."""
+    exhausted: str = ""
+    """The version that held nothing more."""
+    waits: bool = False
+    """Whether that version holds something that must settle."""
+    begun: str = ""
+    """The cursor that says that it is there, once it is owed, or that it holds no record."""
+
+    @property
+    def unread(self) -> bool:
+        """Whether no record of it was given."""
+        place = Place.parse(self.cursor)
+        return place is None or place.end == 0
+
+    @property
+    def reached(self) -> str:
+        """The cursor of what was read, or of the beginning once the file is owed."""
+        return self.begun or self.cursor if self.unread else self.cursor
+
+
+class FilesSource:
+    """The files of one location that match a pattern."""
+
+    def __init__(self, config: FilesConfig, schema: RecordSchema) -> None:
+        self._config = config
+        self._schema = schema
+        self._objects = open_objects(config.location)
+        self._pattern = re.compile(fnmatch.translate(config.pattern))
+        remote = config.location.startswith(S3_SCHEME)
+        self._interval = config.look_seconds if remote else _LOOK_SECONDS
+        self._block_bytes = _REMOTE_BLOCK_BYTES if remote else _BLOCK_BYTES
+        self._files: dict[str, _File] | None = None
+        self._arrived: dict[str, str] = {}
+        """What is owed and was not committed when it was asked for last."""
+        self._due: deque[str] = deque()
+        self._next_look = 0.0
+        self._reading: tuple[ObjectInfo, Reader] | None = None
+
+    def partitions(self) -> Sequence[str]:
+        """Names of the files that are there now, relative to the location.
+
+        Raises:
+            SourceError: the location cannot be listed.
+        """
+        return list(self._list())
+
+    def open(self, cursors: Mapping[str, str]) -> None:
+        """Resume just after these cursors. Every file that they name is compared with what was read of it.
+
+        Raises:
+            DataLostError: a file is gone, shorter or another one than the one that was read.
+            SourceError: the location cannot be read, or a cursor is of another source.
+        """
+        self.close()
+        places = {name: Place.parse(cursor) for name, cursor in cursors.items()}
+        listed = self._list()
+        known = [
+            (listed[name], place) for name, place in places.items() if place is not None and name in listed
+        ]
+        # At once, because in S3 each of them is a request.
+        with ThreadPoolExecutor(_VERIFIERS) as pool, _as_source_errors():
+            list(pool.map(lambda pair: verify(self._objects, *pair), known))
+        self._files = {name: _File(cursor) for name, cursor in cursors.items()}
+        self._take(self._files, listed)
+
+    def poll(self, max_records: int, timeout_seconds: float) -> Sequence[RawBatch]:
+        """The next records, file by file; a batch holds records of one file.
+
+        Raises:
+            DataLostError: a file is gone, shorter or another one, and was not read to its end.
+            SchemaChangedError: a file has other columns than the pipeline declares.
+            SourceError: a file or the location cannot be read; nothing is skipped.
+        """
+        if self._files is None:
+            raise SourceError("The source was polled before it was opened.")
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            if time.monotonic() >= self._next_look:
+                self._take(self._files, self._list())
+            found = self._read(self._files, max_records)
+            now = time.monotonic()
+            if found or now >= deadline:
+                return found
+            time.sleep(max(0.0, min(deadline, self._next_look) - now))
+
+    def arrived(self, cursors: Mapping[str, str]) -> Mapping[str, str]:
+        """See `AnnouncingSource`."""
+        for name, cursor in list(self._arrived.items()):
+            place = Place.parse(cursors.get(name, ""))
+            if cursors.get(name) == cursor or (place is not None and place.end):
+                del self._arrived[name]
+        return dict(self._arrived)
+
+    def forget(self, cursors: Mapping[str, str]) -> list[str]:
+        """See `ForgettingSource`. A file of a forgotten name that comes later is read as a new one."""
+        files = self._files or {}
+        gone = []
+        for name, cursor in cursors.items():
+            file = files.get(name)
+            place = Place.parse(cursor)
+            if file and file.info is None and file.reached == cursor and place is not None and place.last:
+                del files[name]
+                gone.append(name)
+        return gone
+
+    def close(self) -> None:
+        """Let go of the file that is being read. Closing twice is allowed."""
+        self._files, self._reading = None, None
+        self._arrived = {}
+        self._due.clear()
+        self._next_look = 0.0
+
+    def _list(self) -> dict[str, ObjectInfo]:
+        """The files that are read, by name."""
+        with _as_source_errors():
+            return {info.name: info for info in self._objects.list() if self._is_read(info.name)}
+
+    def _is_read(self, name: str) -> bool:
+        if form_of(name) is None or not self._pattern.match(name):
+            return False
+        steps = name.split("/")
+        return not any(step.startswith((".", "_")) or step.endswith(_UNFINISHED_ENDS) for step in steps)
+
+    def _take(self, files: dict[str, _File], listed: Mapping[str, ObjectInfo]) -> None:
+        """Note what is there now, and which files are to be read.
+
+        Raises:
+            DataLostError: a file is gone that was not read to its end.
+            SourceStoppedError: a name cannot be that of a partition.
+        """
+        self._next_look = 0.0  # look again at once if this raises
+        started = time.monotonic()
+        for name in [name for name in files if name not in listed]:
+            _check_gone(name, files[name])
+            if files[name].reached:
+                files[name].info = None
+            else:
+                del files[name]
+        for name, info in listed.items():
+            _check_name(name)
+            file = files.setdefault(name, _File(""))
+            if file.info is None or file.info.version != info.version:
+                file.since = started
+            file.info = info
+            if info.size and not file.reached and self._has_settled(file, started):
+                self._begin(name, file, Place.beginning(0, last=False))
+        self._due = deque(name for name in listed if self._is_due(files[name], started))
+        # A look at very many files takes long, and must not be all that is done.
+        self._next_look = started + max(self._interval, 10 * (time.monotonic() - started))
+
+    def _begin(self, name: str, file: _File, place: Place) -> None:
+        """From now on, this file must not go before it is read; or it is known to hold no record."""
+        file.begun = self._arrived[name] = str(place)
+
+    def _is_due(self, file: _File, now: float) -> bool:
+        assert file.info is not None, "only files that are there are asked about"
+        if file.waits and self._has_settled(file, now):
+            return True
+        # A .gz that grows is unpacked from its beginning each time: only when it rests.
+        patient = file.waits and is_zipped(file.info.name)
+        return file.info.version != file.exhausted and not patient
+
+    def _has_settled(self, file: _File, now: float) -> bool:
+        return now - file.since >= self._config.settle_seconds
+
+    def _read(self, files: Mapping[str, _File], max_records: int) -> list[RawBatch]:
+        found: list[RawBatch] = []
+        room = max_records
+        while self._due and room:
+            name = self._due[0]
+            try:
+                batch = self._read_file(name, files[name], room)
+            except (ObjectMissingError, ObjectChangedError):
+                batch = None  # the next look tells what became of it
+            except (ObjectError, SourceError) as error:
+                self._reading = None
+                if found:
+                    return found  # the next poll meets the error again, first of all
+                if isinstance(error, SourceError):
+                    raise
+                raise SourceError(str(error)) from error
+            if batch is None:
+                self._reading = None
+                self._due.popleft()
+                continue
+            found.append(batch)
+            room -= len(batch.positions)
+        return found
+
+    def _read_file(self, name: str, file: _File, most: int) -> RawBatch | None:
+        """The next records of a file; None when it holds no more for now."""
+        info = file.info
+        if info is None:
+            return None
+        settled = self._has_settled(file, time.monotonic())
+        try:
+            reader = self._reader(info, file.cursor)
+            stretch = reader.read(most, settled=settled)
+        except UnfinishedError as error:
+            if settled:
+                raise SourceError(str(error)) from error
+            file.exhausted, file.waits = info.version, True
+            return None
+        if stretch is None:
+            file.exhausted, file.waits = info.version, reader.waits
+            if not reader.waits and file.unread:
+                self._begin(name, file, Place.beginning(info.size, last=True))
+            return None
+        if not file.reached:
+            self._begin(name, file, Place.beginning(0, last=False))
+        start, file.cursor = file.cursor, stretch.positions[-1]
+        return self._batch(info, stretch, start)
+
+    def _batch(self, info: ObjectInfo, stretch: Stretch, start: str) -> RawBatch:
+        table, starts = self._config.table, stretch.starts
+        stem = _id_stem(info.name)
+        ids = LazyTexts(lambda at: f"{stem}#{starts[at]}", range(len(starts))) if table.id is None else ()
+        return RawBatch(
+            partition=info.name,
+            start=start,
+            payloads=stretch.payloads,
+            positions=stretch.positions,
+            wire=stretch.wire,
+            header=stretch.header,
+            table=table,
+            places=LazyTexts(lambda at: str(starts[at]), range(len(starts))),
+            ids=ids,
+            arrived_at=info.modified,
+        )
+
+    def _reader(self, info: ObjectInfo, cursor: str) -> Reader:
+        """The reader of this version of a file, at the cursor; the one in use where it is that one.
+
+        Raises:
+            DataLostError: the file is not the one that the cursor was given for.
+        """
+        if self._reading is not None:
+            reading, reader = self._reading
+            if (reading.name, reading.version) == (info.name, info.version):
+                return reader
+        place = Place.parse(cursor)
+        if place is not None and place.end == 0:
+            place = None  # it is there, and nothing of it was read
+        if place is not None:
+            verify(self._objects, info, place)
+        reader = self._new_reader(info, place)
+        self._reading = info, reader
+        return reader
+
+    def _new_reader(self, info: ObjectInfo, place: Place | None) -> Reader:
+        form = form_of(info.name)
+        if form == "parquet" or form == "arrow":
+            return TableReader(
+                self._objects,
+                info,
+                place,
+                form=form,
+                check_schema=lambda found: self._check_schema(info.name, found),
+            )
+        if form == "csv":
+            return LineReader(
+                self._objects,
+                info,
+                place,
+                block_bytes=self._block_bytes,
+                check_header=lambda names: self._check(info.name, [(name, None) for name in names]),
+            )
+        return LineReader(self._objects, info, place, block_bytes=self._block_bytes)
+
+    def _check_schema(self, name: str, found: Any) -> None:
+        """Hold a table's schema to the pipeline's. One that we wrote says itself what it was written for."""
+        if FINGERPRINT_KEY not in (found.metadata or {}):
+            try:
+                columns = [(field.name, field.type) for field in found]
+            except UnicodeDecodeError as error:
+                raise SchemaChangedError(
+                    f"A column of the file {name!r} has a name that is not UTF-8."
+                ) from error
+            self._check(name, columns)
+            return
+        try:
+            check_fingerprint(found.metadata, self._schema)
+        except RecordInvalidError as error:
+            raise SchemaChangedError(f"The file {name!r}: {error}") from error
+
+    def _check(self, name: str, columns: Sequence[tuple[str, Any]]) -> None:
+        told = schema_difference(columns, self._schema, self._config.table)
+        if told is not None:
+            raise SchemaChangedError(
+                f"The file {name!r} has not the declared columns: {told}. Take it away or write it anew "
+                "under a new name, or make a new pipeline for the new form."
+            )
+
+
+def build(config: FilesConfig, context: SourceContext) -> FilesSource:
+    """The source that the catalog names."""
+    return FilesSource(config, context.schema)
+
+
+def _check_gone(name: str, file: _File) -> None:
+    """Hold a file that is not there any more to what is owed of it.
+
+    Raises:
+        DataLostError: it was not read to its end.
+    """
+    place = Place.parse(file.reached)
+    if place is None:
+        return
+    grown = file.info is not None and file.info.size > place.size
+    if place.last and not grown:
+        return
+    read = f"was read up to byte or row {place.end} only" if place.end else "nothing of it was read"
+    raise DataLostError(
+        f"The file {name!r} is gone and {read}: put it back, or make a new pipeline "
+        "for what is there. A file may go once its records are in experiences."
+    )
+
+
+def _check_name(name: str) -> None:
+    """Hold a file's name to what a partition may be called.
+
+    Raises:
+        SourceStoppedError: it is too long, or is no text.
+    """
+    if len(name) > MAX_NAME:
+        raise SourceStoppedError(
+            f"The name of the file {name[:60]!r}... has {len(name)} characters, with its folders, and "
+            f"{MAX_NAME} is the most: rename it; nothing was skipped."
+        )
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise SourceStoppedError(
+            f"The name of the file {name!a} is not UTF-8: rename it; nothing was skipped."
+        ) from None
+
+
+def _id_stem(name: str) -> str:
+    """What ids of records of that file begin with: an id may not be as long as a name."""
+    if len(name) <= _LONGEST_ID_NAME:
+        return name
+    return f"{name[:80]}~{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+
+
+@contextmanager
+def _as_source_errors() -> Iterator[None]:
+    try:
+        yield
+    except ObjectError as error:
+        raise SourceError(str(error)) from error

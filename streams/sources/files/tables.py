@@ -1,0 +1,143 @@
+"""Readers of one version of one Parquet or Arrow file: rows, as Arrow record batches."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from streams.base import LazyTexts, SourceError
+from streams.sources.files.cursor import FormName, Place, read_exactly, table_fingerprint
+from streams.sources.files.lines import Stretch, UnfinishedError
+from streams.sources.files.text import ObjectFile
+from streams.store.objects import ObjectInfo, ObjectStore
+
+_MAGIC: dict[FormName, bytes] = {"parquet": b"PAR1", "arrow": b"ARROW1"}
+_BATCH_BYTES = 32 * 1024 * 1024
+_BATCH_ROWS = 65_536
+_BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError)
+"""Whatever Arrow raises about bytes that it cannot read."""
+
+
+class TableReader:
+    """Some rows at a time: of Parquet about 32 MB, of Arrow one of its record batches is in memory."""
+
+    def __init__(
+        self,
+        objects: ObjectStore,
+        info: ObjectInfo,
+        place: Place | None,
+        *,
+        form: FormName,
+        check_schema: Callable[[Any], None],
+    ) -> None:
+        """`check_schema` takes the file's Arrow schema, and raises where it is a wrong one.
+
+        Raises:
+            UnfinishedError: the file has not the mark at both ends that tells that it is whole.
+            SourceError: it has, and cannot be read.
+        """
+        self.waits = False
+        self._name = info.name
+        self._form = form
+        _check_whole(objects, info, _MAGIC[form], form)
+        self._fingerprint = table_fingerprint(objects, info)
+        self._row = 0 if place is None else place.end
+        source = pa.PythonFile(ObjectFile(objects, info), "r")
+        try:
+            if form == "parquet":
+                file = parquet.ParquetFile(source)
+                schema, self._batches = file.schema_arrow, _parquet_batches(file, self._row)
+            else:
+                reader = pa.ipc.open_file(source)
+                schema, self._batches = reader.schema, _arrow_batches(reader, self._row)
+        except _BROKEN as error:
+            raise self._unreadable(error) from error
+        check_schema(schema)
+        self._size = info.size
+        self._batch: Any = None
+        self._ends = False
+        self._at = 0
+
+    def read(self, most: int, *, settled: bool) -> Stretch | None:
+        """See `Reader`."""
+        try:
+            while self._batch is None or self._at == self._batch.num_rows:
+                (self._batch, self._ends), self._at = next(self._batches), 0
+                self._batch.validate(full=True)
+        except StopIteration:
+            return None
+        except _BROKEN as error:
+            raise self._unreadable(error) from error
+        row, at = self._row, self._at
+        stop = min(at + most, self._batch.num_rows, at + _rows_of(self._batch.nbytes, self._batch.num_rows))
+        payload = _encoded(self._batch.slice(at, stop - at))
+        self._at, self._row = stop, row + stop - at
+        final = self._row - 1 if self._ends and stop == self._batch.num_rows else -1
+        size, print_of_file = self._size, self._fingerprint
+
+        def position(row: int) -> str:
+            return str(Place(row, row + 1, size, print_of_file, row == final))
+
+        starts = np.arange(row, self._row, dtype=np.int64)
+        return Stretch("arrow", [payload], LazyTexts(position, range(row, self._row)), starts)
+
+    def _unreadable(self, error: Exception) -> SourceError:
+        told = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        return SourceError(
+            f"The file {self._name!r} cannot be read as {self._form.capitalize()} ({told}): let it arrive "
+            "again under a new name, and take this one away."
+        )
+
+
+def _check_whole(objects: ObjectStore, info: ObjectInfo, magic: bytes, form: str) -> None:
+    size = len(magic)
+    whole = info.size >= 2 * size and magic == read_exactly(objects, info, 0, size)
+    if not whole or magic != read_exactly(objects, info, info.size - size, info.size):
+        raise UnfinishedError(
+            f"The file {info.name!r} is not a whole {form.capitalize()} file: let it arrive again under a "
+            "new name, and take this one away."
+        )
+
+
+def _rows_of(size: int, rows: int) -> int:
+    """How many rows of a table of that size, in bytes, are read at a time."""
+    return min(_BATCH_ROWS, max(1, _BATCH_BYTES * rows // max(size, 1)))
+
+
+def _parquet_batches(file: Any, row: int) -> Iterator[tuple[Any, bool]]:
+    """The rows from `row` on, and with each batch whether it is the last."""
+    left = file.metadata.num_rows - row
+    for place in range(file.num_row_groups):
+        group = file.metadata.row_group(place)
+        if row >= group.num_rows:
+            row -= group.num_rows
+            continue
+        size = _rows_of(group.total_byte_size, group.num_rows)
+        for batch in file.iter_batches(batch_size=size, row_groups=[place]):
+            passed = min(row, batch.num_rows)
+            row -= passed
+            left -= batch.num_rows - passed
+            if passed < batch.num_rows:
+                yield batch.slice(passed), left == 0
+
+
+def _arrow_batches(reader: Any, row: int) -> Iterator[tuple[Any, bool]]:
+    """The rows from `row` on, and with each batch whether it is the last."""
+    count = reader.num_record_batches
+    while count and not reader.get_batch(count - 1).num_rows:
+        count -= 1  # nothing comes after the last row, though batches of none may
+    for place in range(count):
+        batch = reader.get_batch(place)
+        passed = min(row, batch.num_rows)
+        row -= passed
+        if passed < batch.num_rows:
+            yield batch.slice(passed), place == count - 1
+
+
+def _encoded(batch: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue())

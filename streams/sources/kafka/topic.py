@@ -1,0 +1,230 @@
+"""One Kafka topic through librdkafka: what it holds, its messages in order, and the broker's troubles.
+
+Nothing is ever skipped or committed by itself: offsets are assigned by the caller, and one that the broker no
+longer has is an error.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from streams.base import SourceError
+from streams.sources.kafka.config import KafkaConfig, properties_from_environment
+
+log = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 5.0
+"""How long a broker may take to answer a question."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What stands in the way of one partition, in place of its next message."""
+
+    partition: int
+    lost: bool
+    """Whether the broker no longer has the offset that was asked for."""
+    reason: str
+
+
+class KafkaTopic:
+    """A connection that is made when it is first needed, and again after `disconnect`."""
+
+    def __init__(self, config: KafkaConfig, *, group: str, patience_seconds: float) -> None:
+        """`group` is named to the broker, whose access rules may ask for it; it is never joined.
+
+        `patience_seconds` is how long brokers may be away, since librdkafka connects again by itself.
+        """
+        self._config = config
+        self._group = group
+        self._patience_seconds = patience_seconds
+        self._consumer: Any = None
+        self._secrets: tuple[str, ...] = ()
+        self._trouble: tuple[float, str] | None = None
+        self._failing: dict[int, float] = {}
+        self._ends: dict[int, int] = {}
+
+    def disconnect(self) -> None:
+        """Close the connections and forget what was fetched and not taken."""
+        consumer, self._consumer, self._trouble = self._consumer, None, None
+        if consumer is not None:
+            consumer.close()
+
+    def partitions(self) -> list[int]:
+        """Numbers of the partitions that exist now.
+
+        Raises:
+            SourceError: the broker cannot be asked, or does not give the topic.
+        """
+        topic = self._config.topic
+        found = self._ask(self._connected().list_topics, topic).topics[topic]
+        if found.error is not None:
+            raise SourceError(f"Kafka does not give topic {topic!r}: {self._plain(found.error)}.")
+        return sorted(found.partitions)
+
+    def bounds(self, partition: int) -> tuple[int, int]:
+        """Offsets of the oldest message of a partition, and of the one that will come next into it.
+
+        Raises:
+            SourceError: the broker cannot be asked.
+        """
+        low, high = self._ask(self._connected().get_watermark_offsets, self._place(partition))
+        self._ends[partition] = int(high)
+        return int(low), int(high)
+
+    def known_end(self, partition: int) -> int:
+        """The offset after the newest message that the broker has told of so far; without asking it."""
+        _, high = self._connected().get_watermark_offsets(self._place(partition), cached=True)
+        self._ends[partition] = max(int(high), self._ends.get(partition, 0))
+        return self._ends[partition]
+
+    def assign(self, offsets: Mapping[int, int]) -> None:
+        """Read these partitions from these offsets on."""
+        self._failing = {}
+        places = [self._place(partition, offset) for partition, offset in offsets.items()]
+        self._connected().assign(places)
+
+    def take(self, count: int, wait_seconds: float) -> tuple[Sequence[Any], list[Fault]]:
+        """The next messages that have been fetched, waiting for the first one at most so long.
+
+        Returns:
+            Messages, in order within each partition and none of a partition after its fault; and the faults.
+        """
+        consumer = self._connected()
+        found = consumer.consume(count, 0)
+        if not found and wait_seconds > 0:
+            # A larger batch would be waited for until it is full.
+            found = consumer.consume(1, wait_seconds)
+            if found and count > 1:
+                found += consumer.consume(count - 1, 0)
+        faults: dict[int, Fault] = {}
+        if any(message.error() is not None for message in found):
+            found = self._set_aside(found, faults)
+        if found:
+            self._trouble = None
+            if self._failing:
+                for partition in {message.partition() for message in found}:
+                    self._failing.pop(partition, None)
+        return found, list(faults.values())
+
+    def _set_aside(self, found: Sequence[Any], faults: dict[int, Fault]) -> list[Any]:
+        """The messages among what came, less those of a partition after its fault, which goes to `faults`."""
+        good = []
+        for message in found:
+            partition, error = message.partition(), message.error()
+            if error is None:
+                if partition not in faults:
+                    good.append(message)
+            elif error.code() not in _transient() or self._fails_for_long(partition):
+                faults.setdefault(partition, _fault(partition, error, self._plain(error)))
+        return good
+
+    def _fails_for_long(self, partition: int) -> bool:
+        now = time.monotonic()
+        return now - self._failing.setdefault(partition, now) >= self._patience_seconds
+
+    def check_trouble(self) -> None:
+        """Hold the broker to a sign of life, once trouble with the connections has lasted for long.
+
+        Raises:
+            SourceError: there is none.
+        """
+        if self._trouble is None or time.monotonic() - self._trouble[0] < self._patience_seconds:
+            return
+        self.partitions()
+        self._trouble = None
+
+    @property
+    def troubled(self) -> bool:
+        """Whether connections have failed since the last message."""
+        return self._trouble is not None
+
+    def _connected(self) -> Any:
+        if self._consumer is not None:
+            return self._consumer
+        from confluent_kafka import Consumer, KafkaException
+
+        secret = properties_from_environment(self._config.properties_env)
+        self._secrets = tuple(value for value in secret.values() if value)
+        settings = {
+            "group.id": self._group,
+            "client.id": "holdfast",
+            **self._config.properties,
+            **secret,
+            "bootstrap.servers": self._config.bootstrap_servers,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "error",  # never "earliest" or "latest": both skip
+            "isolation.level": "read_committed",
+            "allow.auto.create.topics": False,
+            "check.crcs": True,
+            "error_cb": self._on_error,
+        }
+        try:
+            self._consumer = Consumer(settings, logger=log)
+        except (KafkaException, ValueError, TypeError) as error:
+            raise SourceError(f"The settings of librdkafka do not fit: {self._plain(error)}.") from None
+        return self._consumer
+
+    def _ask(self, question: Any, about: Any) -> Any:
+        from confluent_kafka import KafkaException
+
+        try:
+            found = question(about, timeout=ANSWER_SECONDS)
+        except KafkaException as error:
+            found, told = None, self._plain(error.args[0])
+        else:
+            told = "no answer in time"
+        if found is None:
+            why = f" ({self._trouble[1]})" if self._trouble else ""
+            raise SourceError(f"Kafka at {self._config.bootstrap_servers} cannot be asked: {told}{why}.")
+        return found
+
+    def _on_error(self, error: Any) -> None:
+        since = self._trouble[0] if self._trouble else time.monotonic()
+        self._trouble = (since, self._plain(error))
+
+    def _place(self, partition: int, *offset: int) -> Any:
+        from confluent_kafka import TopicPartition
+
+        return TopicPartition(self._config.topic, partition, *offset)
+
+    def _plain(self, error: Any) -> str:
+        """What an error says, without the secrets that were given to librdkafka."""
+        text = error.str() if hasattr(error, "str") else str(error)
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return str(text)[:300].rstrip(".")
+
+
+def _fault(partition: int, error: Any, reason: str) -> Fault:
+    from confluent_kafka import KafkaError
+
+    lost = error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
+    return Fault(partition, lost, reason)
+
+
+@cache
+def _transient() -> frozenset[int]:
+    """Errors of a broker after which librdkafka reads the same offset again by itself."""
+    from confluent_kafka import KafkaError
+
+    return frozenset(
+        {
+            KafkaError.UNKNOWN,
+            KafkaError.REQUEST_TIMED_OUT,
+            KafkaError.NETWORK_EXCEPTION,
+            KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+            KafkaError.LEADER_NOT_AVAILABLE,
+            KafkaError.NOT_LEADER_FOR_PARTITION,
+            KafkaError.REPLICA_NOT_AVAILABLE,
+            KafkaError.KAFKA_STORAGE_ERROR,
+            KafkaError.THROTTLING_QUOTA_EXCEEDED,
+            KafkaError._TRANSPORT,
+            KafkaError._TIMED_OUT,
+            KafkaError._ALL_BROKERS_DOWN,
+        }
+    )

@@ -1,0 +1,360 @@
+"""Redis Streams as a source: every stream is a partition, every entry one record.
+
+Nothing is acknowledged and no consumer group is made: the cursors committed with an experience are the only
+truth. Every read asks for the stream's own counts in the same transaction, and holds them against what was
+read: see `streams.sources.redis_cursor`.
+"""
+
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from streams.base import DataLostError, LazyTexts, RawBatch, SourceConfig, SourceContext, SourceError
+from streams.sources.redis_cursor import ZERO, RedisCursor, StreamState, id_of, id_text, loss
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+StreamName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
+EnvironmentName = Annotated[str, StringConstraints(max_length=200, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Entries = list[tuple[bytes, dict[bytes, bytes]]]
+
+MAX_POLL_BYTES = 64 * 1024 * 1024
+"""Payloads of one poll, about: large entries are read fewer at a time."""
+
+_SECONDS_ON_THE_SOCKET = 10.0
+_SECONDS_TO_CONNECT = 5.0
+_BLOCK_SECONDS = 5.0
+"""Shorter than a silence on the socket may last."""
+
+_URL_OPTIONS = {"db"}
+_TLS_OPTIONS = {
+    "ssl_ca_certs",
+    "ssl_ca_path",
+    "ssl_cert_reqs",
+    "ssl_certfile",
+    "ssl_check_hostname",
+    "ssl_keyfile",
+}
+_CLOCK_BEGINS_MS = 10**12
+"""Ids below this one (the year 2001) were chosen by the producer and tell no time."""
+
+
+class RedisConfig(SourceConfig):
+    """Redis Streams, version 7 or newer."""
+
+    # An error about one field would otherwise print all of them, and the URL may hold a password.
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    kind: Literal["redis"] = "redis"
+    url: str | None = Field(
+        None,
+        repr=False,
+        description="Where Redis is, such as redis://host:6379/0 or rediss://host:6380/0; without a "
+        "password, since the API shows it.",
+    )
+    url_env: EnvironmentName | None = Field(
+        None,
+        description="Instead of url: the environment variable of the ingest role that holds it, password "
+        "and all.",
+    )
+    streams: tuple[StreamName, ...] = Field(
+        min_length=1, max_length=100, description="Keys of the streams; each is a partition."
+    )
+    field: StreamName = Field("record", description="The field of an entry that holds the record.")
+    wire: Literal["json", "msgpack"] = Field("json", description="How a record is written.")
+    start: Literal["beginning", "oldest"] = Field(
+        "beginning",
+        description="beginning: refuse a stream that has lost entries already; oldest: take what is left.",
+    )
+    trim: bool = Field(
+        False, description="Delete entries once they are in experiences; only if nobody else reads them."
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _is_a_url(cls, url: str | None) -> str | None:
+        problem = None if url is None else _problem_of_url(url)
+        if problem:
+            raise ValueError(problem)
+        if url is not None and _secrets(url):
+            raise ValueError(
+                "the url must hold no password, since the API shows it: put the whole URL into a variable of "
+                "the ingest role's environment, and name that with url_env"
+            )
+        return url
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.url is None) == (self.url_env is None):
+            raise ValueError("either url or url_env must say where Redis is, and not both")
+        if len(set(self.streams)) != len(self.streams):
+            raise ValueError("streams must not repeat a key")
+        return self
+
+
+class RedisSource:
+    """Some streams of one Redis server."""
+
+    def __init__(self, config: RedisConfig) -> None:
+        self._config = config
+        self._client: Redis | None = None
+        self._secrets: tuple[str, ...] = ()
+        self._places: dict[str, RedisCursor] = {}
+        self._given: dict[str, str] = {}
+        """The cursor that each stream was opened with, or was read up to."""
+        self._begun: dict[str, str] = {}
+        """Where each stream began of which nothing was read, once it held an entry."""
+        self._turn = 0
+        self._mean_bytes = 1.0
+
+    def partitions(self) -> Sequence[str]:
+        """The keys of the streams, whether they are there yet or not."""
+        return list(self._config.streams)
+
+    def open(self, cursors: Mapping[str, str]) -> None:
+        """Resume just after the cursors.
+
+        Raises:
+            DataLostError: entries after a cursor were trimmed, deleted, or lost by the server.
+            SourceError: Redis cannot be reached, or a cursor is not one of a Redis stream.
+        """
+        self.close()
+        self._places = {name: RedisCursor.parse(cursors.get(name, "")) for name in self._config.streams}
+        self._begun = {}
+        self._given = {name: cursors.get(name, "") for name in self._config.streams}
+        self._connect()
+        self._read(list(self._places), 0)
+
+    def poll(self, max_records: int, timeout_seconds: float) -> Sequence[RawBatch]:
+        """The next entries of every stream, each stream having an equal share of `max_records`.
+
+        An entry without the payload field is handed over as an empty payload, which becomes a dead letter.
+
+        Raises:
+            DataLostError: entries after those that were read are gone.
+            SourceError: Redis cannot be reached; the next poll connects again.
+        """
+        if self._client is None:
+            raise SourceError("The source was polled before it was opened.")
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            batches = self._next(max_records)
+            left = deadline - time.monotonic()
+            if batches or left <= 0:
+                return batches
+            self._wait(min(left, _BLOCK_SECONDS))
+
+    def arrived(self, cursors: Mapping[str, str]) -> Mapping[str, str]:
+        """See `AnnouncingSource`."""
+        return {name: begun for name, begun in self._begun.items() if not cursors.get(name)}
+
+    def trim(self, cursors: Mapping[str, str]) -> None:
+        """With `trim: true`, delete entries before the committed ones; otherwise nothing.
+
+        The last committed entry itself stays: as long as it is there, nothing after it was trimmed. Redis
+        being away is not an error, since the next commit trims again.
+
+        Raises:
+            SourceError: Redis refuses.
+        """
+        if not self._config.trim or self._client is None:
+            return
+        from redis.exceptions import ConnectionError, RedisError, TimeoutError
+
+        places = {name: RedisCursor.parse(cursors.get(name, "")) for name in self._config.streams}
+        commands = self._client.pipeline(transaction=False)
+        for name, place in places.items():
+            if place.entry != ZERO:
+                # Whole nodes only, which is cheap; without LIMIT 0 a large backlog would never be caught up.
+                commands.xtrim(name, minid=id_text(place.entry), approximate=True, limit=0)
+        try:
+            commands.execute()
+        except (ConnectionError, TimeoutError):
+            return
+        except RedisError as error:
+            raise self._refused(error, "cannot be trimmed") from None
+
+    def close(self) -> None:
+        """Close the connection. Closing twice is allowed."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def _connect(self) -> None:
+        from redis import Redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        url = self._url()
+        self._secrets = _secrets(url)
+        try:
+            self._client = Redis.from_url(
+                url,
+                decode_responses=False,
+                protocol=2,
+                socket_timeout=_SECONDS_ON_THE_SOCKET,
+                socket_connect_timeout=_SECONDS_TO_CONNECT,
+                # Once more, for a connection that the server closed while it was idle; then the caller waits.
+                retry=Retry(NoBackoff(), 1),
+            )
+        except (ValueError, TypeError):
+            # The error of the parser quotes the URL.
+            raise SourceError(f"{self._named()} is not a URL of a Redis server.") from None
+
+    def _url(self) -> str:
+        if self._config.url is not None:
+            return self._config.url
+        name = self._config.url_env or ""
+        url = os.environ.get(name, "")
+        problem = _problem_of_url(url)
+        if problem:
+            told = f"{problem[0].upper()}{problem[1:]}" if url else "It is not set"
+            raise SourceError(
+                f"The environment variable {name} must hold the URL of Redis where ingest runs. {told}."
+            )
+        return url
+
+    def _named(self) -> str:
+        return "The url of the source" if self._config.url else f"What {self._config.url_env} holds"
+
+    def _next(self, max_records: int) -> list[RawBatch]:
+        names = list(self._places)
+        first = self._turn % len(names)
+        self._turn += 1
+        names = names[first:] + names[:first]
+        # Fewer records than streams: as many streams at a time as can have one record each.
+        for start in range(0, len(names), max_records):
+            asked = names[start : start + max_records]
+            fitting = max(1, int(MAX_POLL_BYTES / self._mean_bytes / len(asked)))
+            found = self._read(asked, min(max_records // len(asked), fitting))
+            if found:
+                return found
+        return []
+
+    def _read(self, names: Sequence[str], count: int) -> list[RawBatch]:
+        """At most `count` entries of each stream, checked against the stream's state at the same moment."""
+        assert self._client is not None, "connected by open"
+        commands = self._client.pipeline(transaction=True)
+        for name in names:
+            # From the last entry that was read: it is the first of the answer, if it still exists.
+            begin = id_text(self._places[name].entry) if self._places[name].entry != ZERO else "-"
+            commands.xinfo_stream(name)
+            commands.xrange(name, begin, "+", count + 1)
+        with self._reaching():
+            replies = commands.execute(raise_on_error=False)
+        batches = []
+        for place, name in enumerate(names):
+            batch = self._checked(name, replies[2 * place], replies[2 * place + 1], count)
+            if batch is not None:
+                batches.append(batch)
+        for batch in batches:  # only now: an error in one stream must not lose what another one gave
+            self._given[batch.partition] = batch.positions[-1]
+            self._places[batch.partition] = RedisCursor.parse(batch.positions[-1])
+        return batches
+
+    def _checked(self, name: str, told: Any, entries: Any, count: int) -> RawBatch | None:
+        state = self._state(name, told)
+        place = self._places[name]
+        if not place.begun and self._config.start == "oldest" and state is not None:
+            place = RedisCursor(ZERO, state.added - state.length, state.deleted)
+        if state is None:
+            entries = []
+        elif isinstance(entries, Exception):
+            raise self._refused(entries, f"cannot be read: stream {name!r}")
+        present = bool(entries) and entries[0][0] == id_text(place.entry).encode()
+        problem = loss(place, state, present=present)
+        if problem:
+            raise DataLostError(
+                f"Stream {name!r} of Redis was read up to {id_text(place.entry)} and no longer holds all "
+                f"that came after: {problem}. Nothing was skipped. Restore the stream, or make a new "
+                "pipeline for what is left, with start: oldest."
+            )
+        if not place.begun and state is not None and state.length:
+            place = self._places[name] = place._replace(begun=True)
+            self._begun[name] = str(place)
+        return self._batch(name, place, entries[present : count + present])
+
+    def _state(self, name: str, told: Any) -> "StreamState | None":
+        if isinstance(told, Exception):
+            if "no such key" in str(told):
+                return None
+            raise self._refused(told, f"cannot be read: stream {name!r}")
+        try:
+            return StreamState.parse(told)
+        except KeyError:
+            raise SourceError(
+                f"Redis does not count what stream {name!r} was given: version 7 or newer is needed."
+            ) from None
+
+    def _batch(self, name: str, place: RedisCursor, entries: Entries) -> RawBatch | None:
+        if not entries:
+            return None
+        field = self._config.field.encode()
+        payloads = [fields.get(field, b"") for _, fields in entries]
+        ids = [entry for entry, _ in entries]
+        self._mean_bytes = max(1.0, sum(map(len, payloads)) / len(payloads))
+        first_ms = id_of(ids[0])[0]
+        return RawBatch(
+            partition=name,
+            start=self._given[name],
+            payloads=payloads,
+            positions=LazyTexts(lambda at: str(place.after(id_of(ids[at]), at + 1)), range(len(ids))),
+            wire=self._config.wire,
+            arrived_at=first_ms / 1000 if first_ms >= _CLOCK_BEGINS_MS else math.nan,
+        )
+
+    def _wait(self, seconds: float) -> None:
+        """Return when any stream has a new entry. What it is, is read again with the check."""
+        assert self._client is not None, "connected by open"
+        after = {name: id_text(place.entry) for name, place in self._places.items()}
+        with self._reaching():
+            self._client.xread(after, count=1, block=max(1, int(seconds * 1000)))  # type: ignore[arg-type]
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        from redis.exceptions import RedisError
+
+        try:
+            yield
+        except RedisError as error:
+            raise self._refused(error, "cannot be read") from None
+
+    def _refused(self, error: Exception, what: str) -> SourceError:
+        """Without the original as its cause: servers have been seen to quote the password they refuse."""
+        text = str(error)
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return SourceError(f"Redis {what} ({type(error).__name__}: {text[:300]}).")
+
+
+def build(config: RedisConfig, context: SourceContext) -> RedisSource:
+    """The source that the catalog names."""
+    return RedisSource(config)
+
+
+def _problem_of_url(url: str) -> str | None:
+    """What is wrong with a URL, without quoting it; None when nothing is."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+        named = {name for name, _ in parse_qsl(parts.query)}
+    except ValueError:
+        return "the url cannot be read; a password in it must be percent-encoded"
+    if parts.scheme not in ("redis", "rediss", "unix"):
+        return "the url must begin with redis://, rediss:// or unix://"
+    taken = _URL_OPTIONS | (_TLS_OPTIONS if parts.scheme == "rediss" else set())
+    if not named <= taken:
+        return f"of options in a {parts.scheme}:// url, only {', '.join(sorted(taken))} are taken"
+    return None
+
+
+def _secrets(url: str) -> tuple[str, ...]:
+    password = urlsplit(url).password
+    return (unquote(password), password) if password else ()

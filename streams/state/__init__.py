@@ -1,0 +1,1 @@
+"""Rows: what ingest has committed. SQL of this side stands only here."""

@@ -1,0 +1,294 @@
+"""What was consumed and what was cut, and the one transaction that makes a cut true.
+
+Works on SQLite and PostgreSQL. On SQLite the engine must begin its transactions with BEGIN IMMEDIATE, so that
+what a transaction read still holds when it writes. Times are epoch seconds. An absent offset and the empty
+cursor both mean the beginning of a partition.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sql
+
+from streams.joining import WaitingPart
+from streams.state import dead_letters as dead_letter_rows
+from streams.state import experiences as experience_rows
+from streams.state import offsets as offset_rows
+from streams.state import status as stream_status
+from streams.state import waiting as waiting_rows
+from streams.state.dead_letters import DeadLetter
+from streams.state.experiences import CutExperience, ExperienceRow, Part, Span
+from streams.state.offsets import NAMED_AT_ONCE, fenced
+from streams.state.tables import (
+    CLASSES,
+    EXPERIENCES,
+    METADATA,
+    OFFSETS,
+    PUSHED_BATCHES,
+    PUSHED_PARTITION,
+    TRIGGER_STATES,
+    WAITING_PARTS,
+    PushedCursor,
+    reading,
+)
+from streams.state.waiting import WaitingCommit
+
+__all__ = [
+    "METADATA",
+    "AlsoInTransaction",
+    "Committed",
+    "CutExperience",
+    "DeadLetter",
+    "ExperienceRow",
+    "Manifest",
+    "Part",
+    "Span",
+    "WaitingCommit",
+]
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What one commit made true."""
+
+    experience: ExperienceRow | None
+    new_letters: int
+    """Records of the dead letters that were not stored before."""
+    waiting: WaitingPart | None
+    """The row of the new waiting part."""
+
+
+AlsoInTransaction = Callable[[sql.Connection, ExperienceRow], None]
+
+
+class Manifest:
+    """Reads and commits of the data side over one engine."""
+
+    def __init__(self, engine: sql.Engine, *, clock: Callable[[], float] = time.time) -> None:
+        self._engine = engine
+        self._clock = clock
+
+    def cursors(self, pipeline: str) -> dict[str, str]:
+        """Where each partition was committed; partitions still at their beginning are left out."""
+        query = sql.select(OFFSETS.c.partition, OFFSETS.c.cursor).where(OFFSETS.c.pipeline == pipeline)
+        with reading(self._engine) as connection:
+            return {row.partition: row.cursor for row in connection.execute(query) if row.cursor}
+
+    def trigger_state(self, pipeline: str) -> dict[str, Any]:
+        """The trigger's state as of the last cut; empty before the first."""
+        query = sql.select(TRIGGER_STATES.c.state).where(TRIGGER_STATES.c.pipeline == pipeline)
+        with reading(self._engine) as connection:
+            return dict(connection.execute(query).scalar() or {})
+
+    def revision(self, pipeline: str) -> int:
+        """The revision of the stream: what the next commit must name."""
+        with reading(self._engine) as connection:
+            return stream_status.read(connection, pipeline).revision
+
+    def check(self, pipeline: str, *, revision: int) -> None:
+        """Hold the stream to a revision.
+
+        Raises:
+            FencedError: another process has committed since.
+        """
+        if self.revision(pipeline) != revision:
+            raise fenced(pipeline, f"the revision {revision}")
+
+    def classes(self, pipeline: str) -> list[str]:
+        """Names of the classes that came with the stream, by class id; empty where the set is closed."""
+        query = sql.select(CLASSES.c.name).where(CLASSES.c.pipeline == pipeline).order_by(CLASSES.c.class_id)
+        with reading(self._engine) as connection:
+            return list(connection.execute(query).scalars())
+
+    def waiting(self, pipeline: str) -> list[WaitingPart]:
+        """The stored halves that wait for their other half, oldest part first."""
+        with reading(self._engine) as connection:
+            return waiting_rows.read(connection, pipeline)
+
+    def count_waiting(self, pipeline: str) -> int:
+        """Stored records that wait for their other half, or that are complete and not yet cut."""
+        return sum(int((~part.gone).sum()) for part in self.waiting(pipeline))
+
+    def commit(
+        self,
+        pipeline: str,
+        moves: Mapping[str, Span],
+        *,
+        revision: int,
+        dead_letters: Sequence[DeadLetter] = (),
+        experience: CutExperience | None = None,
+        classes: Sequence[str] = (),
+        waiting: WaitingCommit | None = None,
+        duplicates: int = 0,
+        also: AlsoInTransaction | None = None,
+    ) -> Committed:
+        """One transaction: all of it becomes true, or none.
+
+        The stream's revision must be `revision`, and rises by one. Every offset is moved from its start to
+        its end, and must stand at its start; a move whose ends are equal only holds the offset to it. Dead
+        letters already stored are left as they are. `classes` are all class names of an open set, by id.
+        With an experience, its row gets the next index, the trigger's state is saved, and `also` runs last
+        in the same transaction.
+
+        Raises:
+            FencedError: another process has committed, or moved an offset; nothing was changed.
+        """
+        now = self._clock()
+        with self._engine.begin() as connection:
+            if not stream_status.raise_revision(connection, pipeline, expected=revision):
+                raise fenced(pipeline, f"the revision {revision}")
+            offset_rows.move(connection, pipeline, moves)
+            new_letters = dead_letter_rows.add(connection, pipeline, dead_letters, now)
+            _add_classes(connection, pipeline, classes)
+            part = None if waiting is None else waiting_rows.save(connection, pipeline, waiting, now)
+            aged_out = 0 if waiting is None else waiting.aged_out
+            stream_status.add_counts(connection, pipeline, duplicates=duplicates, aged_out=aged_out)
+            row = None
+            if experience is not None:
+                row = experience_rows.add(connection, pipeline, moves, experience, now)
+                _save_trigger_state(connection, pipeline, experience.trigger_state)
+                if also is not None:
+                    also(connection, row)
+            return Committed(row, new_letters, part)
+
+    def forget(self, pipeline: str, partitions: Sequence[str], *, revision: int) -> None:
+        """Drop the offsets of partitions that are gone from the source for good.
+
+        The stream's revision must be `revision`, and rises by one: to another process one of them may be
+        there again, and read.
+
+        Raises:
+            FencedError: another process has committed since; nothing was dropped.
+        """
+        with self._engine.begin() as connection:
+            if not stream_status.raise_revision(connection, pipeline, expected=revision):
+                raise fenced(pipeline, f"the revision {revision}")
+            for at in range(0, len(partitions), NAMED_AT_ONCE):
+                some = partitions[at : at + NAMED_AT_ONCE]
+                named = OFFSETS.c.partition.in_(some)
+                connection.execute(sql.delete(OFFSETS).where(OFFSETS.c.pipeline == pipeline, named))
+                dead_letter_rows.close(connection, pipeline, some)
+
+    def experiences(self, pipeline: str, *, first: int = 0, limit: int | None = None) -> list[ExperienceRow]:
+        """Experiences of a pipeline, oldest first, from index `first`."""
+        query = sql.select(EXPERIENCES).where(
+            EXPERIENCES.c.pipeline == pipeline, EXPERIENCES.c.index >= first
+        )
+        with reading(self._engine) as connection:
+            rows = connection.execute(query.order_by(EXPERIENCES.c.index).limit(limit))
+            return [experience_rows.read(row) for row in rows]
+
+    def experiences_in(self, connection: sql.Connection, pipeline: str) -> list[ExperienceRow]:
+        """All experiences of a pipeline, oldest first, within the caller's transaction."""
+        query = sql.select(EXPERIENCES).where(EXPERIENCES.c.pipeline == pipeline)
+        return [experience_rows.read(row) for row in connection.execute(query.order_by(EXPERIENCES.c.index))]
+
+    def remove_train(
+        self, connection: sql.Connection, pipeline: str, indices: Sequence[int], *, moment: float
+    ) -> None:
+        """Note that nothing needs these train parts any more: the garbage collector may have them."""
+        if indices:
+            connection.execute(
+                sql.update(EXPERIENCES)
+                .where(EXPERIENCES.c.pipeline == pipeline, EXPERIENCES.c.index.in_(indices))
+                .values(train_removed_at=moment)
+            )
+
+    def latest(self, pipeline: str, *, limit: int = 1) -> list[ExperienceRow]:
+        """The latest experiences, newest first."""
+        query = sql.select(EXPERIENCES).where(EXPERIENCES.c.pipeline == pipeline)
+        with reading(self._engine) as connection:
+            rows = connection.execute(query.order_by(EXPERIENCES.c.index.desc()).limit(limit))
+            return [experience_rows.read(row) for row in rows]
+
+    def totals(self, pipeline: str) -> tuple[int, int]:
+        """How many experiences there are, and how many records in them."""
+        columns = EXPERIENCES.c
+        rows = sql.func.sum(columns.train_rows + columns.gate_rows + columns.audit_rows)
+        query = sql.select(sql.func.count(), sql.func.coalesce(rows, 0)).where(columns.pipeline == pipeline)
+        with reading(self._engine) as connection:
+            experiences, records = connection.execute(query).one()
+        return int(experiences), int(records)
+
+    def experience(self, pipeline: str, index: int) -> ExperienceRow | None:
+        """One experience; None when there is none of that index."""
+        query = sql.select(EXPERIENCES).where(
+            EXPERIENCES.c.pipeline == pipeline, EXPERIENCES.c.index == index
+        )
+        with reading(self._engine) as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else experience_rows.read(row)
+
+    def digests(self) -> Set[str]:
+        """Digests of all parts of all pipelines: what the garbage collector must keep."""
+        queries = [
+            sql.select(EXPERIENCES.c.train_digest).where(EXPERIENCES.c.train_removed_at.is_(None)),
+            sql.select(EXPERIENCES.c.gate_digest),
+            sql.select(EXPERIENCES.c.audit_digest),
+            sql.select(WAITING_PARTS.c.digest),
+        ]
+        query = sql.union(*queries)
+        with reading(self._engine) as connection:
+            return set(connection.execute(query).scalars())
+
+    def dead_letters(self, pipeline: str, limit: int = 100) -> list[DeadLetter]:
+        """The latest dead letters, newest first."""
+        with reading(self._engine) as connection:
+            return dead_letter_rows.latest(connection, pipeline, limit=limit)
+
+    def count_dead_letters(self, pipeline: str, *, replayed: bool = False) -> dict[str, int]:
+        """How many dead letters there are, by reason: those not replayed, or those that were."""
+        with reading(self._engine) as connection:
+            return dead_letter_rows.counts(connection, pipeline, replayed=replayed)
+
+    def pending_records(self, pipeline: str, *, partition: str = PUSHED_PARTITION) -> int:
+        """Records of the pushed log that stand after the committed cursor of its partition: the backlog.
+
+        Records that an ingest process has read but not yet cut count as pending.
+        """
+        with reading(self._engine) as connection:
+            cursor = PushedCursor.parse(
+                connection.execute(
+                    sql.select(OFFSETS.c.cursor).where(
+                        OFFSETS.c.pipeline == pipeline, OFFSETS.c.partition == partition
+                    )
+                ).scalar()
+                or ""
+            )
+            batches = PUSHED_BATCHES.c
+            first = sql.case((batches.sequence == cursor.sequence, cursor.row), else_=0)
+            query = sql.select(sql.func.coalesce(sql.func.sum(batches.rows - first), 0)).where(
+                batches.pipeline == pipeline, batches.sequence >= cursor.sequence
+            )
+            return int(connection.execute(query).scalar_one())
+
+
+def removed_trains(connection: sql.Connection, pipeline: str) -> set[int]:
+    """Experiences whose train part the retention policy removed."""
+    query = sql.select(EXPERIENCES.c.index).where(
+        EXPERIENCES.c.pipeline == pipeline, EXPERIENCES.c.train_removed_at.is_not(None)
+    )
+    return set(connection.execute(query).scalars())
+
+
+def _add_classes(connection: sql.Connection, pipeline: str, names: Sequence[str]) -> None:
+    if not names:
+        return
+    query = sql.select(sql.func.count()).select_from(CLASSES).where(CLASSES.c.pipeline == pipeline)
+    known = int(connection.execute(query).scalar_one())
+    new = [
+        {"pipeline": pipeline, "class_id": place, "name": name}
+        for place, name in enumerate(names)
+        if place >= known
+    ]
+    if new:
+        connection.execute(sql.insert(CLASSES), new)
+
+
+def _save_trigger_state(connection: sql.Connection, pipeline: str, state: Mapping[str, Any]) -> None:
+    table = TRIGGER_STATES
+    saved = sql.update(table).where(table.c.pipeline == pipeline).values(state=dict(state))
+    if connection.execute(saved).rowcount == 0:
+        connection.execute(sql.insert(table).values(pipeline=pipeline, state=dict(state)))

@@ -1,0 +1,129 @@
+"""How each stream stands: running, failing, paused by a person, or stopped until a person has looked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import sqlalchemy as sql
+
+from streams.state.tables import STREAM_STATES
+
+Status = Literal["running", "failing", "paused", "stopped"]
+HELD: tuple[Status, ...] = ("paused", "stopped")
+"""Nothing is read in these; a person resumes."""
+
+SERVICE = "holdfast"
+"""The actor of what no person did."""
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """How the stream of one pipeline stands."""
+
+    status: Status = "running"
+    reason: str = ""
+    """Why it is not running, and what to do; empty while it runs."""
+    actor: str = SERVICE
+    since: float = 0.0
+    """Epoch seconds."""
+    revision: int = 0
+    """Rises with every commit: whoever commits on another one than they read is fenced off."""
+    pending: Mapping[str, Any] = field(default_factory=dict)
+    """What ingest has read and not yet cut, as it said last."""
+    duplicates: int = 0
+    """Records dropped because their id had been seen within the window."""
+    aged_out: int = 0
+    """Features, or labels, whose other half never came."""
+
+
+def read(connection: sql.Connection, pipeline: str) -> StreamState:
+    """The state of a stream; that of a stream nobody has touched yet is the default."""
+    query = sql.select(STREAM_STATES).where(STREAM_STATES.c.pipeline == pipeline)
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        return StreamState()
+    return StreamState(
+        status=row.status,
+        reason=row.reason,
+        actor=row.actor,
+        since=row.since,
+        revision=row.revision,
+        pending=dict(row.pending),
+        duplicates=row.duplicates,
+        aged_out=row.aged_out,
+    )
+
+
+def set_status(
+    connection: sql.Connection, pipeline: str, status: Status, *, reason: str, actor: str, now: float
+) -> None:
+    """Let a stream stand so from now on. The same status and reason again change nothing."""
+    present = read(connection, pipeline)
+    if (present.status, present.reason) == (status, reason):
+        return
+    values: dict[str, Any] = {"status": status, "reason": reason, "actor": actor, "since": now}
+    if status != "running":
+        # What was read and not cut is let go of, and read again later.
+        values["pending"] = {**present.pending, "records": 0}
+    _write(connection, pipeline, values)
+
+
+def note_pending(connection: sql.Connection, pipeline: str, pending: Mapping[str, Any]) -> None:
+    """Say what is read and not yet cut, for a person who looks."""
+    _write(connection, pipeline, {"pending": dict(pending)})
+
+
+def add_counts(connection: sql.Connection, pipeline: str, *, duplicates: int, aged_out: int) -> None:
+    """Count what was let go, in the transaction that does so; the stream has its row by then."""
+    if duplicates or aged_out:
+        table = STREAM_STATES
+        changed = sql.update(table).where(table.c.pipeline == pipeline)
+        more = {"duplicates": table.c.duplicates + duplicates, "aged_out": table.c.aged_out + aged_out}
+        connection.execute(changed.values(**more))
+
+
+def raise_revision(connection: sql.Connection, pipeline: str, *, expected: int) -> bool:
+    """Move the revision on by one; False when it does not stand where the caller read it."""
+    table = STREAM_STATES
+    moved = sql.update(table).where(table.c.pipeline == pipeline, table.c.revision == expected)
+    if connection.execute(moved.values(revision=expected + 1)).rowcount == 1:
+        return True
+    if expected or connection.execute(_present(pipeline)).first() is not None:
+        return False
+    try:
+        with connection.begin_nested():
+            connection.execute(sql.insert(table).values(_new(pipeline) | {"revision": 1}))
+    except sql.exc.IntegrityError:
+        return False
+    return True
+
+
+def _write(connection: sql.Connection, pipeline: str, values: Mapping[str, Any]) -> None:
+    table = STREAM_STATES
+    changed = sql.update(table).where(table.c.pipeline == pipeline).values(**values)
+    if connection.execute(changed).rowcount == 1:
+        return
+    try:
+        with connection.begin_nested():
+            connection.execute(sql.insert(table).values(_new(pipeline) | dict(values)))
+    except sql.exc.IntegrityError:
+        # Another process was first with the row; this change still has to be made.
+        connection.execute(changed)
+
+
+def _present(pipeline: str) -> sql.Select[tuple[str]]:
+    return sql.select(STREAM_STATES.c.pipeline).where(STREAM_STATES.c.pipeline == pipeline)
+
+
+def _new(pipeline: str) -> dict[str, Any]:
+    return {
+        "pipeline": pipeline,
+        "revision": 0,
+        "status": "running",
+        "reason": "",
+        "actor": SERVICE,
+        "since": 0.0,
+        "pending": {},
+        "duplicates": 0,
+        "aged_out": 0,
+    }

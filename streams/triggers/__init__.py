@@ -1,0 +1,1 @@
+"""When to cut an experience: one file a trigger."""

@@ -1,0 +1,160 @@
+"""Cut when the champion answers arriving records worse than its holdout promised."""
+
+from typing import TYPE_CHECKING, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from streams.records import Records
+from streams.triggers.base import Cut, Judge, RecordWatch, Surroundings, TriggerConfig, TriggerState
+
+if TYPE_CHECKING:
+    from streams.triggers.detectors import Detector
+
+LATEST = 1000
+"""The reason looks back over so many answers."""
+
+
+class PerformanceTrigger(TriggerConfig):
+    """Cut when the champion's error on arriving labels has risen above that on its holdout."""
+
+    kind: Literal["performance"] = "performance"
+    detector: Literal["cusum", "e-detector"] = Field(
+        "cusum",
+        description="cusum: for a rise by increase; e-detector: for any rise, sooner when it is large.",
+    )
+    tolerance: float = Field(
+        0.01, ge=0, le=0.5, description="An error rate up to this much above the holdout's is accepted."
+    )
+    increase: float = Field(
+        0.05, ge=0.01, le=0.5, description="cusum: a rise by this much above that is found soonest."
+    )
+    false_alarm_every: int = Field(
+        10_000,
+        ge=100,
+        le=100_000_000,
+        description="Average number of records to a false alarm, at the highest error rate that is accepted.",
+    )
+    first: int = Field(
+        1000, ge=1, le=10_000_000, description="Records of an experience while there is no champion."
+    )
+    at_least: int = Field(
+        200, ge=1, le=10_000_000, description="After an earlier alarm, so many records are waited for."
+    )
+    at_most: int = Field(
+        100_000, ge=1, le=10_000_000, description="So many records are cut without an alarm."
+    )
+
+    @model_validator(mode="after")
+    def _leaves_room(self) -> Self:
+        if self.at_least > self.at_most:
+            raise ValueError("at_least must not be above at_most")
+        return self
+
+    @property
+    def least_records(self) -> int:
+        return self.at_least
+
+    def watch(self, state: TriggerState, surroundings: Surroundings) -> RecordWatch:
+        """See `TriggerConfig`."""
+        return PerformanceWatch(self, surroundings)
+
+
+class PerformanceWatch(RecordWatch):
+    """Lets the champion answer every record and a detector follow; a new champion starts it anew."""
+
+    def __init__(self, config: PerformanceTrigger, surroundings: Surroundings) -> None:
+        super().__init__(config.kind)
+        self._config = config
+        self._surroundings = surroundings
+        self._detector: Detector | None = None
+        self._version: int | None = None
+        self._acceptable = 0.0
+        self._judged = 0
+        self._latest: NDArray[np.bool_] = np.empty(0, dtype=np.bool_)
+        self._alarm: Cut | None = None
+
+    def _follow(self, records: Records, arrival: float) -> Cut | None:
+        config = self._config
+        total = self.seen + len(records)
+        if self._alarm is None:
+            judge = self._surroundings.judge()
+            if judge is None and self._version is None:
+                return self._without_champion() if total >= config.first else None
+            if judge is not None:
+                self._alarm = self._judge(judge, records)
+        if self._alarm is not None:
+            return self._alarm if total >= self._alarm.records else None
+        if total >= config.at_most:
+            return self._cut(
+                config.at_most,
+                f"{config.at_most:,} records have arrived without an alarm.",
+                alarm=False,
+                judged=self._judged,
+                version=self._version,
+            )
+        return None
+
+    def _without_champion(self) -> Cut:
+        first = self._config.first
+        return self._cut(first, f"{first:,} records have arrived, and there is no champion yet.", first=True)
+
+    def _judge(self, judge: Judge, records: Records) -> Cut | None:
+        """Follow the champion's answers; the cut of an alarm, which may have to wait for more records."""
+        if judge.version != self._version:
+            self._start(judge)
+        assert self._detector is not None, "a detector is started for every champion"
+        room = max(0, self._config.at_most - self.seen)
+        wrong = judge.wrong(records.features[:room], records.labels[:room])
+        place = self._detector.see(wrong)
+        answered = wrong if place is None else wrong[: place + 1]
+        self._judged += len(answered)
+        self._latest = np.concatenate([self._latest, answered[-LATEST:]])[-LATEST:]
+        return None if place is None else self._alarmed(self.seen + place + 1, self._detector, judge)
+
+    def _start(self, judge: Judge) -> None:
+        # Not at the top of the module: a config must be readable without scipy.
+        from streams.triggers.detectors import Cusum, EDetector, bounded_rate
+
+        config = self._config
+        self._version, self._judged, self._latest = judge.version, 0, self._latest[:0]
+        self._acceptable = bounded_rate(judge.error_rate + config.tolerance)
+        if config.detector == "cusum":
+            self._detector = Cusum.designed(
+                self._acceptable, increase=config.increase, run_length=config.false_alarm_every
+            )
+        else:
+            self._detector = EDetector(self._acceptable, run_length=config.false_alarm_every)
+
+    def _alarmed(self, alarmed_at: int, detector: "Detector", judge: Judge) -> Cut:
+        config = self._config
+        wrong, latest = since_the_rise(self._latest, self._acceptable + config.increase / 2)
+        return self._cut(
+            max(alarmed_at, config.at_least),
+            f"Version {judge.version} got {wrong:,} of the last {latest:,} records wrong; at most "
+            f"{self._acceptable:.1%} is accepted ({config.detector}, one false alarm in "
+            f"{config.false_alarm_every:,} records).",
+            alarm=True,
+            alarmed_at=alarmed_at,
+            detector=config.detector,
+            statistic=detector.statistic,
+            threshold=detector.threshold,
+            version=judge.version,
+            error_rate=judge.error_rate,
+            acceptable=self._acceptable,
+            judged=self._judged,
+            latest=latest,
+            latest_wrong=wrong,
+            false_alarm_every=config.false_alarm_every,
+        )
+
+
+def since_the_rise(wrong: NDArray[np.bool_], between: float) -> tuple[int, int]:
+    """Wrong answers, and all answers, since the moment when the error rate most probably rose.
+
+    It is the moment since which most answers were wrong beyond `between`, a rate between the old and the new.
+    """
+    excess = np.cumsum(wrong[::-1] - between)
+    latest = int(excess.argmax()) + 1
+    return int(wrong[-latest:].sum()), latest

@@ -1,0 +1,1 @@
+"""Payloads to records: one module a format."""

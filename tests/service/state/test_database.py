@@ -1,0 +1,187 @@
+"""Migrations, and how each database is opened."""
+
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from service.errors import SettingsError
+from service.state import database as module
+from service.state import holdouts
+from service.state.database import connect, lock_pipeline, migrate, now
+from service.training.answers import details
+from streams.state.dead_letters import get
+from streams.state.manifest import METADATA, Manifest, Span
+from tests.support import postgres
+from tests.support.threads import together
+
+
+def differences(engine: sa.Engine) -> list[object]:
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        return list(compare_metadata(context, METADATA))
+
+
+def test_migrations_from_empty_give_exactly_the_declared_tables(empty_database_url: str) -> None:
+    engine = connect(empty_database_url)
+    migrate(engine)
+    assert differences(engine) == []
+    engine.dispose()
+
+
+def test_migrating_twice_is_harmless(empty_database_url: str) -> None:
+    engine = connect(empty_database_url)
+    migrate(engine)
+    with engine.begin() as connection:
+        connection.execute(sa.text("INSERT INTO pipelines VALUES ('kept', '{}', 0)"))
+    migrate(engine)
+    with engine.begin() as connection:
+        assert connection.execute(sa.text("SELECT name FROM pipelines")).scalar() == "kept"
+    assert differences(engine) == []
+    engine.dispose()
+
+
+def test_dead_letters_of_the_release_before_get_their_names_and_can_be_replayed(
+    empty_database_url: str,
+) -> None:
+    engine = connect(empty_database_url)
+    migrate(engine, revision="0001")
+    letters = [("p", place, b'{"id": "r%d"}' % number) for number, place in enumerate(["1:1", "1:2", "2:1"])]
+    with engine.begin() as connection:
+        insert = sa.text(
+            "INSERT INTO dead_letters (pipeline, partition, position, reason, detail, payload, created_at) "
+            "VALUES ('digits', :partition, :position, 'malformed', 'No.', :payload, 7.5)"
+        )
+        for partition, position, payload in letters:
+            connection.execute(insert, {"partition": partition, "position": position, "payload": payload})
+        connection.execute(sa.text("INSERT INTO offsets VALUES ('digits', 'p', '2:1')"))
+    migrate(engine)
+    assert differences(engine) == []
+    manifest = Manifest(engine)
+    assert manifest.cursors("digits") == {"p": "2:1"}
+    found = manifest.dead_letters("digits")
+    assert sorted((each.partition, each.position, each.payload) for each in found) == letters
+    for letter in found:
+        assert (letter.whole, letter.form, letter.replayed_at) == (True, {"wire": "json"}, None)
+        with engine.begin() as connection:
+            assert get(connection, "digits", letter.letter) == letter
+    manifest.commit("digits", {"p": Span("2:1", "3:1")}, revision=0, dead_letters=found)
+    assert len(manifest.dead_letters("digits")) == 3
+    engine.dispose()
+
+
+def test_answers_without_details_are_kept_and_can_get_them(empty_database_url: str) -> None:
+    engine = connect(empty_database_url)
+    migrate(engine, revision="0003")
+    with engine.begin() as connection:
+        row = {"pipeline": "p", "version": 1, "experience": 0, "part": "gate", "records": 2, "bits": b"\x80"}
+        names = ", ".join(row)
+        places = ", ".join(f":{name}" for name in row)
+        connection.execute(sa.text(f"INSERT INTO answers ({names}) VALUES ({places})"), row)
+    migrate(engine)
+    assert differences(engine) == []
+    probabilities = np.array([[0.75, 0.25], [0.5, 0.5]], dtype=np.float32)
+    said = details(probabilities, np.array([0, 1]))
+    with engine.begin() as connection:
+        assert holdouts.of_version(connection, "p", version=1)[0].tolist() == [True, False]
+        assert holdouts.details_of_version(connection, "p", version=1) == {}
+        bits = {0: np.array([False, False])}
+        for each in (said, replace(said, brier=said.brier + 1)):
+            holdouts.save(connection, "p", version=1, answered=bits, details={0: each})
+        assert holdouts.of_version(connection, "p", version=1)[0].tolist() == [True, False]
+        kept = holdouts.details_of_version(connection, "p", version=1)[0]
+    assert kept.brier.tolist() == [0.125, 0.5]
+    assert kept.score is not None
+    assert kept.score.tolist() == [0.25, 0.5]
+    assert kept.predicted.tolist() == [0, 0]
+    engine.dispose()
+
+
+def test_processes_that_migrate_at_once_do_not_disturb_each_other(empty_database_url: str) -> None:
+    script = "import sys; from service.state.database import connect, migrate; migrate(connect(sys.argv[1]))"
+    command = [sys.executable, "-W", "error", "-c", script, empty_database_url]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, errors
+    engine = connect(empty_database_url)
+    assert differences(engine) == []
+    engine.dispose()
+
+
+def test_sqlite_survives_power_loss_and_lets_readers_go_on(tmp_path: Path) -> None:
+    engine = connect(f"sqlite:///{tmp_path / 'test.db'}")
+    with engine.begin() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+    engine.dispose()
+
+
+def test_postgresql_lets_a_waiter_see_what_it_waited_for(postgres_server: postgres.Server) -> None:
+    engine = connect(
+        postgres_server.url(postgres.TEMPLATE) + "?options=-cdefault_transaction_isolation=serializable"
+    )
+    with engine.begin() as connection:
+        assert connection.exec_driver_sql("SHOW transaction_isolation").scalar() == "read committed"
+    engine.dispose()
+
+
+def test_a_folder_with_a_per_cent_sign_can_be_migrated_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "100% ours"
+    shutil.copytree(Path(module.__file__).parent / "migrations", folder / "migrations")
+    monkeypatch.setattr(module, "__file__", str(folder / "database.py"))
+    engine = connect(f"sqlite:///{tmp_path / 'test.db'}")
+    migrate(engine)
+    assert differences(engine) == []
+    engine.dispose()
+
+
+def test_the_clock_is_the_time_of_day_in_seconds(database: sa.Engine) -> None:
+    with database.begin() as connection:
+        assert now(connection) == pytest.approx(time.time(), abs=60)
+        earlier = now(connection)
+        assert now(connection) >= earlier
+
+
+def test_one_pipeline_is_held_by_one_transaction_at_a_time(database: sa.Engine) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def hold(number: int) -> None:
+        for _ in range(5):
+            with database.begin() as connection:
+                lock_pipeline(connection, "p")
+                inside.append(number)
+                most.append(len(inside))
+                inside.remove(number)
+
+    together(8, hold)
+    assert max(most) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("mysql://root:secret@host/name", "names a 'mysql' database"),
+        ("not a url with secret", "is not a database URL"),
+    ],
+)
+def test_another_database_is_refused_without_showing_the_password(url: str, told: str) -> None:
+    with pytest.raises(SettingsError, match=told) as caught:
+        connect(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(SettingsError, match=r"holdfast\[postgres\]"):
+        connect("postgresql://postgres@127.0.0.1:1/name")
