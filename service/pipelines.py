@@ -167,7 +167,7 @@ def parse(document: Mapping[str, Any] | str) -> PipelineSpec:
         errors = describe(error)
         raise PipelineInvalidError(
             f"The pipeline is not valid: {errors[0]['where']}: {errors[0]['problem']}.",
-            fix="Correct the fields under `errors`; docs/pipelines.md describes each.",
+            fix="Correct the fields under `errors`; docs/reference/pipelines.md describes each.",
             members={"errors": errors},
         ) from error
 

@@ -48,7 +48,7 @@ PAGES = [
     ROOT / "CHANGELOG.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "deploy" / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 DOORS = {
     "request-invalid",
@@ -67,7 +67,7 @@ NEVER_ANSWERED = {"lease-lost", "trainer-died", "trainer-stopped", "settings", "
 
 
 def page(name: str) -> str:
-    return (ROOT / "docs" / name).read_text()
+    return (ROOT / "docs" / name if "/" in name else ROOT / "docs" / "reference" / name).read_text()
 
 
 def pages_of_pipelines() -> str:
@@ -215,7 +215,7 @@ def test_the_gate_page_names_every_guard_and_the_form_of_a_verdict() -> None:
     text = page("gate.md")
     for name, _ in (*BEFORE_LEARNING, *AFTER_LEARNING, *SEALED):
         assert f"| {name} |" in text
-    sources = [ast.parse(path.read_text()) for path in (ROOT / "service" / "gate").glob("*.py")]
+    sources = [ast.parse(path.read_text()) for path in (ROOT / "service" / "gate").rglob("*.py")]
     literals = {node.value for tree in sources for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     own = ("values", "labels", "anomalies", "retention", "learning", "first_update", "groups")
     quality = ("negative_flips", "calibration", "macro_f1", "balanced_accuracy", "auc", "brier", "robustness")
@@ -288,7 +288,7 @@ def test_the_planned_records_are_the_gates_own() -> None:
 
 
 def test_every_module_has_its_line_in_the_architecture() -> None:
-    text = page("architecture.md")
+    text = page("explanation/architecture.md")
     for module in RANKS:
         package, _, rest = module.partition(".")
         if "migrations" not in rest:

@@ -223,7 +223,7 @@ def read_settings() -> Settings:
             f"HOLDFAST_{str(wrong['loc'][0]).upper()}: {wrong['msg']}" for wrong in error.errors()
         )
         raise SettingsError(
-            f"{told}.", fix="Correct the environment; docs/operations.md lists every setting."
+            f"{told}.", fix="Correct the environment; docs/reference/operations.md lists each setting."
         ) from error
 
 

@@ -1,7 +1,7 @@
 """The field's reference figures on split and permuted MNIST, by our strategies: mean and spread over seeds.
 
 `python -m tests.bench.bench_references NAME [SEED [DEVICE]]` measures one of them. The settings of each are
-those of its published figure where these are known, and said in docs/strategies.md where they differ.
+those of its published figure where known; docs/reference/strategies.md says where they differ.
 """
 
 import json

@@ -50,7 +50,7 @@ STREAM = ((1, 3), (3, 0), (0, 1), (4, 1))
 """Classes of each experience: ids out of order, classes that come back, and one never seen."""
 
 TAKES_NO_STEP = ("slda",)
-"""No step can be too large there. Features that are no numbers: tests/strategies/plugins/test_discriminant.py."""
+"""No step can be too large there; tests/strategies/plugins/test_discriminant.py feeds it NaN."""
 
 every_strategy = pytest.mark.parametrize("name", list(STRATEGIES))
 
