@@ -37,6 +37,7 @@ from streams.split import PARTS, TRAIN, Split, parts_of
 from streams.state.dead_letters import DeadLetter, letter_of
 from streams.state.manifest import (
     AlsoInTransaction,
+    Commit,
     Committed,
     CutExperience,
     ExperienceRow,
@@ -425,22 +426,21 @@ class Ingest:
         waiting: WaitingCommit | None = None,
     ) -> Committed:
         names = self._labels.names if len(self._labels) > self._classes_stored else ()
-        committed = self._manifest.commit(
-            self._pipeline,
+        commit = Commit(
+            self._revision,
             {name: Span(self._committed.get(name, ""), end) for name, end in moves.items()},
-            revision=self._revision,
             dead_letters=self._refused,
             experience=experience,
             classes=names if self._schema.open_classes else (),
             waiting=waiting,
             duplicates=duplicates,
-            also=self._also,
         )
+        committed = self._manifest.commit(self._pipeline, commit, also=self._also)
         self._revision += 1
         self._classes_stored = len(self._labels)
         self._refused = []
         self._committed.update(moves)
-        self._newly_refused += committed.new_letters
+        self._newly_refused += committed.new_dead_letters
         self._untrimmed = True
         return committed
 

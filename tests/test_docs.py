@@ -35,7 +35,7 @@ from strategies.network_choice import NetworkChoice
 from streams.base import RecordSchema
 from streams.catalog import SOURCES
 from streams.split import Split
-from streams.state.manifest import DeadLetter, Manifest, Span
+from streams.state.manifest import Commit, DeadLetter, Manifest, Span
 from streams.triggers.catalog import TRIGGERS
 from streams.wire.decode import JsonRecord
 from tests.service.api.test_app import ROUTES
@@ -413,7 +413,7 @@ def _refuse_one(api: Api) -> str:
     """A dead letter, as a broker's stream would leave one."""
     payload = b'{"id": "a3", "features": [0.5, 10], "label": "up"}'
     letter = DeadLetter("0", "17", "out-of-range", "Too large.", payload, form={"wire": "json"})
-    Manifest(api.engine).commit("sensors", {"0": Span("", "17")}, revision=0, dead_letters=[letter])
+    Manifest(api.engine).commit("sensors", Commit(0, {"0": Span("", "17")}, dead_letters=[letter]))
     return letter.letter
 
 

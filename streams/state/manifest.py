@@ -7,7 +7,7 @@ cursor both mean the beginning of a partition.
 
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sql
@@ -38,6 +38,7 @@ from streams.state.waiting import WaitingCommit
 __all__ = [
     "METADATA",
     "AlsoInTransaction",
+    "Commit",
     "Committed",
     "CutExperience",
     "DeadLetter",
@@ -50,11 +51,31 @@ __all__ = [
 
 
 @dataclass(frozen=True)
+class Commit:
+    """What one transaction of ingest changes. Everything that is left out stays as it is."""
+
+    revision: int
+    """The stream's revision that this commit follows; the commit raises it by one."""
+    moves: Mapping[str, Span] = field(default_factory=dict)
+    """Offsets by partition. Each must stand at the start of its span, and moves to the end. A span whose ends
+    are equal moves nothing and only requires that the offset stands there."""
+    dead_letters: Sequence[DeadLetter] = ()
+    """Those that are already stored are left as they are."""
+    experience: CutExperience | None = None
+    """Gets the next index, and its trigger state is saved."""
+    classes: Sequence[str] = ()
+    """All class names of an open set, by class id; empty where none is new."""
+    waiting: WaitingCommit | None = None
+    duplicates: int = 0
+    """Records dropped because their id had been seen: added to the stream's count."""
+
+
+@dataclass(frozen=True)
 class Committed:
-    """What one commit made true."""
+    """What one commit stored."""
 
     experience: ExperienceRow | None
-    new_letters: int
+    new_dead_letters: int
     """Records of the dead letters that were not stored before."""
     waiting: WaitingPart | None
     """The row of the new waiting part."""
@@ -111,47 +132,32 @@ class Manifest:
         """Stored records that wait for their other half, or that are complete and not yet cut."""
         return sum(int((~part.gone).sum()) for part in self.waiting(pipeline))
 
-    def commit(
-        self,
-        pipeline: str,
-        moves: Mapping[str, Span],
-        *,
-        revision: int,
-        dead_letters: Sequence[DeadLetter] = (),
-        experience: CutExperience | None = None,
-        classes: Sequence[str] = (),
-        waiting: WaitingCommit | None = None,
-        duplicates: int = 0,
-        also: AlsoInTransaction | None = None,
-    ) -> Committed:
-        """One transaction: all of it becomes true, or none.
+    def commit(self, pipeline: str, commit: Commit, *, also: AlsoInTransaction | None = None) -> Committed:
+        """Make one commit in one transaction: either all of it is stored, or nothing.
 
-        The stream's revision must be `revision`, and rises by one. Every offset is moved from its start to
-        its end, and must stand at its start; a move whose ends are equal only holds the offset to it. Dead
-        letters already stored are left as they are. `classes` are all class names of an open set, by id.
-        With an experience, its row gets the next index, the trigger's state is saved, and `also` runs last
-        in the same transaction.
+        With an experience, `also` runs last in the same transaction.
 
         Raises:
             FencedError: another process has committed, or moved an offset; nothing was changed.
         """
         now = self._clock()
+        waiting = commit.waiting
         with self._engine.begin() as connection:
-            if not stream_status.raise_revision(connection, pipeline, expected=revision):
-                raise fenced(pipeline, f"the revision {revision}")
-            offset_rows.move(connection, pipeline, moves)
-            new_letters = dead_letter_rows.add(connection, pipeline, dead_letters, now)
-            _add_classes(connection, pipeline, classes)
+            if not stream_status.raise_revision(connection, pipeline, expected=commit.revision):
+                raise fenced(pipeline, f"the revision {commit.revision}")
+            offset_rows.move(connection, pipeline, commit.moves)
+            new_dead_letters = dead_letter_rows.add(connection, pipeline, commit.dead_letters, now)
+            _add_classes(connection, pipeline, commit.classes)
             part = None if waiting is None else waiting_rows.save(connection, pipeline, waiting, now)
             aged_out = 0 if waiting is None else waiting.aged_out
-            stream_status.add_counts(connection, pipeline, duplicates=duplicates, aged_out=aged_out)
+            stream_status.add_counts(connection, pipeline, duplicates=commit.duplicates, aged_out=aged_out)
             row = None
-            if experience is not None:
-                row = experience_rows.add(connection, pipeline, moves, experience, now)
-                _save_trigger_state(connection, pipeline, experience.trigger_state)
+            if commit.experience is not None:
+                row = experience_rows.add(connection, pipeline, commit.moves, commit.experience, now)
+                _save_trigger_state(connection, pipeline, commit.experience.trigger_state)
                 if also is not None:
                     also(connection, row)
-            return Committed(row, new_letters, part)
+            return Committed(row, new_dead_letters, part)
 
     def forget(self, pipeline: str, partitions: Sequence[str], *, revision: int) -> None:
         """Drop the offsets of partitions that are gone from the source for good.

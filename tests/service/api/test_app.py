@@ -19,7 +19,7 @@ from service.api.app import create_app
 from service.errors import SettingsError
 from service.settings import Settings
 from service.state.database import updates
-from streams.state.manifest import DeadLetter, Manifest, Span
+from streams.state.manifest import Commit, DeadLetter, Manifest, Span
 from streams.wire.decode import JsonRecord
 from tests.support.api_parts import Api, declare, running_api, spec, unchanged
 from tests.support.real_data import ROOT
@@ -343,7 +343,7 @@ def test_a_pipeline_shows_what_was_refused_once_it_was_read(api: Api) -> None:
     declare(api, "poisoned")
     reasons = ("out-of-range", "malformed", "out-of-range")
     letters = [DeadLetter("p", str(place), reason, "No.", b"") for place, reason in enumerate(reasons)]
-    Manifest(api.engine).commit("poisoned", {"p": Span("", "3")}, revision=0, dead_letters=letters)
+    Manifest(api.engine).commit("poisoned", Commit(0, {"p": Span("", "3")}, dead_letters=letters))
     view = api.http.get("/v1/pipelines/poisoned").json()
     assert view["dead_letters"] == {"out-of-range": 2, "malformed": 1}
 

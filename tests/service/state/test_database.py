@@ -19,7 +19,7 @@ from service.state import holdouts
 from service.state.database import connect, lock_pipeline, migrate, now
 from service.training.answers import details
 from streams.state.dead_letters import get
-from streams.state.manifest import METADATA, Manifest, Span
+from streams.state.manifest import METADATA, Commit, Manifest, Span
 from tests.support import postgres
 from tests.support.threads import together
 
@@ -73,7 +73,7 @@ def test_dead_letters_of_the_release_before_get_their_names_and_can_be_replayed(
         assert (letter.whole, letter.form, letter.replayed_at) == (True, {"wire": "json"}, None)
         with engine.begin() as connection:
             assert get(connection, "digits", letter.letter) == letter
-    manifest.commit("digits", {"p": Span("2:1", "3:1")}, revision=0, dead_letters=found)
+    manifest.commit("digits", Commit(0, {"p": Span("2:1", "3:1")}, dead_letters=found))
     assert len(manifest.dead_letters("digits")) == 3
     engine.dispose()
 

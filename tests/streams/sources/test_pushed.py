@@ -9,7 +9,7 @@ import sqlalchemy as sql
 
 from streams.base import DataLostError, RequestKeyReusedError, SourceError
 from streams.sources.pushed import REQUEST_KEY_SECONDS, PushedLog, PushedSource, Receipt
-from streams.state.manifest import Manifest, Span
+from streams.state.manifest import Commit, Manifest, Span
 from streams.state.tables import PUSHED_BATCHES
 from streams.wire.decode import decode
 from tests.support.stream_parts import SCHEMA, records, sqlite_engine
@@ -125,11 +125,11 @@ def test_pending_counts_from_the_committed_cursor(engine: sql.Engine) -> None:
     assert manifest.pending_records("digits") == 0
     push(engine, 3, 5)
     assert manifest.pending_records("digits") == 8
-    manifest.commit("digits", {"pushed": Span("", "1:2")}, revision=0)
+    manifest.commit("digits", Commit(0, {"pushed": Span("", "1:2")}))
     assert manifest.pending_records("digits") == 6
-    manifest.commit("digits", {"pushed": Span("1:2", "1:3")}, revision=1)
+    manifest.commit("digits", Commit(1, {"pushed": Span("1:2", "1:3")}))
     assert manifest.pending_records("digits") == 5
-    manifest.commit("digits", {"pushed": Span("1:3", "2:5")}, revision=2)
+    manifest.commit("digits", Commit(2, {"pushed": Span("1:3", "2:5")}))
     opened(engine, "2:5").trim({"pushed": "2:5"})
     assert manifest.pending_records("digits") == 0
 

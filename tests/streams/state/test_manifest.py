@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sql
 
 from streams.base import FencedError
-from streams.state.manifest import CutExperience, DeadLetter, ExperienceRow, Manifest, Part, Span
+from streams.state.manifest import Commit, CutExperience, DeadLetter, ExperienceRow, Manifest, Part, Span
 from tests.support.stream_parts import sqlite_engine
 
 
@@ -37,10 +37,10 @@ def manifest(engine: sql.Engine) -> Manifest:
 
 def test_a_commit_moves_offsets_and_numbers_experiences(manifest: Manifest) -> None:
     moves = {"p": Span("", "10"), "q": Span("", "3")}
-    first = manifest.commit("digits", moves, revision=0, experience=cut(seen=1)).experience
+    first = manifest.commit("digits", Commit(0, moves, experience=cut(seen=1))).experience
     moves = {"p": Span("10", "20")}
-    second = manifest.commit("digits", moves, revision=1, experience=cut("d", seen=2)).experience
-    other = manifest.commit("prices", {"p": Span("", "5")}, revision=0, experience=cut("e")).experience
+    second = manifest.commit("digits", Commit(1, moves, experience=cut("d", seen=2))).experience
+    other = manifest.commit("prices", Commit(0, {"p": Span("", "5")}, experience=cut("e"))).experience
     assert first is not None
     assert second is not None
     assert other is not None
@@ -57,27 +57,29 @@ def test_a_commit_moves_offsets_and_numbers_experiences(manifest: Manifest) -> N
 
 def test_forgotten_partitions_begin_anew_and_only_for_whoever_is_not_fenced(manifest: Manifest) -> None:
     names = [f"{number}.ndjson" for number in range(40_000)]
-    manifest.commit("digits", {name: Span("", "10") for name in ("kept", *names[:3])}, revision=0)
+    manifest.commit("digits", Commit(0, {name: Span("", "10") for name in ("kept", *names[:3])}))
     with pytest.raises(FencedError):
         manifest.forget("digits", names, revision=0)
     assert len(manifest.cursors("digits")) == 4
     manifest.forget("digits", names, revision=1)
     assert manifest.cursors("digits") == {"kept": "10"}
     with pytest.raises(FencedError):
-        manifest.commit("digits", {"kept": Span("10", "20")}, revision=1)
-    manifest.commit("digits", {names[0]: Span("", "5")}, revision=2)
+        manifest.commit("digits", Commit(1, {"kept": Span("10", "20")}))
+    manifest.commit("digits", Commit(2, {names[0]: Span("", "5")}))
 
 
 @pytest.mark.parametrize("start", ["", "9", "11"])
 def test_a_stale_offset_fences_and_changes_nothing(manifest: Manifest, start: str) -> None:
-    manifest.commit("digits", {"p": Span("", "10")}, revision=0, experience=cut())
+    manifest.commit("digits", Commit(0, {"p": Span("", "10")}, experience=cut()))
     with pytest.raises(FencedError, match="another ingest process"):
         manifest.commit(
             "digits",
-            {"a": Span("", "1"), "p": Span(start, "20")},
-            revision=1,
-            dead_letters=[letter("15")],
-            experience=cut(seen=9),
+            Commit(
+                1,
+                {"a": Span("", "1"), "p": Span(start, "20")},
+                dead_letters=[letter("15")],
+                experience=cut(seen=9),
+            ),
         )
     assert manifest.cursors("digits") == {"p": "10"}
     assert len(manifest.experiences("digits")) == 1
@@ -95,10 +97,7 @@ def test_a_failing_hook_undoes_the_commit(manifest: Manifest, engine: sql.Engine
     with pytest.raises(LookupError, match="no queue"):
         manifest.commit(
             "digits",
-            {"p": Span("", "10")},
-            revision=0,
-            dead_letters=[letter("4")],
-            experience=cut(),
+            Commit(0, {"p": Span("", "10")}, dead_letters=[letter("4")], experience=cut()),
             also=fail,
         )
     assert manifest.cursors("digits") == {}
@@ -108,11 +107,13 @@ def test_a_failing_hook_undoes_the_commit(manifest: Manifest, engine: sql.Engine
 
 def test_dead_letters_go_without_an_experience_and_only_once(manifest: Manifest) -> None:
     held = {"p": Span("", "")}
-    first = manifest.commit("digits", held, revision=0, dead_letters=[letter("1"), letter("2")])
-    assert (first.experience, first.new_letters) == (None, 2)
+    first = manifest.commit("digits", Commit(0, held, dead_letters=[letter("1"), letter("2")]))
+    assert (first.experience, first.new_dead_letters) == (None, 2)
     assert manifest.cursors("digits") == {}, "an offset that was only held is still the beginning"
     again = [letter("2"), letter("3", "bad-id")]
-    assert manifest.commit("digits", {"p": Span("", "3")}, revision=1, dead_letters=again).new_letters == 1
+    assert (
+        manifest.commit("digits", Commit(1, {"p": Span("", "3")}, dead_letters=again)).new_dead_letters == 1
+    )
     found = manifest.dead_letters("digits")
     assert sorted(each.position for each in found) == ["1", "2", "3"]
     assert found[0].payload == b"\x00\xff"
@@ -123,23 +124,23 @@ def test_dead_letters_go_without_an_experience_and_only_once(manifest: Manifest)
 
 
 def test_a_held_offset_still_fences(manifest: Manifest) -> None:
-    manifest.commit("digits", {"p": Span("", "3")}, revision=0, experience=cut())
+    manifest.commit("digits", Commit(0, {"p": Span("", "3")}, experience=cut()))
     with pytest.raises(FencedError):
-        manifest.commit("digits", {"p": Span("", "")}, revision=1, dead_letters=[letter("1")])
+        manifest.commit("digits", Commit(1, {"p": Span("", "")}, dead_letters=[letter("1")]))
 
 
 @pytest.mark.parametrize("revision", [0, 2])
 def test_another_revision_fences_a_commit_of_another_partition_too(manifest: Manifest, revision: int) -> None:
-    manifest.commit("digits", {"p": Span("", "3")}, revision=0, experience=cut())
+    manifest.commit("digits", Commit(0, {"p": Span("", "3")}, experience=cut()))
     assert manifest.revision("digits") == 1
     with pytest.raises(FencedError, match="another ingest process"):
-        manifest.commit("digits", {"q": Span("", "3")}, revision=revision, experience=cut("d"))
+        manifest.commit("digits", Commit(revision, {"q": Span("", "3")}, experience=cut("d")))
     assert manifest.cursors("digits") == {"p": "3"}
     assert len(manifest.experiences("digits")) == 1
 
 
 def test_classes_of_an_open_set_keep_their_ids(manifest: Manifest) -> None:
-    manifest.commit("digits", {}, revision=0, classes=["cat", "dog"])
-    manifest.commit("digits", {}, revision=1, classes=["cat", "dog", "eel"])
+    manifest.commit("digits", Commit(0, classes=["cat", "dog"]))
+    manifest.commit("digits", Commit(1, classes=["cat", "dog", "eel"]))
     assert manifest.classes("digits") == ["cat", "dog", "eel"]
     assert manifest.classes("prices") == []
