@@ -1,6 +1,6 @@
 """Records that were read and are not yet cut, in the order in which they became complete."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,13 @@ from numpy.typing import NDArray
 from streams.base import RecordSchema
 from streams.joining import Pair
 from streams.records import Records, empty_records
+from streams.split import TRAIN
+from streams.triggers.catalog import Cut, Surroundings, TriggerConfig
+
+MAX_EXPERIENCE_BYTES = 256 * 1024 * 1024
+"""Pending records of this size are cut, whatever the trigger says: one experience is one file in memory."""
+
+_SEEN_AT_A_TIME = 8_192
 
 
 def _none() -> NDArray[np.int64]:
@@ -140,3 +147,109 @@ def _settled(taken: Sequence[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
         if len(chunk) or len(chunk.dropped):
             kept.append(chunk)
     return kept[::-1], trailing[::-1]
+
+
+class Pending:
+    """The pending records of one ingest, and the trigger that watches them. Not thread-safe."""
+
+    def __init__(
+        self, trigger: TriggerConfig, surroundings: Surroundings, *, state: Mapping[str, Any]
+    ) -> None:
+        """`state` is what the trigger saved at the last cut."""
+        self._trigger = trigger
+        self._surroundings = surroundings
+        self._chunks: list[Chunk] = []
+        self._begin_watch(state)
+
+    def _begin_watch(self, state: Mapping[str, Any]) -> None:
+        self._watch = self._trigger.watch(state, self._surroundings)
+        self._shown = 0
+        self._due: Cut | None = None
+
+    def __len__(self) -> int:
+        return sum(len(chunk) for chunk in self._chunks)
+
+    @property
+    def full(self) -> bool:
+        """Whether there is as much as one experience may hold."""
+        return sum(chunk.nbytes for chunk in self._chunks) >= MAX_EXPERIENCE_BYTES
+
+    @property
+    def partitions(self) -> Set[str]:
+        """Partitions of which a record is pending."""
+        return {chunk.partition for chunk in self._chunks if len(chunk)}
+
+    def append(self, chunk: Chunk) -> None:
+        """Add records after all that are pending."""
+        self._chunks.append(chunk)
+
+    def see_features(self, features: NDArray[np.generic]) -> None:
+        """Show the trigger features (n, *shape) whose label is still to come."""
+        self._watch.see_features(features)
+
+    def due(self, now: float) -> Cut | None:
+        """The cut that is due at `now` in epoch seconds; None while no record to train on would be in it."""
+        for records, arrived_at in self._unseen():
+            self._due = self._watch.see(records, arrived_at, now)
+            self._shown += len(records)
+            if self._due is not None:
+                break
+        if self._due is None:
+            self._due = self._watch.due(now)
+        if self._due is None and self.full:
+            most = MAX_EXPERIENCE_BYTES // 2**20
+            reason = f"The records that wait have reached {most} MB, the most in one experience."
+            self._due = replace(self._watch.forced(reason, now), decision={"trigger": "size"})
+        return None if self._due is None else self._with_training_records(self._due)
+
+    def cut_of_all(self, reason: str, now: float) -> Cut | None:
+        """A cut of everything that is pending; None while there is no record to train on."""
+        if not self._chunks:
+            return None
+        forced = self._watch.forced(reason, now)
+        # The watch may have seen less: what came after its own cut, or just now.
+        decision = {**forced.decision, "records": len(self)}
+        return self._with_training_records(replace(forced, records=len(self), decision=decision))
+
+    def taken_by(self, cut: Cut) -> list[Chunk]:
+        """The records of a cut; they stay pending until `cut_made`."""
+        return divide(self._chunks, cut.records)[0]
+
+    def cut_made(self, cut: Cut) -> None:
+        """Drop the records of a committed cut, and let the trigger watch those that follow."""
+        self._chunks = divide(self._chunks, cut.records)[1]
+        self._begin_watch(cut.state)
+
+    def idle(self) -> list[Chunk]:
+        """Dropped duplicates of partitions of which no record is pending."""
+        waiting = self.partitions
+        return [chunk for chunk in self._chunks if chunk.partition not in waiting]
+
+    def drop_idle(self) -> None:
+        """Forget what `idle` gave: it was committed."""
+        waiting = self.partitions
+        self._chunks = [chunk for chunk in self._chunks if chunk.partition in waiting]
+
+    def _unseen(self) -> Iterator[tuple[Records, float]]:
+        """What the watch has not seen, a little at a time: the rest may have to be shown to the next one."""
+        if self._due is not None:
+            return
+        before = 0
+        for chunk in self._chunks:
+            start = max(0, self._shown - before)
+            for first in range(start, len(chunk), _SEEN_AT_A_TIME):
+                yield chunk.records.take(slice(first, first + _SEEN_AT_A_TIME)), chunk.arrived_at
+            before += len(chunk)
+
+    def _with_training_records(self, cut: Cut) -> Cut | None:
+        """The cut, made longer up to the first record that is trained on; None while there is no such record.
+
+        The length depends on the records alone, never on how they were polled.
+        """
+        before = 0
+        for chunk in self._chunks:
+            trained = np.flatnonzero(chunk.parts == TRAIN)
+            if len(trained):
+                return replace(cut, records=max(cut.records, before + int(trained[0]) + 1))
+            before += len(chunk)
+        return None

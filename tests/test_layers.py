@@ -49,6 +49,8 @@ RANKS = [
     "streams.breaker",
     "streams.duplicates",
     "streams.pending",
+    "streams.late_labels",
+    "streams.commits",
     "streams.sources.pushed",
     "streams.sources.merged",
     "streams.sources.mnist",

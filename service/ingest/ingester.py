@@ -18,7 +18,7 @@ from service.state.database import connect, now
 from service.state.presence import Presence
 from service.storage import store_place
 from streams.base import FencedError, SourceStoppedError, StreamError
-from streams.ingest import Ingest
+from streams.ingest import Ingest, IngestConfig
 from streams.state import status as stream_status
 from streams.state.manifest import ExperienceRow, Manifest
 from streams.state.tables import reading
@@ -32,6 +32,18 @@ _DATABASE_AWAY = (sa.exc.OperationalError, sa.exc.TimeoutError)
 _FAULT = "A fault inside Holdfast; the log of the ingest role tells where, and nothing was skipped."
 PENDING_SECONDS = 1.0
 """Pause between two notes of what is read and not yet cut."""
+
+
+def ingest_config(spec: PipelineSpec) -> IngestConfig:
+    """What a pipeline declares of its ingest, as the data side takes it."""
+    return IngestConfig(
+        spec.name,
+        spec.record_schema,
+        spec.trigger,
+        spec.split,
+        duplicate_window=spec.duplicate_window,
+        breaker=spec.circuit_breaker,
+    )
 
 
 class PipelineIngest:
@@ -138,17 +150,12 @@ class PipelineIngest:
     def _open(self) -> Ingest:
         if self._ingest is None:
             self._ingest = Ingest(
-                self.name,
-                self._spec.record_schema,
+                ingest_config(self._spec),
                 source=build_source(self._engine, self._spec),
-                trigger=self._spec.trigger,
-                split=self._spec.split,
                 store=self._store,
                 manifest=Manifest(self._engine),
                 also=self._queue,
                 surroundings=self._surroundings.surroundings(),
-                duplicate_window=self._spec.duplicate_window,
-                breaker=self._spec.circuit_breaker,
             )
         return self._ingest
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from service.state.database import connect, migrate
 from streams.base import LazyTexts, RawBatch, RecordSchema, Source, WireName
-from streams.ingest import Ingest
+from streams.ingest import Ingest, IngestConfig
 from streams.records import Records, text_column
 from streams.split import Split
 from streams.state.manifest import Manifest
@@ -132,11 +132,8 @@ def ingest_seconds(
     migrate(engine)
     started = time.perf_counter()
     ingest = Ingest(
-        "bench",
-        schema,
+        IngestConfig("bench", schema, RecordsTrigger(records=per_experience), Split()),
         source=source,
-        trigger=RecordsTrigger(records=per_experience),
-        split=Split(),
         store=ExperienceStore(folder / "experiences"),
         manifest=Manifest(engine),
     )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streams import ingest as ingest_module
+from streams import late_labels
 from streams.split import part_of
 from streams.triggers.catalog import RecordsTrigger
 from tests.support.ingest_environment import BOUNDARIES, JOINED, SPLIT, Kind, World, world
@@ -147,7 +147,7 @@ def halves_once(turns: list[Turn], window: int, trigger: RecordsTrigger, *, halv
         pytest.MonkeyPatch.context() as patch,
         world(partitions=PARTITIONS, schema=JOINED, window=window, trigger=trigger) as place,
     ):
-        patch.setattr(ingest_module, "_LOOSE_HALVES", halves)
+        patch.setattr(late_labels, "_MAX_UNCOMMITTED", halves)
         run(place, turns)
         books = place.check()
         if window == 1000:
@@ -164,7 +164,7 @@ def test_halves_meet_in_any_order_over_any_crash(
         pytest.MonkeyPatch.context() as patch,
         world(partitions=PARTITIONS, schema=JOINED, trigger=trigger) as place,
     ):
-        patch.setattr(ingest_module, "_LOOSE_HALVES", 4)
+        patch.setattr(late_labels, "_MAX_UNCOMMITTED", 4)
         for number, turn in zip([*order, *order[::-1]], turns, strict=True):
             kind: Kind = (
                 "label" if any(message.id == f"r{number}" for message in place.messages) else "features"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from streams.base import DataLostError, FencedError, RecordSchema, Source
-from streams.ingest import Ingest
+from streams.ingest import Ingest, IngestConfig
 from streams.records import Records, text_column
 from streams.sources.files.config import FilesConfig
 from streams.sources.files.source import FilesSource
@@ -55,15 +55,17 @@ class Place:
             self.queued.append(row.index)
 
         return Ingest(
-            "digits",
-            schema,
+            IngestConfig(
+                "digits",
+                schema,
+                RecordsTrigger(records=count),
+                split or Split(),
+                duplicate_window=duplicate_window,
+            ),
             source=source,
-            trigger=RecordsTrigger(records=count),
-            split=split or Split(),
             store=self.store,
             manifest=self.manifest,
             clock=clock,
-            duplicate_window=duplicate_window,
             also=also,
         )
 
@@ -362,11 +364,8 @@ def test_a_failed_commit_can_be_tried_again(place: Place) -> None:
             raise failures.pop()
 
     ingest = Ingest(
-        "digits",
-        SCHEMA,
+        IngestConfig("digits", SCHEMA, RecordsTrigger(records=10), NO_HOLDOUT),
         source=ListSource({"p": payloads(10)}),
-        trigger=RecordsTrigger(records=10),
-        split=NO_HOLDOUT,
         store=place.store,
         manifest=place.manifest,
         also=also,

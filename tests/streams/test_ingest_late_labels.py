@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import sqlalchemy as sql
 
-from streams import ingest as ingest_module
+from streams import late_labels
 from streams.base import RawBatch, RecordSchema, SourceError
-from streams.ingest import Ingest
+from streams.ingest import Ingest, IngestConfig
 from streams.split import Split, part_of
 from streams.state.manifest import ExperienceRow
 from streams.triggers.catalog import RecordsTrigger
@@ -351,7 +351,7 @@ def test_a_forced_cut_stores_what_waits(place: World) -> None:
 def test_many_halves_are_stored_without_a_cut(
     place: World, monkeypatch: pytest.MonkeyPatch, restart: bool
 ) -> None:
-    monkeypatch.setattr(ingest_module, "_LOOSE_HALVES", 4)
+    monkeypatch.setattr(late_labels, "_MAX_UNCOMMITTED", 4)
     place.trigger = RecordsTrigger(records=100)
     for number in range(10):
         place.send(f"r{number}", "features")
@@ -376,16 +376,16 @@ def test_many_halves_are_stored_without_a_cut(
 def test_a_stream_of_what_is_kept_nowhere_moves_on(
     place: World, monkeypatch: pytest.MonkeyPatch, kind: Any
 ) -> None:
-    monkeypatch.setattr(ingest_module, "_LOOSE_HALVES", 10)
+    monkeypatch.setattr(late_labels, "_MAX_UNCOMMITTED", 10)
     for _ in range(100):
         place.send("again", kind)
     place.drain()
     books = place.check()
     assert books.cursors["p"] >= 90
-    join = place.open()._join
-    assert join is not None
-    assert sum(len(positions) for _, _, positions in join._log) < 20
-    assert len(place.open()._dropped) < 20
+    late = place.open()._late
+    assert late is not None
+    assert sum(len(positions) for _, _, positions in late._join._log) < 20
+    assert len(late._dropped) < 20
 
 
 def test_nothing_grows_over_many_cuts(place: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,10 +402,17 @@ def test_nothing_grows_over_many_cuts(place: World, monkeypatch: pytest.MonkeyPa
         place.drain()
         if turn >= 5:
             ingest = place.open()
-            join = ingest._join
-            assert join is not None
+            late = ingest._late
+            assert late is not None
             sizes.add(
-                (ingest.waiting, len(join._loose), len(join._log), len(ingest._dropped), len(ingest._chunks))
+                (
+                    ingest.waiting,
+                    len(late._join._loose),
+                    len(late._join._log),
+                    len(late._dropped),
+                    len(late._dropped_pairs),
+                    len(ingest._pending._chunks),
+                )
             )
             assert len(place.manifest.waiting(PIPELINE)) <= 1
             assert sum(len(run[0]) for run in ingest._seen_ids._runs) <= 30
@@ -431,15 +438,11 @@ def retried(place: World, source: FragileSource, refusal: Refusal, *, in_hook: b
             refusal.reach()
 
     return Ingest(
-        PIPELINE,
-        place.schema,
+        IngestConfig(PIPELINE, place.schema, RecordsTrigger(records=3), ALL_TRAINED, duplicate_window=50),
         source=source,
-        trigger=RecordsTrigger(records=3),
-        split=ALL_TRAINED,
         store=place.store,
         manifest=place.manifest,
         also=also,
-        duplicate_window=50,
         clock=lambda: place.now,
     )
 
@@ -529,7 +532,7 @@ def test_features_of_what_waits_are_shown_to_the_trigger_once(place: World) -> N
     place.send("a", "features")
     place.send("b", "complete")
     ingest = place.open()
-    watch = ingest._watch
+    watch = ingest._pending._watch
     watch.see_features = lambda features: seen.extend(np.ravel(features).tolist())  # type: ignore[method-assign]
     place.step()
     place.step()

@@ -18,7 +18,7 @@ import sqlalchemy as sql
 
 from streams.base import RecordSchema
 from streams.breaker import CircuitBreaker
-from streams.ingest import Ingest
+from streams.ingest import Ingest, IngestConfig
 from streams.joining import WaitingPart
 from streams.records import COMPLETE, FEATURES_ONLY, LABEL_ONLY, Records
 from streams.split import Split
@@ -183,16 +183,18 @@ class World:
         """An ingest beside the one that lives."""
         sent = {name: self.sent[name] for name in partitions or self.sent}
         return Ingest(
-            PIPELINE,
-            self.schema,
+            IngestConfig(
+                PIPELINE,
+                self.schema,
+                self.trigger,
+                self.split,
+                duplicate_window=self.window,
+                breaker=self.breaker,
+            ),
             source=FragileSource(sent, chunk=self.chunk, bomb=self.bomb),
-            trigger=self.trigger,
-            split=self.split,
             store=self.store,
             manifest=self.manifest,
             also=self._queue,
-            duplicate_window=self.window,
-            breaker=self.breaker,
             clock=lambda: self.now,
         )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import sqlalchemy as sql
 
+from service.ingest.ingester import ingest_config
 from service.ingest.sources import build_source
 from service.pipelines import PipelineSpec
 from service.state.database import connect
@@ -97,16 +98,11 @@ def _ingest(
 
     manifest = CrashingManifest(engine)
     ingest = Ingest(
-        spec.name,
-        spec.record_schema,
+        ingest_config(spec),
         source=source,
-        trigger=spec.trigger,
-        split=spec.split,
         store=store,
         manifest=manifest,
         also=also,
-        duplicate_window=spec.duplicate_window,
-        breaker=spec.circuit_breaker,
     )
     pace.take(manifest.totals(spec.name)[1])
     while wanted is None:

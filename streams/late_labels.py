@@ -1,0 +1,154 @@
+"""Late labels in the ingest loop: joins features and labels, drops repeats, and stores what is unmatched.
+
+`streams.joining` decides which records belong together. This module adds what the loop needs around it: the
+duplicate window, the count of dropped records, and the file of unmatched records that a commit names.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streams.base import RawBatch, RecordSchema
+from streams.duplicates import DuplicateWindow
+from streams.joining import Join, Joined, Pair, WaitingChange, WaitingPart
+from streams.records import FEATURES_ONLY, Records
+from streams.state.experiences import Part
+from streams.state.waiting import WaitingCommit
+from streams.store.experiences import ExperienceStore
+from streams.wire.decode import Decoded
+
+_MAX_UNCOMMITTED = 50_000
+"""With this many records read since the last commit, one is made, whether or not a cut is due."""
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What one batch, or one stored part, brought."""
+
+    records: Records
+    """Complete records, none of which the duplicate window knows."""
+    pairs: Sequence[Pair]
+    """What each of `records` was joined from."""
+    features: NDArray[np.generic]
+    """(n, *shape) features that came without their label, matched since or not."""
+
+
+@dataclass(frozen=True)
+class LateCommit:
+    """The share of a commit that late labels have; given back to `LateLabels.committed` once it is made."""
+
+    moves: dict[str, str]
+    """The new offset of each partition."""
+    duplicates: int
+    waiting: WaitingCommit
+    change: WaitingChange
+    upto: int | None
+    """Number of the last record read that the commit covers; None: it covers all."""
+    now: float
+
+
+class LateLabels:
+    """The unmatched records of one ingest. Not thread-safe."""
+
+    def __init__(self, schema: RecordSchema, *, store: ExperienceStore, seen_ids: DuplicateWindow) -> None:
+        """`seen_ids` learns the ids of complete records; the caller tells it which of them were committed."""
+        self._schema = schema
+        self._store = store
+        self._seen_ids = seen_ids
+        self._join = Join(schema)
+        self._dropped: list[int] = []
+        """Arrival numbers of the dropped records that no commit has counted yet."""
+        self._dropped_pairs: list[Pair] = []
+        """Pairs that turned out to be duplicates and that no commit has covered yet."""
+
+    @property
+    def waiting(self) -> int:
+        """Unmatched records: features that wait for a label, and labels that wait for features."""
+        return self._join.waiting
+
+    def restore(self, part: WaitingPart, *, now: float) -> Completed:
+        """Read a stored part again; call before `add`, oldest part first.
+
+        Raises:
+            ExperienceDamagedError: its file is missing or damaged.
+        """
+        records = self._store.records(part.digest, self._schema)
+        joined = self._join.restore(part, records, now=now)
+        return self._completed(joined, records.take(~part.gone))
+
+    def add(self, batch: RawBatch, decoded: Decoded, *, came_at: float) -> Completed:
+        """Take in the records of one batch, which came at `came_at` in epoch seconds."""
+        records, places, first = decoded.records, decoded.places, self._join.next_arrival
+        if self._seen_ids.wanted and len(records):
+            known = self._seen_ids.knows(records.ids)
+            self._dropped += (places[known] + first).tolist()
+            records, places = records.take(~known), places[~known]
+        joined = self._join.add(
+            batch.partition,
+            records,
+            places=places,
+            positions=batch.positions,
+            came_at=came_at,
+            # What comes again in a later batch, the window knows.
+            once=self._seen_ids.wanted,
+        )
+        return self._completed(joined, records)
+
+    def polled(self, *, found: bool) -> None:
+        """The source was asked for more, and all that it gave was added."""
+        self._join.polled(found=found)
+
+    def commit_due(self, now: float) -> bool:
+        """Whether a commit is to be made without a cut: much was read since the last, or records aged out."""
+        return self._join.unsettled >= _MAX_UNCOMMITTED or self._join.overdue(now)
+
+    def prepare(self, pairs: Sequence[Pair], *, cut: bool, now: float) -> LateCommit:
+        """Store the unmatched records that the next commit passes, and say what it must contain.
+
+        With a cut, `pairs` are those in the experience, and the commit ends at the record that completed the
+        last of them; without one it covers everything that was read.
+        """
+        join = self._join
+        upto = join.last_arrival(pairs) if cut else None
+        last = self._last(upto)
+        again = [pair for pair in self._dropped_pairs if join.last_arrival([pair]) <= last]
+        change = join.change([*pairs, *again], upto=upto, now=now)
+        new = None
+        if change.keep is not None:
+            new = Part(self._store.write(change.keep, self._schema), len(change.keep))
+        return LateCommit(
+            moves=change.moves,
+            duplicates=sum(arrival <= last for arrival in self._dropped),
+            waiting=WaitingCommit(new, change.touched, change.aged_out),
+            change=change,
+            upto=upto,
+            now=now,
+        )
+
+    def committed(self, commit: LateCommit, part: WaitingPart | None) -> None:
+        """The commit is made; `part` is the row of the unmatched records that it stored."""
+        last = self._last(commit.upto)
+        self._join.done(commit.change, part, upto=commit.upto, now=commit.now)
+        self._dropped = [arrival for arrival in self._dropped if arrival > last]
+        self._dropped_pairs = [pair for pair in self._dropped_pairs if self._join.last_arrival([pair]) > last]
+
+    def _last(self, upto: int | None) -> int:
+        return self._join.next_arrival - 1 if upto is None else upto
+
+    def _completed(self, joined: Joined, came: Records) -> Completed:
+        records, pairs = joined.records, joined.pairs
+        self._dropped += joined.repeated
+        if self._seen_ids.wanted and len(records):
+            new = self._seen_ids.add(records.ids)
+            again = [pair for pair, is_new in zip(pairs, new, strict=True) if not is_new]
+            # As many as were sent: had they not been joined, each of the two would have been dropped.
+            self._dropped += [
+                self._join.last_arrival([pair]) for pair in again for one in pair if one is not None
+            ]
+            self._dropped_pairs += again
+            records = records.take(new)
+            pairs = [pair for pair, is_new in zip(pairs, new, strict=True) if is_new]
+        chosen = slice(0) if came.carries is None else came.carries == FEATURES_ONLY
+        return Completed(records, pairs, came.features[chosen])
