@@ -61,6 +61,7 @@ RANKS = [
     "streams.sources.redis_cursor",
     "streams.sources.redis",
     "streams.sources.files.cursor",
+    "streams.sources.files.listing",
     "streams.sources.files.text",
     "streams.sources.files.lines",
     "streams.sources.files.tables",

@@ -13,11 +13,9 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from streams.base import (
-    DataLostError,
     LazyTexts,
     RawBatch,
     RecordInvalidError,
@@ -25,11 +23,11 @@ from streams.base import (
     SchemaChangedError,
     SourceContext,
     SourceError,
-    SourceStoppedError,
 )
 from streams.sources.files.config import FilesConfig
 from streams.sources.files.cursor import Place, form_of, is_zipped, verify
 from streams.sources.files.lines import LineReader, Reader, Stretch, UnfinishedError
+from streams.sources.files.listing import ListedFile, check_gone, check_name, is_read
 from streams.sources.files.tables import TableReader
 from streams.store.objects import (
     S3_SCHEME,
@@ -41,46 +39,13 @@ from streams.store.objects import (
 )
 from streams.wire.decode import FINGERPRINT_KEY, check_fingerprint, schema_difference
 
-MAX_NAME = 400
-"""Longest name of a file with its folders, in characters: the name is the partition."""
-
 _LOOK_SECONDS = 0.2
 _BLOCK_BYTES = 1024 * 1024
 """Text read at a time: what a processor's cache holds."""
 _REMOTE_BLOCK_BYTES = 8 * 1024 * 1024
 """The same where every read is a request."""
-_UNFINISHED_ENDS = (".tmp", ".part", ".crswap")
 _LONGEST_ID_NAME = 150
 _VERIFIERS = 16
-
-
-@dataclass
-class _File:
-    """What the source knows of one file."""
-
-    cursor: str
-    """Just after the last record given."""
-    info: ObjectInfo | None = None
-    """As it was listed last; None when it is gone."""
-    since: float = 0.0
-    """When it was first seen so, by the monotonic clock."""
-    exhausted: str = ""
-    """The version that held nothing more."""
-    waits: bool = False
-    """Whether that version holds something that must settle."""
-    begun: str = ""
-    """The cursor that says that it is there, once it is owed, or that it holds no record."""
-
-    @property
-    def unread(self) -> bool:
-        """Whether no record of it was given."""
-        place = Place.parse(self.cursor)
-        return place is None or place.end == 0
-
-    @property
-    def reached(self) -> str:
-        """The cursor of what was read, or of the beginning once the file is owed."""
-        return self.begun or self.cursor if self.unread else self.cursor
 
 
 class FilesSource:
@@ -94,7 +59,7 @@ class FilesSource:
         remote = config.location.startswith(S3_SCHEME)
         self._interval = config.look_seconds if remote else _LOOK_SECONDS
         self._block_bytes = _REMOTE_BLOCK_BYTES if remote else _BLOCK_BYTES
-        self._files: dict[str, _File] | None = None
+        self._files: dict[str, ListedFile] | None = None
         self._arrived: dict[str, str] = {}
         """What is owed and was not committed when it was asked for last."""
         self._due: deque[str] = deque()
@@ -125,7 +90,7 @@ class FilesSource:
         # At once, because in S3 each of them is a request.
         with ThreadPoolExecutor(_VERIFIERS) as pool, _as_source_errors():
             list(pool.map(lambda pair: verify(self._objects, *pair), known))
-        self._files = {name: _File(cursor) for name, cursor in cursors.items()}
+        self._files = {name: ListedFile(cursor) for name, cursor in cursors.items()}
         self._take(self._files, listed)
 
     def poll(self, max_records: int, timeout_seconds: float) -> Sequence[RawBatch]:
@@ -178,15 +143,9 @@ class FilesSource:
     def _list(self) -> dict[str, ObjectInfo]:
         """The files that are read, by name."""
         with _as_source_errors():
-            return {info.name: info for info in self._objects.list() if self._is_read(info.name)}
+            return {info.name: info for info in self._objects.list() if is_read(info.name, self._pattern)}
 
-    def _is_read(self, name: str) -> bool:
-        if form_of(name) is None or not self._pattern.match(name):
-            return False
-        steps = name.split("/")
-        return not any(step.startswith((".", "_")) or step.endswith(_UNFINISHED_ENDS) for step in steps)
-
-    def _take(self, files: dict[str, _File], listed: Mapping[str, ObjectInfo]) -> None:
+    def _take(self, files: dict[str, ListedFile], listed: Mapping[str, ObjectInfo]) -> None:
         """Note what is there now, and which files are to be read.
 
         Raises:
@@ -196,14 +155,14 @@ class FilesSource:
         self._next_look = 0.0  # look again at once if this raises
         started = time.monotonic()
         for name in [name for name in files if name not in listed]:
-            _check_gone(name, files[name])
+            check_gone(name, files[name])
             if files[name].reached:
                 files[name].info = None
             else:
                 del files[name]
         for name, info in listed.items():
-            _check_name(name)
-            file = files.setdefault(name, _File(""))
+            check_name(name)
+            file = files.setdefault(name, ListedFile(""))
             if file.info is None or file.info.version != info.version:
                 file.since = started
             file.info = info
@@ -213,11 +172,11 @@ class FilesSource:
         # A look at very many files takes long, and must not be all that is done.
         self._next_look = started + max(self._interval, 10 * (time.monotonic() - started))
 
-    def _begin(self, name: str, file: _File, place: Place) -> None:
+    def _begin(self, name: str, file: ListedFile, place: Place) -> None:
         """From now on, this file must not go before it is read; or it is known to hold no record."""
         file.begun = self._arrived[name] = str(place)
 
-    def _is_due(self, file: _File, now: float) -> bool:
+    def _is_due(self, file: ListedFile, now: float) -> bool:
         assert file.info is not None, "only files that are there are asked about"
         if file.waits and self._has_settled(file, now):
             return True
@@ -225,10 +184,10 @@ class FilesSource:
         patient = file.waits and is_zipped(file.info.name)
         return file.info.version != file.exhausted and not patient
 
-    def _has_settled(self, file: _File, now: float) -> bool:
+    def _has_settled(self, file: ListedFile, now: float) -> bool:
         return now - file.since >= self._config.settle_seconds
 
-    def _read(self, files: Mapping[str, _File], max_records: int) -> list[RawBatch]:
+    def _read(self, files: Mapping[str, ListedFile], max_records: int) -> list[RawBatch]:
         found: list[RawBatch] = []
         room = max_records
         while self._due and room:
@@ -252,7 +211,7 @@ class FilesSource:
             room -= len(batch.positions)
         return found
 
-    def _read_file(self, name: str, file: _File, most: int) -> RawBatch | None:
+    def _read_file(self, name: str, file: ListedFile, most: int) -> RawBatch | None:
         """The next records of a file; None when it holds no more for now."""
         info = file.info
         if info is None:
@@ -360,44 +319,6 @@ class FilesSource:
 def build(config: FilesConfig, context: SourceContext) -> FilesSource:
     """The source that the catalog names."""
     return FilesSource(config, context.schema)
-
-
-def _check_gone(name: str, file: _File) -> None:
-    """Hold a file that is not there any more to what is owed of it.
-
-    Raises:
-        DataLostError: it was not read to its end.
-    """
-    place = Place.parse(file.reached)
-    if place is None:
-        return
-    grown = file.info is not None and file.info.size > place.size
-    if place.last and not grown:
-        return
-    read = f"was read up to byte or row {place.end} only" if place.end else "nothing of it was read"
-    raise DataLostError(
-        f"The file {name!r} is gone and {read}: put it back, or make a new pipeline "
-        "for what is there. A file may go once its records are in experiences."
-    )
-
-
-def _check_name(name: str) -> None:
-    """Hold a file's name to what a partition may be called.
-
-    Raises:
-        SourceStoppedError: it is too long, or is no text.
-    """
-    if len(name) > MAX_NAME:
-        raise SourceStoppedError(
-            f"The name of the file {name[:60]!r}... has {len(name)} characters, with its folders, and "
-            f"{MAX_NAME} is the most: rename it; nothing was skipped."
-        )
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise SourceStoppedError(
-            f"The name of the file {name!a} is not UTF-8: rename it; nothing was skipped."
-        ) from None
 
 
 def _id_stem(name: str) -> str:
