@@ -32,6 +32,7 @@ RANKS = [
     "streams.state.experiences",
     "streams.state.offsets",
     "streams.state.waiting",
+    "streams.state.pushed",
     "streams.state.manifest",
     "streams.store.objects",
     "streams.store.files",

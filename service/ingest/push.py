@@ -20,8 +20,8 @@ from service.state.database import lock_pipeline
 from service.updates import decisions
 from streams.base import RequestKeyReusedError
 from streams.records import LabelMap
-from streams.sources.pushed import PushedLog, Receipt
 from streams.state.manifest import Manifest
+from streams.state.pushed import PushedLog, Receipt
 from streams.state.tables import reading
 from streams.wire.decode import Decoded, decode
 

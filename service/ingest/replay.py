@@ -10,10 +10,10 @@ from service.pipelines import PipelineSpec
 from service.state import pipelines
 from service.state.database import now
 from streams.records import LabelMap, Records
-from streams.sources.pushed import PushedLog
 from streams.state import dead_letters as dead_letter_rows
 from streams.state.dead_letters import DeadLetter, batch_of
 from streams.state.manifest import Manifest
+from streams.state.pushed import PushedLog
 from streams.state.tables import reading
 from streams.wire.decode import decode
 

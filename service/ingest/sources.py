@@ -9,7 +9,7 @@ from streams.base import Source
 from streams.catalog import SOURCES, SourceConfig
 from streams.sources.merged import LABELS, REPLAYS, MergedSource
 from streams.sources.pushed import PushedConfig
-from streams.state.tables import PUSHED_PARTITION
+from streams.state.pushed import PUSHED_PARTITION
 
 
 def build_source(engine: sa.Engine, spec: PipelineSpec) -> Source:

@@ -16,21 +16,20 @@ from streams.joining import WaitingPart
 from streams.state import dead_letters as dead_letter_rows
 from streams.state import experiences as experience_rows
 from streams.state import offsets as offset_rows
+from streams.state import pushed as pushed_rows
 from streams.state import status as stream_status
 from streams.state import waiting as waiting_rows
 from streams.state.dead_letters import DeadLetter
 from streams.state.experiences import CutExperience, ExperienceRow, Part, Span
 from streams.state.offsets import NAMED_AT_ONCE, fenced
+from streams.state.pushed import PUSHED_PARTITION
 from streams.state.tables import (
     CLASSES,
     EXPERIENCES,
     METADATA,
     OFFSETS,
-    PUSHED_BATCHES,
-    PUSHED_PARTITION,
     TRIGGER_STATES,
     WAITING_PARTS,
-    PushedCursor,
     reading,
 )
 from streams.state.waiting import WaitingCommit
@@ -255,20 +254,7 @@ class Manifest:
         Records that an ingest process has read but not yet cut count as pending.
         """
         with reading(self._engine) as connection:
-            cursor = PushedCursor.parse(
-                connection.execute(
-                    sql.select(OFFSETS.c.cursor).where(
-                        OFFSETS.c.pipeline == pipeline, OFFSETS.c.partition == partition
-                    )
-                ).scalar()
-                or ""
-            )
-            batches = PUSHED_BATCHES.c
-            first = sql.case((batches.sequence == cursor.sequence, cursor.row), else_=0)
-            query = sql.select(sql.func.coalesce(sql.func.sum(batches.rows - first), 0)).where(
-                batches.pipeline == pipeline, batches.sequence >= cursor.sequence
-            )
-            return int(connection.execute(query).scalar_one())
+            return pushed_rows.pending_records(connection, pipeline, partition=partition)
 
 
 def removed_trains(connection: sql.Connection, pipeline: str) -> set[int]:

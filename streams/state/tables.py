@@ -1,11 +1,8 @@
 """The SQL tables of the data side. The service adds its own to the same metadata and owns the migrations."""
 
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Self
 
 import sqlalchemy as sql
-
-from streams.base import SourceError
 
 METADATA = sql.MetaData(
     naming_convention={
@@ -122,36 +119,6 @@ PUSHED_BATCHES = sql.Table(
     sql.Column("created_at", sql.Double, nullable=False),
     sql.UniqueConstraint("pipeline", "request_key"),
 )
-
-PUSHED_PARTITION = "pushed"
-"""The one partition of the pushed log."""
-
-
-class PushedCursor(NamedTuple):
-    """A place in the pushed log: just after `row` records of batch `sequence`. (0, 0) is the beginning."""
-
-    sequence: int
-    row: int
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """The cursor that `str` wrote, or the beginning for an empty text.
-
-        Raises:
-            SourceError: the text is not a cursor of the pushed log.
-        """
-        if not text:
-            return cls(0, 0)
-        try:
-            sequence, row = (int(number) for number in text.split(":"))
-        except ValueError as error:
-            raise SourceError(
-                f"{text[:80]!r} is not a cursor of the pushed log, such as '12:340'."
-            ) from error
-        return cls(sequence, row)
-
-    def __str__(self) -> str:
-        return f"{self.sequence}:{self.row}" if self.sequence else ""
 
 
 def reading(engine: sql.Engine) -> AbstractContextManager[sql.Connection]:

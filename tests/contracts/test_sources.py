@@ -15,8 +15,9 @@ from streams.catalog import SOURCES
 from streams.sources.datasets import DIGITS_SCHEMA, DatasetsConfig
 from streams.sources.files.config import FilesConfig
 from streams.sources.kafka.config import KafkaConfig
-from streams.sources.pushed import PushedConfig, PushedLog
+from streams.sources.pushed import PushedConfig
 from streams.sources.redis import RedisConfig
+from streams.state.pushed import PushedLog
 from streams.wire.decode import decode
 from tests.support import kafka_mock, redis_server
 from tests.support.stream_parts import SCHEMA, payload, records, sqlite_engine

@@ -18,9 +18,10 @@ from streams.ingest import Ingest, IngestConfig
 from streams.records import Records, text_column
 from streams.sources.files.config import FilesConfig
 from streams.sources.files.source import FilesSource
-from streams.sources.pushed import PushedLog, PushedSource
+from streams.sources.pushed import PushedSource
 from streams.split import Split, part_of
 from streams.state.manifest import ExperienceRow, Manifest
+from streams.state.pushed import PushedLog
 from streams.store.experiences import ExperienceStore
 from streams.triggers.catalog import RecordsTrigger
 from tests.support.real_data import elec2, mnist_test

@@ -14,9 +14,9 @@ import sqlalchemy as sql
 
 from service.state.database import connect
 from streams.sources.merged import LABELS
-from streams.sources.pushed import PushedLog
 from streams.sources.redis_cursor import RedisCursor
-from streams.state.tables import PUSHED_BATCHES, PUSHED_PARTITION, PushedCursor
+from streams.state.pushed import PUSHED_PARTITION, PushedCursor, PushedLog
+from streams.state.tables import PUSHED_BATCHES
 from streams.wire.decode import decode_json
 from tests.chaos.crashes.files import FilesStream, Partition
 from tests.chaos.crashes.records import CHUNK, LANES, Item, Variant, chunk, lane_items, schema_of

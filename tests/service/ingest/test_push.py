@@ -19,8 +19,8 @@ from service.errors import (
 from service.ingest import push as intake
 from service.state import backlog
 from streams.sources.datasets import DIGITS_SCHEMA
-from streams.sources.pushed import Receipt
 from streams.state.manifest import Manifest
+from streams.state.pushed import Receipt
 from tests.support.service_parts import NAME, claim, declare, queued, read, states
 from tests.support.threads import outcome, together
 

@@ -8,7 +8,8 @@ import pytest
 
 from streams.base import RawBatch, Source, SourceError, SourceStoppedError
 from streams.sources.merged import LABELS, REPLAYS, MergedSource
-from streams.sources.pushed import PushedLog, PushedSource
+from streams.sources.pushed import PushedSource
+from streams.state.pushed import PushedLog
 from tests.support.ingest_environment import PIPELINE
 from tests.support.stream_parts import SCHEMA, ListSource, payload, records, sqlite_engine
 

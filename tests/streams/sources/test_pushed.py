@@ -8,8 +8,9 @@ import pytest
 import sqlalchemy as sql
 
 from streams.base import DataLostError, RequestKeyReusedError, SourceError
-from streams.sources.pushed import REQUEST_KEY_SECONDS, PushedLog, PushedSource, Receipt
+from streams.sources.pushed import PushedSource
 from streams.state.manifest import Commit, Manifest, Span
+from streams.state.pushed import REQUEST_KEY_SECONDS, PushedLog, Receipt
 from streams.state.tables import PUSHED_BATCHES
 from streams.wire.decode import decode
 from tests.support.stream_parts import SCHEMA, records, sqlite_engine
