@@ -16,17 +16,18 @@ from streams.wire.decode import decode_json
 SCHEMA = RecordSchema(shape=(2,), classes=("down", "up"))
 
 
-def sqlite_engine(path: Path) -> sql.Engine:
-    """SQLite as the service opens it: WAL, and transactions that lock when they begin."""
+def sqlite_engine(path: Path, *, busy_milliseconds: int = 30_000) -> sql.Engine:
+    """SQLite as the service opens it: WAL, and transactions that lock at once unless they only read."""
     engine = sql.create_engine(f"sqlite:///{path}")
 
     def prepare(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the driver would begin too late; the listener below does it
-        for pragma in ("journal_mode=WAL", "busy_timeout=30000"):
+        for pragma in ("journal_mode=WAL", f"busy_timeout={busy_milliseconds}"):
             connection.execute(f"PRAGMA {pragma}")
 
     def begin(connection: sql.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        mode = connection.get_execution_options().get("sqlite_begin", "IMMEDIATE")
+        connection.exec_driver_sql(f"BEGIN {mode}")
 
     sql.event.listen(engine, "connect", prepare)
     sql.event.listen(engine, "begin", begin)
