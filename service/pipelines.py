@@ -114,7 +114,7 @@ class PipelineSpec(BaseModel):
 
     @model_validator(mode="after")
     def _source_fits(self) -> Self:
-        problem = SOURCES[self.source.kind].misfit(self.source, self.record_schema)
+        problem = SOURCES[self.source.kind].problem(self.source, self.record_schema)
         if problem:
             raise ValueError(problem)
         return self
@@ -127,7 +127,7 @@ class PipelineSpec(BaseModel):
             raise ValueError("a label_source wants schema.labels_within_seconds: how late a label may come")
         if self.label_source.kind == self.source.kind == "pushed":
             raise ValueError("labels can be pushed to the pipeline itself: leave label_source out")
-        problem = SOURCES[self.label_source.kind].misfit(self.label_source, self.record_schema)
+        problem = SOURCES[self.label_source.kind].problem(self.label_source, self.record_schema)
         if problem:
             raise ValueError(f"label_source: {problem}")
         return self

@@ -193,11 +193,11 @@ class SourceConfig(BaseModel):
 
     kind: str
 
-    def misfit(self, schema: RecordSchema) -> str | None:
+    def problem(self, schema: RecordSchema) -> str | None:
         """Why this source cannot give records of that schema, as a sentence; None when it can."""
         return None
 
-    def outside(self, roots: Sequence[Path | str]) -> str | None:
+    def location_problem(self, roots: Sequence[Path | str]) -> str | None:
         """Why this source may not be read where only these folders and s3:// prefixes may, as a sentence."""
         return None
 

@@ -29,9 +29,9 @@ class SourceSpec:
     """"module:function", imported when a source is built."""
     summary: str
 
-    def misfit(self, config: SourceConfig, schema: RecordSchema) -> str | None:
+    def problem(self, config: SourceConfig, schema: RecordSchema) -> str | None:
         """Why this source cannot give records of that schema, as a sentence; None when it can."""
-        return config.misfit(schema)
+        return config.problem(schema)
 
     def build(self, config: SourceConfig, *, pipeline: str, schema: RecordSchema, engine: Engine) -> Source:
         """The source of one pipeline, not yet open."""

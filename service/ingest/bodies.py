@@ -88,9 +88,11 @@ def rows_of_stream(body: bytes) -> int:
             f"The body is not an Arrow IPC stream: {error}.",
             fix="Send what an Arrow stream writer wrote, whole.",
         ) from error
-    told = size.too_large(body)
-    if told is not None:
-        raise RecordsInvalidError(f"The body is too large: {told}.", fix="Send fewer records in a request.")
+    problem = size.problem(body)
+    if problem is not None:
+        raise RecordsInvalidError(
+            f"The body is too large: {problem}.", fix="Send fewer records in a request."
+        )
     return size.rows
 
 

@@ -53,7 +53,7 @@ def require_allowed(spec: PipelineSpec, settings: Settings) -> None:
             members={"errors": [{"where": "trigger", "problem": told}]},
         )
     for field, config in (("source", spec.source), ("label_source", spec.label_source)):
-        problem = None if config is None else config.outside(settings.roots)
+        problem = None if config is None else config.location_problem(settings.roots)
         if problem:
             raise PipelineInvalidError(
                 f"The pipeline is not valid: {field}: {problem}",

@@ -104,7 +104,7 @@ class DatasetsConfig(SourceConfig):
             return RAREST_PAIR[self.images] if self.of_mnist else _RAREST_PAIR_OF_DIGITS
         return IMAGES[self.images] if self.of_mnist else _ALL_DIGITS
 
-    def misfit(self, schema: RecordSchema) -> str | None:
+    def problem(self, schema: RecordSchema) -> str | None:
         """See `SourceConfig`."""
         wanted, name = (MNIST_SCHEMA, "MNIST's") if self.of_mnist else (DIGITS_SCHEMA, "The built-in")
         if (schema.shape, schema.classes, schema.groups) != (wanted.shape, wanted.classes, wanted.groups):

@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from streams.base import DataLostError, LazyTexts, RawBatch, SourceConfig, SourceContext, SourceError
-from streams.sources.redis_cursor import ZERO, RedisCursor, StreamState, id_of, id_text, loss
+from streams.sources.redis_cursor import ZERO, RedisCursor, StreamState, id_of, id_text
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -80,7 +80,7 @@ class RedisConfig(SourceConfig):
     @field_validator("url")
     @classmethod
     def _is_a_url(cls, url: str | None) -> str | None:
-        problem = None if url is None else _problem_of_url(url)
+        problem = None if url is None else _url_problem(url)
         if problem:
             raise ValueError(problem)
         if url is not None and _secrets(url):
@@ -213,7 +213,7 @@ class RedisSource:
             return self._config.url
         name = self._config.url_env or ""
         url = os.environ.get(name, "")
-        problem = _problem_of_url(url)
+        problem = _url_problem(url)
         if problem:
             told = f"{problem[0].upper()}{problem[1:]}" if url else "It is not set"
             raise SourceError(
@@ -269,7 +269,7 @@ class RedisSource:
         elif isinstance(entries, Exception):
             raise self._refused(entries, f"cannot be read: stream {name!r}")
         present = bool(entries) and entries[0][0] == id_text(place.entry).encode()
-        problem = loss(place, state, present=present)
+        problem = place.problem(state, present=present)
         if problem:
             raise DataLostError(
                 f"Stream {name!r} of Redis was read up to {id_text(place.entry)} and no longer holds all "
@@ -339,7 +339,7 @@ def build(config: RedisConfig, context: SourceContext) -> RedisSource:
     return RedisSource(config)
 
 
-def _problem_of_url(url: str) -> str | None:
+def _url_problem(url: str) -> str | None:
     """What is wrong with a URL, without quoting it; None when nothing is."""
     try:
         parts = urlsplit(url)

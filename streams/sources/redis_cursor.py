@@ -64,6 +64,36 @@ class RedisCursor(NamedTuple):
         added = None if self.added is None else self.added + count
         return RedisCursor(entry, added, self.forgiven, begun=True)
 
+    def problem(self, state: "StreamState | None", *, present: bool) -> str | None:
+        """Why entries after this one may be gone, as the end of a sentence; None when all of them are there.
+
+        `present` is whether its own entry is still in the stream. Trimming takes entries strictly from the
+        oldest on, so while that one is there, or an older one, nothing after it was trimmed.
+        """
+        if state is None:
+            return "the whole stream is gone" if self.begun else None
+        if state.last < self.entry:
+            return f"its newest id is {id_text(state.last)}, so the server has gone back to an older state"
+        if state.deleted > max(self.entry, self.forgiven):
+            return f"{id_text(state.deleted)} was deleted before it was read"
+        if present:
+            return None
+        if state.first is not None and state.first <= self.entry:
+            if state.deleted >= self.entry:
+                return None
+            return (
+                f"the entry {id_text(self.entry)} itself was never deleted and is not there, so data was lost"
+            )
+        begins = "it is empty" if state.first is None else f"it begins at {id_text(state.first)}"
+        if self.added is None:
+            return None if state.last == self.entry else f"{begins}, and nothing tells what was in between"
+        missing = state.added - self.added - state.length
+        if missing > 0:
+            return f"{begins}, and {missing:,} entries before that were trimmed or deleted unread"
+        if missing < 0:
+            return f"{begins}, and it was given fewer entries than were read of it, so it was made anew"
+        return None
+
 
 @dataclass(frozen=True)
 class StreamState:
@@ -94,35 +124,6 @@ class StreamState:
             last=id_of(told["last-generated-id"]),
             deleted=id_of(told["max-deleted-entry-id"]),
         )
-
-
-def loss(place: RedisCursor, state: StreamState | None, *, present: bool) -> str | None:
-    """Why entries after `place` may be gone, as the end of a sentence; None when all of them are there.
-
-    `present` is whether the entry at `place` is still in the stream. Trimming takes entries strictly from the
-    oldest on, so while that one is there, or an older one, nothing after it was trimmed.
-    """
-    if state is None:
-        return "the whole stream is gone" if place.begun else None
-    if state.last < place.entry:
-        return f"its newest id is {id_text(state.last)}, so the server has gone back to an older state"
-    if state.deleted > max(place.entry, place.forgiven):
-        return f"{id_text(state.deleted)} was deleted before it was read"
-    if present:
-        return None
-    if state.first is not None and state.first <= place.entry:
-        if state.deleted >= place.entry:
-            return None
-        return f"the entry {id_text(place.entry)} itself was never deleted and is not there, so data was lost"
-    begins = "it is empty" if state.first is None else f"it begins at {id_text(state.first)}"
-    if place.added is None:
-        return None if state.last == place.entry else f"{begins}, and nothing tells what was in between"
-    missing = state.added - place.added - state.length
-    if missing > 0:
-        return f"{begins}, and {missing:,} entries before that were trimmed or deleted unread"
-    if missing < 0:
-        return f"{begins}, and it was given fewer entries than were read of it, so it was made anew"
-    return None
 
 
 def id_of(text: bytes) -> EntryId:

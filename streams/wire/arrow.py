@@ -137,7 +137,7 @@ def count_records(payload: bytes) -> int | None:
         size = size_of(payload)
     except _BROKEN:
         return None
-    return None if size.too_large(payload) else size.rows
+    return None if size.problem(payload) else size.rows
 
 
 @dataclass(frozen=True)
@@ -236,9 +236,9 @@ def _open(payload: bytes) -> pa.Table:
     is_file = payload.startswith(b"ARROW1")
     try:
         size = size_of(payload)
-        told = size.too_large(payload)
-        if told is not None:
-            raise ValueError(told)
+        problem = size.problem(payload)
+        if problem is not None:
+            raise ValueError(problem)
         found = (pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).read_all()
         # What was counted is what was announced: more would never be read, and be lost.
         if found.num_rows != size.rows:

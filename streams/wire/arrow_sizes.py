@@ -34,7 +34,7 @@ class Size:
     unpacked_bytes: int
     """Of all buffers once they are unpacked."""
 
-    def too_large(self, payload: bytes) -> str | None:
+    def problem(self, payload: bytes) -> str | None:
         """What is wrong with a payload of this size; None where nothing is."""
         if self.unpacked_bytes > max(MAX_UNPACKED_BYTES, len(payload)):
             most = MAX_UNPACKED_BYTES / 2**30

@@ -14,7 +14,7 @@ from pyarrow import csv as arrow_csv
 from streams.base import RecordInvalidError, RecordSchema, TableColumns
 from streams.wire.base import Faults
 from streams.wire.rules import Draft
-from streams.wire.tables import feature_columns, schema_difference, table_draft
+from streams.wire.tables import columns_problem, feature_columns, table_draft
 
 _FEW = 256
 """So many lines are looked at one by one when they cannot be parsed together."""
@@ -28,9 +28,9 @@ def draft_csv(
     Raises:
         RecordInvalidError: the header has not the declared columns (schema-mismatch).
     """
-    told = schema_difference([(name, None) for name in header], schema, table)
-    if told is not None:
-        raise RecordInvalidError(f"The header has not the declared columns: {told}.", "schema-mismatch")
+    problem = columns_problem([(name, None) for name in header], schema, table)
+    if problem is not None:
+        raise RecordInvalidError(f"The header has not the declared columns: {problem}.", "schema-mismatch")
     faults = Faults()
     found = _Parser(header, frozenset(feature_columns(schema))).table(lines, faults)
     return table_draft(found, schema, table, faults)

@@ -25,7 +25,7 @@ from streams.wire.base import PAYLOAD_CAP_BYTES, Decoded, Reason, Rejected, all_
 from streams.wire.csv import draft_csv
 from streams.wire.rows import JsonRecord, draft_json, draft_msgpack, json_fields
 from streams.wire.rules import Draft, accept, examine
-from streams.wire.tables import schema_difference
+from streams.wire.tables import columns_problem
 
 __all__ = [
     "FINGERPRINT_KEY",
@@ -35,6 +35,7 @@ __all__ = [
     "Reason",
     "Rejected",
     "check_fingerprint",
+    "columns_problem",
     "count_records",
     "decode",
     "decode_batch",
@@ -43,7 +44,6 @@ __all__ = [
     "encode_json",
     "from_arrow",
     "json_fields",
-    "schema_difference",
     "to_arrow",
 ]
 

@@ -35,7 +35,7 @@ def group_column(name: str, present: Iterable[str]) -> str:
     return f"group:{name}" if f"group:{name}" in present else name
 
 
-def schema_difference(
+def columns_problem(
     columns: Sequence[tuple[str, pa.DataType | None]], schema: RecordSchema, table: TableColumns
 ) -> str | None:
     """How the columns of a table differ from what is declared; None when records can be read from them.
@@ -77,9 +77,9 @@ def table_draft(
     Raises:
         RecordInvalidError: the columns are not those that are declared (schema-mismatch).
     """
-    told = schema_difference([(field.name, field.type) for field in found.schema], schema, table)
-    if told is not None:
-        raise RecordInvalidError(f"The table has not the declared columns: {told}.", "schema-mismatch")
+    problem = columns_problem([(field.name, field.type) for field in found.schema], schema, table)
+    if problem is not None:
+        raise RecordInvalidError(f"The table has not the declared columns: {problem}.", "schema-mismatch")
     faults = Faults() if faults is None else faults
     count = found.num_rows
     ids = pa.nulls(count, pa.string()) if table.id is None else _texts(found, table.id)

@@ -206,6 +206,6 @@ def test_every_kind_names_itself() -> None:
 
 
 def test_a_config_fits_the_schema_of_its_stream_and_can_be_stored(stream: Stream) -> None:
-    assert SOURCES[stream.kind].misfit(stream.config, stream.schema) is None
+    assert SOURCES[stream.kind].problem(stream.config, stream.schema) is None
     stored = stream.config.model_dump(mode="json")
     assert type(stream.config).model_validate(stored) == stream.config

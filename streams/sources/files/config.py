@@ -63,7 +63,7 @@ class FilesConfig(SourceConfig):
         """Which columns of CSV, Parquet and Arrow files hold what."""
         return TableColumns(id=self.id, label=self.label, time=self.time, split_key=self.split_key)
 
-    def outside(self, roots: Sequence[Path | str]) -> str | None:
+    def location_problem(self, roots: Sequence[Path | str]) -> str | None:
         """Why this location may not be read where only these roots may, as a sentence; None when it may.
 
         A root is a folder, or a text such as "s3://bucket/prefix". Links are followed before it is judged.

@@ -37,7 +37,7 @@ from streams.store.objects import (
     ObjectMissingError,
     open_objects,
 )
-from streams.wire.decode import FINGERPRINT_KEY, check_fingerprint, schema_difference
+from streams.wire.decode import FINGERPRINT_KEY, check_fingerprint, columns_problem
 
 _LOOK_SECONDS = 0.2
 _BLOCK_BYTES = 1024 * 1024
@@ -308,10 +308,10 @@ class FilesSource:
             raise SchemaChangedError(f"The file {name!r}: {error}") from error
 
     def _check(self, name: str, columns: Sequence[tuple[str, Any]]) -> None:
-        told = schema_difference(columns, self._schema, self._config.table)
-        if told is not None:
+        problem = columns_problem(columns, self._schema, self._config.table)
+        if problem is not None:
             raise SchemaChangedError(
-                f"The file {name!r} has not the declared columns: {told}. Take it away or write it anew "
+                f"The file {name!r} has not the declared columns: {problem}. Take it away or write it anew "
                 "under a new name, or make a new pipeline for the new form."
             )
 

@@ -207,7 +207,7 @@ def test_a_quick_rotation_is_the_rotation_of_scipy() -> None:
 def test_mnist_is_encoded_for_the_schema_of_the_pipeline() -> None:
     schema = MNIST_SCHEMA.model_copy(update={"minimum": 0.0, "maximum": 255.0})
     config = mnist_config("split-mnist")
-    assert config.misfit(schema) is None
+    assert config.problem(schema) is None
     source = DatasetsSource(config, schema)
     source.open({})
     (batch,) = source.poll(10, 0.0)
@@ -216,7 +216,7 @@ def test_mnist_is_encoded_for_the_schema_of_the_pipeline() -> None:
 
 @pytest.mark.parametrize("changes", [{"dtype": "float32"}, {"shape": (8, 8)}, {"maximum": 254.0}])
 def test_a_schema_that_mnist_does_not_fit_is_named(changes: dict[str, object]) -> None:
-    problem = mnist_config("split-mnist").misfit(MNIST_SCHEMA.model_copy(update=changes))
+    problem = mnist_config("split-mnist").problem(MNIST_SCHEMA.model_copy(update=changes))
     assert problem is not None
     assert problem.startswith("MNIST's digits have")
 
@@ -263,8 +263,8 @@ def test_polling_before_opening_is_an_error() -> None:
 
 
 def test_a_schema_that_digits_do_not_fit_is_named() -> None:
-    assert ROTATED.misfit(DIGITS_SCHEMA) is None
-    problem = ROTATED.misfit(DIGITS_SCHEMA.model_copy(update={"shape": (28, 28)}))
+    assert ROTATED.problem(DIGITS_SCHEMA) is None
+    problem = ROTATED.problem(DIGITS_SCHEMA.model_copy(update={"shape": (28, 28)}))
     assert problem is not None
     assert "[8, 8]" in problem
 
@@ -272,7 +272,7 @@ def test_a_schema_that_digits_do_not_fit_is_named() -> None:
 @pytest.mark.parametrize("limits", [{"maximum": 1.0}, {"maximum": 15.9}, {"minimum": 0.1}])
 def test_limits_that_digits_do_not_keep_are_named(limits: dict[str, float]) -> None:
     free = {"minimum": None, "maximum": None}
-    problem = ROTATED.misfit(DIGITS_SCHEMA.model_copy(update=free | limits))
+    problem = ROTATED.problem(DIGITS_SCHEMA.model_copy(update=free | limits))
     assert problem is not None
     assert "from 0 to 16" in problem
 
@@ -280,7 +280,7 @@ def test_limits_that_digits_do_not_keep_are_named(limits: dict[str, float]) -> N
 @pytest.mark.parametrize("limits", [{}, {"minimum": -1.0, "maximum": 16.0}, {"maximum": 255.0}])
 def test_limits_that_digits_keep_are_taken(limits: dict[str, float]) -> None:
     free = {"minimum": None, "maximum": None}
-    assert ROTATED.misfit(DIGITS_SCHEMA.model_copy(update=free | limits)) is None
+    assert ROTATED.problem(DIGITS_SCHEMA.model_copy(update=free | limits)) is None
 
 
 @pytest.mark.parametrize(

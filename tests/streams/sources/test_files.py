@@ -673,14 +673,14 @@ def test_a_location_outside_the_allowed_roots_is_told(tmp_path: Path) -> None:
     (inside / "link").symlink_to(outside)
     roots: Sequence[Path | str] = [inside, "s3://bucket/prefix"]
     for good in (inside, inside / "day", "s3://bucket/prefix", "s3://bucket/prefix/day/"):
-        assert FilesConfig(location=str(good)).outside(roots) is None
+        assert FilesConfig(location=str(good)).location_problem(roots) is None
     folders = (outside, inside / "link", inside / ".." / "out", "/", f"{inside}2")
     for location in (*folders, "s3://bucket", "s3://bucket/prefix2"):
-        told = FilesConfig(location=str(location)).outside(roots)
+        told = FilesConfig(location=str(location)).location_problem(roots)
         assert told is not None
         assert "not within" in told
-    assert FilesConfig(location="s3://bucket").outside([inside]) is not None
-    assert FilesConfig(location=str(inside)).outside([]) is not None
+    assert FilesConfig(location="s3://bucket").location_problem([inside]) is not None
+    assert FilesConfig(location=str(inside)).location_problem([]) is not None
 
 
 def test_the_catalog_builds_it(tmp_path: Path) -> None:

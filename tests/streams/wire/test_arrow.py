@@ -16,11 +16,11 @@ from streams.records import LabelMap, Records, check_texts, compact, text_column
 from streams.wire.arrow_sizes import size_of
 from streams.wire.decode import (
     Decoded,
+    columns_problem,
     count_records,
     decode,
     encode_batch,
     from_arrow,
-    schema_difference,
     to_arrow,
 )
 from tests.support.real_data import elec2, mnist_test
@@ -221,7 +221,7 @@ def test_other_columns_refuse_the_payload_and_are_spelled_out(changes: dict[str,
     assert (bad.position, bad.reason, len(found.records)) == ("p3", "schema-mismatch", 0)
     assert bad.detail == f"The table has not the declared columns: {told}."
     types = [(field.name, field.type) for field in whole.schema]
-    assert schema_difference(types, TABLE, TableColumns()) == told
+    assert columns_problem(types, TABLE, TableColumns()) == told
 
 
 def test_features_of_another_size_are_another_type_or_a_bad_row() -> None:
