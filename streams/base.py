@@ -1,4 +1,4 @@
-"""What a record, an experience and a source are; the errors of the data side.
+"""Records, experiences and sources: their types and protocols, and the errors of the data side.
 
 StreamError
 ├── RecordInvalidError     a record does not fit the declared schema (becomes a dead letter)
@@ -6,7 +6,7 @@ StreamError
 ├── SourceError            a source cannot be read now; trying again may help
 │   └── SourceStoppedError only a person can help; nothing is skipped meanwhile
 │       ├── DataLostError      the source no longer holds records that were never ingested
-│       └── SchemaChangedError what the producer sends has another form than the pipeline declares
+│       └── SchemaChangedError the producer sends other columns or types than the pipeline declares
 ├── RequestKeyReusedError  a request key came again, with other records
 └── FencedError            another ingest process has moved this pipeline's offsets
 """
@@ -67,7 +67,7 @@ class DataLostError(SourceStoppedError):
 
 
 class SchemaChangedError(SourceStoppedError):
-    """What the producer sends has another form than the pipeline declares. The message spells it out."""
+    """The producer sends other columns or types than the pipeline declares. The message lists them."""
 
 
 class RequestKeyReusedError(StreamError):
@@ -83,7 +83,7 @@ MAX_FEATURES = 2**24
 
 
 class RecordSchema(BaseModel):
-    """What every record of a pipeline looks like. Declared once, with the pipeline."""
+    """The shape, types and classes of every record of a pipeline. Declared once, with the pipeline."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -105,7 +105,7 @@ class RecordSchema(BaseModel):
     classes: tuple[ClassName, ...] = Field(
         (),
         validate_default=True,
-        description="The known labels; a label's dense class id is its place here.",
+        description="The known labels; a label's dense class id is its index here.",
     )
     groups: tuple[ClassName, ...] = Field((), description="Names of the group columns each record carries.")
     minimum: float | None = Field(None, description="Smallest feature value allowed.")
@@ -187,7 +187,7 @@ class Experience:
 
 
 class SourceConfig(BaseModel):
-    """What a pipeline says about its source; every source has its own kind."""
+    """The configuration of a source. Every source has its own kind."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -198,13 +198,13 @@ class SourceConfig(BaseModel):
         return None
 
     def location_problem(self, roots: Sequence[Path | str]) -> str | None:
-        """Why this source may not be read where only these folders and s3:// prefixes may, as a sentence."""
+        """Why the source's location is not below one of these folders or s3:// prefixes; None when it is."""
         return None
 
 
 @dataclass(frozen=True)
 class SourceContext:
-    """What a source is built from, besides its config."""
+    """Everything that a source is built from, except its config."""
 
     pipeline: str
     schema: RecordSchema
@@ -212,15 +212,15 @@ class SourceContext:
 
 
 class LazyTexts(Sequence[str]):
-    """Texts that are made when they are asked for: most cursors of a batch never are."""
+    """A sequence of texts, each made when it is read: most cursors of a batch never are."""
 
-    def __init__(self, make: Callable[[int], str], places: range) -> None:
-        """`make(place)` is the text at a place; `places` are those that this sequence holds, in order."""
+    def __init__(self, make: Callable[[int], str], indices: range) -> None:
+        """`make(index)` is the text at an index; `indices` are those that this sequence holds, in order."""
         self._make = make
-        self._places = places
+        self._indices = indices
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._indices)
 
     @overload
     def __getitem__(self, at: int) -> str: ...
@@ -228,18 +228,18 @@ class LazyTexts(Sequence[str]):
     def __getitem__(self, at: slice) -> "LazyTexts": ...
     def __getitem__(self, at: int | slice) -> "str | LazyTexts":
         if isinstance(at, slice):
-            return LazyTexts(self._make, self._places[at])
-        return self._make(self._places[at])
+            return LazyTexts(self._make, self._indices[at])
+        return self._make(self._indices[at])
 
 
-def select(texts: Sequence[str], places: NDArray[np.int64]) -> Sequence[str]:
-    """The texts at these places, not made before they are asked for."""
-    return LazyTexts(lambda place: texts[int(places[place])], range(len(places)))
+def select(texts: Sequence[str], indices: NDArray[np.int64]) -> Sequence[str]:
+    """The texts at these indices, each made when it is read."""
+    return LazyTexts(lambda index: texts[int(indices[index])], range(len(indices)))
 
 
 @dataclass(frozen=True)
 class TableColumns:
-    """Which columns of a table hold what, besides the features. Used for CSV and foreign Arrow batches."""
+    """The columns of a table that are not features. For CSV, and for Arrow that other programs wrote."""
 
     id: str | None = "id"
     """None: the rows carry no id, and `RawBatch.ids` names them."""
@@ -268,10 +268,10 @@ class RawBatch:
     header: Sequence[str] = ()
     """Only "csv": the names of the columns, in the order of the payloads' fields."""
     table: TableColumns = TableColumns()
-    """Only "csv", and "arrow" that a stranger wrote: which columns hold what."""
-    places: Sequence[str] = ()
-    """One a record where the cursor of a record may differ from one reading to the next: what never does, for
-    the position of a dead letter. Empty: the cursors are so."""
+    """Only "csv", and "arrow" that another program wrote: which columns hold what."""
+    stable_positions: Sequence[str] = ()
+    """One a record, the same whenever the record is read: the position of a dead letter. Empty where the
+    cursors themselves never change."""
     ids: Sequence[str] = ()
     """One a record where the records carry no id (`table.id` is None); stable, and unique in the pipeline."""
     arrived_at: float = math.nan
@@ -313,36 +313,36 @@ class Source(Protocol):
 
 @runtime_checkable
 class TrimmedSource(Source, Protocol):
-    """A source whose records are kept for us alone, and may go once they are in committed experiences."""
+    """A source that may delete its records once they are in committed experiences."""
 
     def trim(self, cursors: Mapping[str, str]) -> None:
-        """Forget the records at and before these committed cursors. Safe to skip and safe to repeat."""
+        """Delete the records at and before these committed cursors. Safe to skip and safe to repeat."""
         ...
 
 
 @runtime_checkable
 class AnnouncingSource(Source, Protocol):
-    """A source that says where it begins, which is committed before any of its records is.
+    """A source that reports where each partition begins, before any record of it is committed.
 
-    So what is lost before the first record of a partition is committed is missed, even after a restart.
+    The beginning is committed, so that a loss before the first record is noticed, even after a restart.
     """
 
     def arrived(self, cursors: Mapping[str, str]) -> Mapping[str, str]:
-        """What these committed cursors must say as well: of partitions of which no record is committed, that
-        they are there, or that they hold none.
+        """Cursors to commit for partitions of which no record is committed: where each begins, or that it
+        holds no record. `cursors` are those committed so far.
 
-        The caller commits it. Safe to skip: it is named again.
+        The caller commits them. Safe to skip: they are reported again.
         """
         ...
 
 
 @runtime_checkable
 class ForgettingSource(Source, Protocol):
-    """A source whose partitions come and go, so that the table of offsets need not keep all of them."""
+    """A source whose partitions come and go: the offsets of those that are gone can be deleted."""
 
     def forget(self, cursors: Mapping[str, str]) -> list[str]:
-        """Which of these committed cursors are of no use any more: the partition is gone and was consumed.
+        """Partitions among these committed cursors that are gone from the source and were read to their end.
 
-        The caller drops their offsets. Safe to skip: they are named again.
+        The caller deletes their offsets. Safe to skip: they are reported again.
         """
         ...

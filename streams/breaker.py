@@ -1,4 +1,4 @@
-"""The circuit breaker: a stream that has turned bad waits for a person instead of becoming dead letters."""
+"""Circuit breaker: stops a stream when too large a share of its records become dead letters."""
 
 from collections import deque
 
@@ -8,7 +8,7 @@ from streams.base import SourceStoppedError
 
 
 class TooManyBadRecordsError(SourceStoppedError):
-    """The share of bad records passed the limit. What was refused is stored, and can be replayed."""
+    """The share of bad records passed the limit. The refused ones are stored, and can be replayed."""
 
 
 class CircuitBreaker(BaseModel):
@@ -25,7 +25,7 @@ class CircuitBreaker(BaseModel):
 
 
 class BadShare:
-    """Counts what came and what was refused. Begins anew with every process, and after every resumption."""
+    """Counts records read and refused, from zero in every process and after every resumption."""
 
     def __init__(self, config: CircuitBreaker, pipeline: str) -> None:
         self._config = config
@@ -52,5 +52,5 @@ class BadShare:
             raise TooManyBadRecordsError(
                 f"{self._refused:,} of the last {self._came:,} records of {self._pipeline!r} do not fit; the "
                 f"limit is {self._config.max_bad_share:.0%}. They are kept as dead letters: look at them, "
-                "mend the producer, and resume the stream."
+                "fix the producer, and resume the stream."
             )

@@ -1,6 +1,6 @@
-"""SOURCES: every source by name. Adding one is one file and one line here.
+"""SOURCES: every source by name. A new source is one file and one line here.
 
-The catalog can be read, and every config validated, without the library of any source.
+Importing the catalog, and validating any config, needs no library of any source.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Commits of one ingest process: the offsets it has moved, and the revision that its next commit follows."""
+"""Commits of one ingest process, fenced by the revision of the stream that it has read."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from streams.state.manifest import (
 
 
 class Committer:
-    """Commits for one pipeline, as long as no other process does. Not thread-safe."""
+    """Commits the progress of one pipeline, as long as no other process does. Not thread-safe."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class Committer:
         self._pipeline = pipeline
         self._manifest = manifest
         self._also = also
-        # First of all: what another process commits while the rest is read fences this one.
+        # Read first: a commit of another process while the rest is read then fences this one.
         self._revision = manifest.revision(pipeline)
         self._cursors = manifest.cursors(pipeline)
         self.labels = LabelMap(schema, manifest.classes(pipeline) or None)
@@ -92,7 +92,7 @@ class Committer:
 
     @contextmanager
     def fenced_if_lost(self) -> Iterator[None]:
-        """Tell lost data from data that another process has committed and trimmed meanwhile.
+        """Distinguish lost data from data that another process has committed and trimmed meanwhile.
 
         Raises:
             FencedError: the source misses data, and another process has committed: nothing is lost.

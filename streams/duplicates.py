@@ -1,11 +1,11 @@
-"""Records that a producer sends twice, known by their id over a declared window.
+"""Duplicate window: recognises records that a producer sends twice, by their id.
 
 The window is counted in accepted records and ends at the border of an experience: an id is known when it
-stands in one of the latest experiences that together hold at least `window` records, or among the records
-that are not yet cut. So what is known follows from what was committed, and a restart knows the same.
+is in one of the latest experiences that together hold at least `window` records, or among the records that
+are not yet cut. What is known depends only on what was committed, so it is the same after a restart.
 
 Ids are kept as two hashes of 64 bits, 24 bytes a record: were they random, two of a billion ids would share
-both with a probability below 1e-20. They are not cryptographic: who chooses the ids can make two that do.
+both with a probability below 1e-20. They are not cryptographic: whoever chooses the ids can make two that do.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ _Columns = tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]]
 
 
 class DuplicateWindow:
-    """The ids seen lately. Not thread-safe."""
+    """The ids within the window. Not thread-safe."""
 
     def __init__(self, window: int) -> None:
-        """`window` accepted records back at least; 0 knows nothing."""
+        """`window`: how many accepted records back an id is known, at least; 0: none is."""
         self._window = window
         self._runs: list[_Columns] = []
         self._next = 0
@@ -32,11 +32,11 @@ class DuplicateWindow:
 
     @property
     def wanted(self) -> bool:
-        """Whether anything is to be known at all."""
+        """Whether the window is longer than 0."""
         return self._window > 0
 
     def committed(self, rows: int) -> None:
-        """The oldest `rows` records that are not yet in an experience now are in one, of their own."""
+        """Note that the oldest `rows` records outside of experiences were committed as one experience."""
         if not self.wanted:
             return
         self._ends.append((self._ends[-1] if self._ends else 0) + rows)
@@ -44,7 +44,7 @@ class DuplicateWindow:
         self._expire()
 
     def knows(self, ids: pa.StringArray) -> NDArray[np.bool_]:
-        """(n,) whether each id is known; none is known any better afterwards."""
+        """(n,) whether each id is known. Adds none of them."""
         first, second = _hashes(ids)
         known = np.zeros(len(ids), dtype=np.bool_)
         for run in self._runs:
@@ -52,7 +52,7 @@ class DuplicateWindow:
         return known
 
     def add(self, ids: pa.StringArray) -> NDArray[np.bool_]:
-        """(n,) whether each id is new; the new ones are known from now on."""
+        """Add ids; (n,) whether each was new."""
         first, second = _hashes(ids)
         new = _first_of_each(first, second)
         for run in self._runs:
@@ -65,15 +65,15 @@ class DuplicateWindow:
         return new
 
     def pass_over(self, count: int) -> None:
-        """So many records come whose ids are not to be known."""
+        """Count records whose ids are not added."""
         self._next += count
 
     def _in_run(
         self, run: _Columns, first: NDArray[np.uint64], second: NDArray[np.uint64]
     ) -> NDArray[np.bool_]:
         firsts, seconds, ordinals = run
-        place = np.searchsorted(firsts, first)
-        inside = np.minimum(place, len(firsts) - 1)
+        index = np.searchsorted(firsts, first)
+        inside = np.minimum(index, len(firsts) - 1)
         return np.asarray(
             (firsts[inside] == first) & (seconds[inside] == second) & (ordinals[inside] >= self._oldest)
         )
@@ -82,14 +82,14 @@ class DuplicateWindow:
     def _oldest(self) -> int:
         """The ordinal that the window begins at: the start of the first experience that reaches into it."""
         total = self._ends[-1] if self._ends else 0
-        place = int(np.searchsorted(self._ends, total - self._window, side="right"))
-        return self._ends[place - 1] if place else 0
+        index = int(np.searchsorted(self._ends, total - self._window, side="right"))
+        return self._ends[index - 1] if index else 0
 
     def _insert(self, columns: _Columns) -> None:
         """Runs are sorted, each at least twice the next, so that a look asks few of them."""
         run = _sorted(columns)
         while self._runs and len(self._runs[-1][0]) < 2 * len(run[0]):
-            # The newer first: of an id that came back after its time, the later place counts.
+            # The newer first: of an id that came back after its time, the later ordinal counts.
             run = _sorted(_joined([run, self._runs.pop()]))
         self._runs.append(run)
 
@@ -104,10 +104,10 @@ class DuplicateWindow:
             elif share > 0:
                 kept.append((run[0][alive], run[1][alive], run[2][alive]))
         self._runs = kept
-        # Whole experiences before the window say nothing any more but where it begins.
-        place = int(np.searchsorted(self._ends, oldest, side="left"))
-        if oldest and place:
-            del self._ends[:place]
+        # Of the experiences before the window, only the end of the last one is still needed.
+        index = int(np.searchsorted(self._ends, oldest, side="left"))
+        if oldest and index:
+            del self._ends[:index]
 
 
 def _hashes(ids: pa.StringArray) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:

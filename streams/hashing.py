@@ -1,9 +1,9 @@
-"""Hashes of whole text columns, without a loop over the texts: for the split, and to know ids again.
+"""Hashes whole text columns without a loop over the texts, for the split and for the duplicate window.
 
 The function is our own and never changes: it decides which part a record belongs to. Over the UTF-8 bytes of
 a text, taken as little-endian 64-bit words padded with zeros: h = length * A; for each word,
 h = (h ^ word) * A, then h ^= h >> 32; at the end, splitmix64's finaliser (Steele, Lea & Flood 2014). It is
-fast, not cryptographic: who chooses the ids can choose the part.
+fast, not cryptographic: whoever chooses the ids can choose the part.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ _MASKS = np.array([(1 << (8 * size)) - 1 for size in range(9)], dtype=np.uint64)
 
 
 _BLOCK = 16_384
-"""Texts at a time: what is worked on stays in the processor's cache."""
+"""Texts hashed at a time, so that they stay in the processor's cache."""
 
 
 def hash_texts(texts: pa.StringArray, *, swapped: bool = False) -> NDArray[np.uint64]:
@@ -26,7 +26,7 @@ def hash_texts(texts: pa.StringArray, *, swapped: bool = False) -> NDArray[np.ui
 
     `swapped` gives a second hash, of the words with their bytes in the opposite order. A difference in the
     last byte of a word spreads over few bits, and one in a later word can undo it: such texts share the one
-    hash and not the other. No seed would tell them apart.
+    hash and not the other. No seed would separate them.
     """
     count = len(texts)
     found = np.empty(count, dtype=np.uint64)
@@ -52,17 +52,17 @@ def _hash_block(
     lengths = np.diff(offsets)
     shortest, longest = int(lengths.min()), int(lengths.max())
     np.multiply(lengths.astype(np.uint64), _A, out=found)
-    for place in range(0, longest, 8):
+    for byte in range(0, longest, 8):
         if shortest == longest:  # the commonest case by far, and it needs no gathering
             word = np.ndarray(
-                (len(lengths),), dtype="<u8", buffer=padded.data, offset=place, strides=(longest,)
+                (len(lengths),), dtype="<u8", buffer=padded.data, offset=byte, strides=(longest,)
             )
-            _mix(found, word & _MASKS[min(longest - place, 8)], swapped)
+            _mix(found, word & _MASKS[min(longest - byte, 8)], swapped)
             continue
         words = np.ndarray((len(data) + 1,), dtype="<u8", buffer=padded.data, strides=(1,))
-        rows = np.flatnonzero(lengths > place)
+        rows = np.flatnonzero(lengths > byte)
         state = found[rows]
-        _mix(state, words[offsets[rows] + place] & _MASKS[np.minimum(lengths[rows] - place, 8)], swapped)
+        _mix(state, words[offsets[rows] + byte] & _MASKS[np.minimum(lengths[rows] - byte, 8)], swapped)
         found[rows] = state
     found ^= found >> np.uint64(30)
     found *= _B

@@ -1,9 +1,9 @@
-"""The exactly-once loop: poll, decode, cut, write, commit, trim.
+"""The exactly-once ingest loop: poll, decode, cut, write, commit, trim.
 
 Files are written before the transaction that names them, and the offsets move in that same transaction. A
 crash before it leaves orphan files and unmoved offsets: the same records are read again and give the same
 files. A crash after it finds the offsets moved. So every record is in exactly one experience, or is a dead
-letter, or was a duplicate within the declared window, or waits for its label, or aged out without one.
+letter, or was a duplicate within the declared window, or is unmatched and waits, or aged out unmatched.
 """
 
 import time
@@ -33,7 +33,7 @@ from streams.late_labels import Completed, LateLabels
 from streams.pending import Chunk, Pending, part_records
 from streams.records import Records
 from streams.split import PARTS, Split, parts_of
-from streams.state.dead_letters import DeadLetter, letter_of
+from streams.state.dead_letters import DeadLetter, dead_letter_of
 from streams.state.manifest import (
     AlsoInTransaction,
     Committed,
@@ -54,19 +54,19 @@ _FORGET_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class IngestConfig:
-    """What a pipeline declares of its ingest."""
+    """The settings of one pipeline's ingest."""
 
     pipeline: str
     schema: RecordSchema
     trigger: TriggerConfig
     split: Split
     duplicate_window: int = 0
-    """Accepted records within which a repeated id is dropped; 0: none is."""
+    """How many accepted records back a repeated id is dropped; 0: none is."""
     breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
 
 
 class Ingest:
-    """The loop of one pipeline. One at a time: of two, the slower one meets `FencedError` and must stop.
+    """The ingest loop of one pipeline. Of two at a time, the slower one gets `FencedError` and must stop.
 
     After any exception but `SourceError` it must be closed, and another one opened.
     """
@@ -87,7 +87,7 @@ class Ingest:
         Raises:
             SourceError: the source cannot be opened; `DataLostError` where it no longer holds what comes
                 after the cursors.
-            FencedError: another process has committed between the look at the cursors and the opening.
+            FencedError: another process has committed while this one was opening.
             ExperienceDamagedError: a stored file that must be read again is missing or damaged.
         """
         pipeline, schema = config.pipeline, config.schema
@@ -131,13 +131,13 @@ class Ingest:
         return self._late.waiting if self._late else 0
 
     def step(self, timeout_seconds: float) -> ExperienceRow | None:
-        """One turn: read on unless a cut is already due, and cut at most one experience.
+        """Read on unless a cut is already due, and cut at most one experience.
 
         Returns:
             The experience that was cut and committed; None when the trigger waits for more.
 
         Raises:
-            FencedError: another process took the pipeline over. Close this one; nothing of it is lost.
+            FencedError: another process took the pipeline over. Close this one; no record is lost.
             SourceError: the source cannot be read. The step can be tried again, but for
                 `SourceStoppedError`: then a person must look first.
         """
@@ -166,11 +166,11 @@ class Ingest:
         return self._cut(cut)
 
     def close(self) -> None:
-        """Release the source. What is pending is read again by the next ingest. Closing twice is allowed."""
+        """Close the source. The next ingest reads the pending records again. Closing twice is allowed."""
         self._source.close()
 
     def _poll(self, timeout_seconds: float) -> bool:
-        """Read on and decode; whether anything came."""
+        """Read on and decode; True where anything came."""
         with self._committer.fenced_if_lost():
             batches = self._source.poll(self._polled, timeout_seconds)
         self._note_arrivals()
@@ -181,7 +181,7 @@ class Ingest:
         return bool(batches)
 
     def _note_arrivals(self) -> None:
-        """Commit which partitions came: of one that goes before it is read, nothing else would tell."""
+        """Commit which partitions there are, so that one that goes before it is read is noticed."""
         if isinstance(self._source, AnnouncingSource):
             arrived = self._source.arrived(self._committer.cursors)
             if arrived:
@@ -189,7 +189,7 @@ class Ingest:
 
     def _add(self, batch: RawBatch) -> None:
         decoded = decode(batch, self._schema, self._committer.labels)
-        self._refused.extend(letter_of(batch, bad) for bad in decoded.rejected)
+        self._refused.extend(dead_letter_of(batch, bad) for bad in decoded.rejected)
         self._came += len(batch.positions)
         self._read[batch.partition] = batch.positions[-1]
         if self._late is None:
@@ -198,11 +198,11 @@ class Ingest:
             self._take_completed(self._late.add(batch, decoded, came_at=self._clock()), batch)
 
     def _take(self, batch: RawBatch, decoded: Decoded) -> None:
-        """What came complete waits to be cut, but for what came before."""
+        """Queue complete records to be cut, without duplicates."""
         records, positions = decoded.records, decoded.positions
         dropped = np.zeros(0, dtype=np.int64)
         if len(batch.ids):
-            # Named by where they stand, which a later file of the same name has as well.
+            # These ids are file names and offsets, which a later file of the same name has as well.
             self._seen_ids.pass_over(len(records))
         elif self._seen_ids.wanted and len(records):
             new = self._seen_ids.add(records.ids)
@@ -213,7 +213,7 @@ class Ingest:
             self._append(batch, records, positions=positions, dropped=dropped)
 
     def _take_completed(self, completed: Completed, batch: RawBatch | None) -> None:
-        """Queue what became complete to be cut, and show the watch features whose label is still to come."""
+        """Queue records that became complete, and show the trigger features whose label is still to come."""
         if len(completed.features):
             # They show a shift as soon as they come, whether or not a label ever does.
             self._pending.see_features(completed.features)
@@ -245,8 +245,8 @@ class Ingest:
         taken = self._pending.taken_by(cut)
         experience = self._write(taken, cut)
         if self._late is None:
-            # Each partition moves to its last record in the cut, not past payloads that were refused after
-            # it: so the slice is the same wherever a poll happened to end.
+            # Each partition moves to its last record in the cut, and not past payloads refused after that: so
+            # the slice is the same wherever a poll happened to end.
             moves = {chunk.partition: chunk.positions[-1] for chunk in taken if len(chunk)}
             duplicates = sum(len(chunk.dropped) for chunk in taken)
             row = self._commit(moves, experience=experience, duplicates=duplicates).experience
@@ -280,7 +280,7 @@ class Ingest:
         self._follow_up()
 
     def _settled(self, partition: str, pending: Set[str]) -> str:
-        """How far a partition is done without a cut."""
+        """The cursor up to which a partition needs no cut."""
         if self._late is not None or partition in pending:
             return self._committer.cursors.get(partition, "")
         return self._read[partition]
@@ -319,8 +319,10 @@ class Ingest:
         return committed
 
     def _follow_up(self) -> None:
-        """What a commit brings with it, once this process holds nothing any more that is committed: both may
-        raise, and the step may then be tried again."""
+        """Trim the source and check the circuit breaker after a commit.
+
+        Called once this process holds nothing that is committed. Both may raise; the step is then retried.
+        """
         if self._untrimmed and isinstance(self._source, TrimmedSource):
             self._source.trim(self._committer.cursors)
         self._untrimmed = False
@@ -330,7 +332,7 @@ class Ingest:
         self._bad_share.note(came, refused)
 
     def _forget_partitions(self) -> None:
-        """Now and then, let go of the offsets of partitions that are gone for good."""
+        """Once a minute, delete the offsets of partitions that are gone for good."""
         if not isinstance(self._source, ForgettingSource) or self._clock() < self._forget_at:
             return
         self._forget_at = self._clock() + _FORGET_SECONDS
@@ -339,7 +341,7 @@ class Ingest:
     def _write(self, taken: Sequence[Chunk], cut: Cut) -> CutExperience:
         # The order of partitions is fixed, so that a slice does not depend on which of them answered first.
         ordered = sorted(taken, key=lambda chunk: chunk.partition)
-        parts = [part_records(ordered, place, self._schema) for place in range(len(PARTS))]
+        parts = [part_records(ordered, part, self._schema) for part in range(len(PARTS))]
         with ThreadPoolExecutor(1) as pool:
             writing = pool.submit(self._store.write_parts, parts, self._schema)
             self._read_ahead(writing, most=2 * cut.records)
@@ -356,10 +358,10 @@ class Ingest:
         )
 
     def _read_ahead(self, writing: Future[list[str]], *, most: int) -> None:
-        """Read and decode what comes next while the disk is busy: it waits behind what is pending.
+        """Read and decode the next records while the disk is busy; they queue behind those pending.
 
-        `most` records, what is being cut among them: with a fast source and a slow disk, memory would grow
-        from cut to cut.
+        `most` bounds the pending records, those being cut included: otherwise a fast source and a slow disk
+        would make memory grow from cut to cut.
         """
         if self._late is not None:
             return  # which unmatched records a commit must store depends on what was read before it
@@ -368,7 +370,7 @@ class Ingest:
                 if not self._poll(0.0):
                     return
             except SourceError:
-                # What is being cut is not touched by it; the next step's own poll meets it again.
+                # The cut is not affected; the poll of the next step raises it again.
                 return
 
     def _reference(self) -> NDArray[Any] | None:

@@ -1,4 +1,4 @@
-"""Late labels in the ingest loop: joins features and labels, drops repeats, and stores what is unmatched.
+"""Late labels in the ingest loop: joins features with labels, drops duplicates, stores unmatched records.
 
 `streams.joining` decides which records belong together. This module adds what the loop needs around it: the
 duplicate window, the count of dropped records, and the file of unmatched records that a commit names.
@@ -25,19 +25,19 @@ _MAX_UNCOMMITTED = 50_000
 
 @dataclass(frozen=True)
 class Completed:
-    """What one batch, or one stored part, brought."""
+    """The outcome of one batch, or of one stored part."""
 
     records: Records
-    """Complete records, none of which the duplicate window knows."""
+    """Records that are complete now, without duplicates."""
     pairs: Sequence[Pair]
-    """What each of `records` was joined from."""
+    """The records that each of `records` was joined from."""
     features: NDArray[np.generic]
     """(n, *shape) features that came without their label, matched since or not."""
 
 
 @dataclass(frozen=True)
 class LateCommit:
-    """The share of a commit that late labels have; given back to `LateLabels.committed` once it is made."""
+    """The part of a commit that concerns late labels. Goes to `LateLabels.committed` once it is made."""
 
     moves: dict[str, str]
     """The new offset of each partition."""
@@ -45,7 +45,7 @@ class LateCommit:
     waiting: WaitingCommit
     change: WaitingChange
     upto: int | None
-    """Number of the last record read that the commit covers; None: it covers all."""
+    """Arrival number of the last record that the commit covers; None: it covers all."""
     now: float
 
 
@@ -53,7 +53,7 @@ class LateLabels:
     """The unmatched records of one ingest. Not thread-safe."""
 
     def __init__(self, schema: RecordSchema, *, store: ExperienceStore, seen_ids: DuplicateWindow) -> None:
-        """`seen_ids` learns the ids of complete records; the caller tells it which of them were committed."""
+        """Adds the ids of complete records to `seen_ids`; the caller notes there what was committed."""
         self._schema = schema
         self._store = store
         self._seen_ids = seen_ids
@@ -80,24 +80,24 @@ class LateLabels:
 
     def add(self, batch: RawBatch, decoded: Decoded, *, came_at: float) -> Completed:
         """Take in the records of one batch, which came at `came_at` in epoch seconds."""
-        records, places, first = decoded.records, decoded.places, self._join.next_arrival
+        records, indices, first = decoded.records, decoded.indices, self._join.next_arrival
         if self._seen_ids.wanted and len(records):
             known = self._seen_ids.knows(records.ids)
-            self._dropped += (places[known] + first).tolist()
-            records, places = records.take(~known), places[~known]
+            self._dropped += (indices[known] + first).tolist()
+            records, indices = records.take(~known), indices[~known]
         joined = self._join.add(
             batch.partition,
             records,
-            places=places,
+            indices=indices,
             positions=batch.positions,
             came_at=came_at,
-            # What comes again in a later batch, the window knows.
+            # A repeat in a later batch is found by the duplicate window.
             once=self._seen_ids.wanted,
         )
         return self._completed(joined, records)
 
     def polled(self, *, found: bool) -> None:
-        """The source was asked for more, and all that it gave was added."""
+        """Note that the source was polled, and that all it gave was added."""
         self._join.polled(found=found)
 
     def commit_due(self, now: float) -> bool:
@@ -105,7 +105,7 @@ class LateLabels:
         return self._join.unsettled >= _MAX_UNCOMMITTED or self._join.overdue(now)
 
     def prepare(self, pairs: Sequence[Pair], *, cut: bool, now: float) -> LateCommit:
-        """Store the unmatched records that the next commit passes, and say what it must contain.
+        """Store the unmatched records that the next commit covers, and return what it must contain.
 
         With a cut, `pairs` are those in the experience, and the commit ends at the record that completed the
         last of them; without one it covers everything that was read.
@@ -128,7 +128,7 @@ class LateLabels:
         )
 
     def committed(self, commit: LateCommit, part: WaitingPart | None) -> None:
-        """The commit is made; `part` is the row of the unmatched records that it stored."""
+        """Note that the commit is made; `part` is the row of the unmatched records that it stored."""
         last = self._last(commit.upto)
         self._join.done(commit.change, part, upto=commit.upto, now=commit.now)
         self._dropped = [arrival for arrival in self._dropped if arrival > last]
@@ -143,7 +143,7 @@ class LateLabels:
         if self._seen_ids.wanted and len(records):
             new = self._seen_ids.add(records.ids)
             again = [pair for pair, is_new in zip(pairs, new, strict=True) if not is_new]
-            # As many as were sent: had they not been joined, each of the two would have been dropped.
+            # Count as many as were sent: unjoined, each of the two would have been dropped.
             self._dropped += [
                 self._join.last_arrival([pair]) for pair in again for one in pair if one is not None
             ]

@@ -1,4 +1,4 @@
-"""Records that were read and are not yet cut, in the order in which they became complete."""
+"""Pending records: complete, not yet cut, in order; and the trigger that decides when they are."""
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -27,21 +27,21 @@ def _none() -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Accepted, complete records that came together, in order."""
+    """Accepted, complete records of one batch, in order."""
 
     partition: str
-    """Where they came from; with late labels, where the half came from that completed them."""
+    """Where they came from; with late labels, the partition of the record that completed them."""
     records: Records
     positions: Sequence[str]
-    """One cursor a record; empty with late labels, where the join knows how far each partition is done."""
+    """One cursor a record; empty with late labels, where the join keeps the cursors."""
     parts: NDArray[np.uint8]
-    """(n,) the part of each record, as its place in `PARTS`."""
+    """(n,) the part of each record, as its index in `PARTS`."""
     arrived_at: float
     """Epoch seconds; NaN where the source does not know."""
     dropped: NDArray[np.int64] = field(default_factory=_none)
-    """Sorted: for each duplicate that was dropped, how many of these records stand before it."""
+    """Sorted: for each duplicate that was dropped, how many of these records come before it."""
     pairs: Sequence[Pair] = ()
-    """With late labels: what the join must hear of when a record is cut. One a record."""
+    """With late labels, one a record: what it was joined from, which the join needs when it is cut."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -63,7 +63,7 @@ class Chunk:
         )
 
     def tail(self, count: int) -> "Chunk":
-        """The rest: what is read again when a process ends after the head was committed."""
+        """The rest, which a restart reads again once the head is committed."""
         return replace(
             self,
             records=self.records.take(slice(count, None)),
@@ -75,7 +75,7 @@ class Chunk:
 
 
 def part_records(chunks: Sequence[Chunk], part: int, schema: RecordSchema) -> Records:
-    """The records of one part, in order: each row is copied once, straight to its place."""
+    """The records of one part, in order: each row is copied once."""
     chosen = [np.flatnonzero(chunk.parts == part) for chunk in chunks]
     picked = [(chunk.records, rows) for chunk, rows in zip(chunks, chosen, strict=True) if len(rows)]
     if not picked:
@@ -102,7 +102,7 @@ def _rows(columns: Sequence[NDArray[Any]], picked: Picked) -> NDArray[Any]:
     found = np.empty((sum(counts), *columns[0].shape[1:]), dtype=columns[0].dtype)
     start = 0
     for column, (_, rows) in zip(columns, picked, strict=True):
-        # The rows are inside, which "clip" lets numpy take on trust; it then writes without a buffer.
+        # All rows are within bounds; with "clip" numpy does not check that, and writes without a buffer.
         np.take(column, rows, axis=0, out=found[start : start + len(rows)], mode="clip")
         start += len(rows)
     return found
@@ -117,14 +117,14 @@ def _texts(columns: Sequence[pa.StringArray], picked: Picked) -> pa.StringArray:
 def divide(chunks: Sequence[Chunk], count: int) -> tuple[list[Chunk], list[Chunk]]:
     """The oldest `count` records, and the rest: with it the duplicates after the last of each partition.
 
-    So each partition is cut at a record, and what stands before that record is all that the cut accounts for.
+    So each partition is cut just after a record, and the cut accounts for everything up to that record.
     """
     taken: list[Chunk] = []
     left: list[Chunk] = []
-    for place, chunk in enumerate(chunks):
+    for index, chunk in enumerate(chunks):
         if count <= len(chunk):
             taken.append(chunk.head(count))
-            left = [chunk.tail(count), *chunks[place + 1 :]]
+            left = [chunk.tail(count), *chunks[index + 1 :]]
             break
         taken.append(chunk)
         count -= len(chunk)
@@ -133,7 +133,7 @@ def divide(chunks: Sequence[Chunk], count: int) -> tuple[list[Chunk], list[Chunk
 
 
 def _settled(taken: Sequence[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
-    """The chunks up to the last record of each partition, and the duplicates that stand after it."""
+    """The chunks up to the last record of each partition, and the duplicates after it."""
     kept: list[Chunk] = []
     trailing: list[Chunk] = []
     ended: set[str] = set()
@@ -212,11 +212,11 @@ class Pending:
         return self._with_training_records(replace(forced, records=len(self), decision=decision))
 
     def taken_by(self, cut: Cut) -> list[Chunk]:
-        """The records of a cut; they stay pending until `cut_made`."""
+        """The records of a cut. They stay pending until `cut_made` is called."""
         return divide(self._chunks, cut.records)[0]
 
     def cut_made(self, cut: Cut) -> None:
-        """Drop the records of a committed cut, and let the trigger watch those that follow."""
+        """Remove the records of a committed cut, and let the trigger watch those that follow."""
         self._chunks = divide(self._chunks, cut.records)[1]
         self._begin_watch(cut.state)
 
@@ -226,12 +226,12 @@ class Pending:
         return [chunk for chunk in self._chunks if chunk.partition not in waiting]
 
     def drop_idle(self) -> None:
-        """Forget what `idle` gave: it was committed."""
+        """Remove what `idle` returned, once it is committed."""
         waiting = self.partitions
         self._chunks = [chunk for chunk in self._chunks if chunk.partition in waiting]
 
     def _unseen(self) -> Iterator[tuple[Records, float]]:
-        """What the watch has not seen, a little at a time: the rest may have to be shown to the next one."""
+        """Records that the watch has not seen, a few at a time; after a cut the next watch gets the rest."""
         if self._due is not None:
             return
         before = 0

@@ -1,7 +1,7 @@
-"""Records in memory: columns of equal length, already in the schema's types, and the rules they keep.
+"""Records in memory, as columns of equal length in the schema's types, and the rules for their texts.
 
-Decoders build them, the store and the pushed log write them; nothing here knows a wire format. Texts stay in
-Arrow memory, so that a column of them costs no Python object a text.
+Decoders build them; the store and the pushed log write them. Texts stay in Arrow memory, so that a column of
+them needs no Python object for each text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ UNLABELLED = -1
 """The label of a record whose label has not come yet."""
 
 COMPLETE, FEATURES_ONLY, LABEL_ONLY = 0, 1, 2
-"""What a record carries, where the schema lets labels come late."""
+"""What a record holds, where the schema lets labels come late."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Records:
         return len(self.labels)
 
     def take(self, where: slice | NDArray[np.bool_] | NDArray[np.int64]) -> "Records":
-        """The records that a slice, a mask or a list of places selects."""
+        """The records that a slice, a mask or a list of indices selects."""
         ids = take_texts(self.ids, where)
         return Records(
             ids=ids,
@@ -75,7 +75,7 @@ class LabelMap:
     def __init__(self, schema: RecordSchema, names: Sequence[str] | None = None) -> None:
         """`names` are the classes known so far; by default those that the schema declares."""
         self._names = list(schema.classes if names is None else names)
-        self._ids = {name: place for place, name in enumerate(self._names)}
+        self._ids = {name: index for index, name in enumerate(self._names)}
         self._room = schema.max_classes if schema.open_classes else 0
 
     @property
@@ -141,7 +141,7 @@ def text_column(values: Sequence[str]) -> pa.StringArray:
 def take_texts(
     column: pa.StringArray, where: slice | NDArray[np.bool_] | NDArray[np.int64]
 ) -> pa.StringArray:
-    """The texts that a slice, a mask or a list of places selects."""
+    """The texts that a slice, a mask or a list of indices selects."""
     if isinstance(where, slice):
         start, stop, step = where.indices(len(column))
         if step == 1:
@@ -152,7 +152,7 @@ def take_texts(
 
 
 def compact(column: pa.StringArray) -> pa.StringArray:
-    """The same texts in memory of their own: what is written of them depends on nothing around them."""
+    """The texts in memory of their own, so that their written bytes depend on nothing around them."""
     _, offsets_buffer, data = column.buffers()
     if not len(column):
         return text_column([])
@@ -165,7 +165,7 @@ def compact(column: pa.StringArray) -> pa.StringArray:
 
 
 def check_texts(column: pa.StringArray, *, what: str, reason: str) -> None:
-    """Hold the rules on texts.
+    """Check that texts are not empty, not too long, and without NUL.
 
     NUL is refused because numpy drops it at the end of a text and PostgreSQL cannot store it; half a
     surrogate pair because it has no UTF-8.

@@ -1,9 +1,9 @@
-"""Has the distribution shifted? A battery of two-sample tests, and how large the shift is.
+"""Detects a shift between two samples, by a battery of two-sample tests, and measures its size.
 
 Three cheap tests together see what each alone misses (Rabanser et al. 2019, "Failing Loudly"):
 Kolmogorov-Smirnov on every feature, the same on a model's class probabilities (BBSD), and chi-square on its
-predicted labels. A small p-value says that something moved, not that it does harm: the effect sizes are for
-that.
+predicted labels. A small p-value says that something moved, not that it does harm: the effect sizes
+measure that.
 """
 
 import math
@@ -47,7 +47,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Answers:
-    """What one model says about both samples."""
+    """The predictions of one model on both samples."""
 
     reference: NDArray[np.floating]
     """(n, classes) probabilities for the reference."""
@@ -72,7 +72,7 @@ class Shift:
     distance: float
     """Largest KS distance of a feature, 0..1."""
     feature: int | None
-    """Its place among the flattened features; None when all features are constant or nothing was compared."""
+    """Its index among the flattened features; None when all features are constant or nothing was compared."""
     features: int
     """Number of features that vary, hence were compared."""
     reference_records: int
@@ -155,10 +155,10 @@ def ks_distances(
     below, upto = np.arange(m) / m, np.arange(1, m + 1) / m
     distances = np.empty(reference.features)
     # Both suprema are met at, or just left of, a value of the window; among ties, the first and last hold it.
-    for place, (known, seen) in enumerate(zip(reference.values, sorted_window, strict=True)):
+    for index, (known, seen) in enumerate(zip(reference.values, sorted_window, strict=True)):
         above = upto - np.searchsorted(known, seen, side="right") / n
         beneath = np.searchsorted(known, seen, side="left") / n - below
-        distances[place] = max(above.max(), beneath.max(), 0.0)
+        distances[index] = max(above.max(), beneath.max(), 0.0)
     lowest = np.minimum(reference.values[:, 0], sorted_window[:, 0])
     highest = np.maximum(reference.values[:, -1], sorted_window[:, -1])
     return distances, lowest < highest
@@ -184,7 +184,7 @@ def label_p_value(reference: NDArray[np.floating], window: NDArray[np.floating])
 def prior_shift(answers: Answers) -> float | None:
     """Total variation between the classes' shares in the reference and in the window.
 
-    None without a confusion matrix, or when the matrix does not tell the classes apart.
+    None without a confusion matrix, or when the matrix is singular.
     """
     if answers.confusion is None:
         return None
@@ -214,9 +214,9 @@ def subsample(sample: NDArray[Scalar], records: int) -> NDArray[Scalar]:
     """At most so many of the records (n, ...), the same ones for the same n, in order."""
     if len(sample) <= records:
         return sample
-    places = np.random.default_rng(len(sample)).choice(len(sample), records, replace=False)
-    places.sort()
-    return sample[places]
+    indices = np.random.default_rng(len(sample)).choice(len(sample), records, replace=False)
+    indices.sort()
+    return sample[indices]
 
 
 def _corrected(distances: NDArray[np.float64], comparisons: int, reference: int, window: int) -> float:

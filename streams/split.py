@@ -1,4 +1,4 @@
-"""Which part of an experience a record belongs to: decided by a hash of its split key, once and for all."""
+"""Assigns every record to the train, gate or audit part, by a hash of its split key."""
 
 from typing import Annotated, Literal, Self
 
@@ -18,7 +18,7 @@ Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Split(BaseModel):
-    """Shares of the records that are put aside at arrival and never trained on.
+    """Shares of the records that are held out at arrival and never trained on.
 
     A change moves the border between the parts: a record sent again after it may then land elsewhere.
     """
@@ -48,12 +48,12 @@ def part_of(split_key: str, split: Split) -> PartName:
 
 
 def parts_of(split_keys: pa.StringArray, split: Split) -> NDArray[np.uint8]:
-    """(n,) the parts of many split keys, each as its place in `PARTS`."""
-    places = hash_texts(split_keys)
+    """(n,) the parts of many split keys, each as its index in `PARTS`."""
+    hashes = hash_texts(split_keys)
     audit, gate = (_border(share) for share in (split.audit, split.audit + split.gate))
-    parts = np.full(len(places), TRAIN, dtype=np.uint8)
-    parts[places < gate] = GATE
-    parts[places < audit] = AUDIT
+    parts = np.full(len(hashes), TRAIN, dtype=np.uint8)
+    parts[hashes < gate] = GATE
+    parts[hashes < audit] = AUDIT
     return parts
 
 

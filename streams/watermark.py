@@ -1,4 +1,4 @@
-"""The event time up to which everything was read."""
+"""Low watermark: the event time up to which every partition was read."""
 
 import math
 
@@ -9,8 +9,8 @@ IDLE_AFTER = 100
 class Watermark:
     """The low watermark of some partitions, of which one may be read far ahead of another.
 
-    It stands where the partition stands that is furthest behind. A partition that gave nothing for
-    `IDLE_AFTER` polls holds nothing back, and a poll that finds nothing says that all were read to their end.
+    It is the event time of the partition that is furthest behind. A partition that gave nothing for
+    `IDLE_AFTER` polls no longer holds it back, and after a poll that finds nothing no partition does.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Watermark:
         return min((time for time, _ in self._partitions.values()), default=self._latest)
 
     def see(self, partition: str, time: float) -> None:
-        """So far was this partition read; a time of minus infinity says that what was read had none."""
+        """Note the latest event time read of a partition; minus infinity where its records had none."""
         before, _ = self._partitions.get(partition, (-math.inf, 0))
         time = max(time, before)
         self._latest = max(self._latest, time)
@@ -37,18 +37,18 @@ class Watermark:
             self._partitions[partition] = (time, self._polls)
 
     def recall(self, time: float) -> None:
-        """So far some partition was read by an earlier process."""
+        """Note the latest event time that an earlier process read."""
         self._latest = max(self._latest, time)
 
     def polled(self, *, found: bool) -> None:
-        """The source was asked for more, after `see` was told what it gave."""
+        """Note that the source was polled, after `see` was called with what it gave."""
         self._polls += 1
         if not found:
             self._partitions.clear()
         elif self._polls % IDLE_AFTER == 0:
             read_since = self._polls - IDLE_AFTER
             self._partitions = {
-                name: stand for name, stand in self._partitions.items() if stand[1] >= read_since
+                name: latest for name, latest in self._partitions.items() if latest[1] >= read_since
             }
         if not found or self._polls >= IDLE_AFTER:
             self._unknown = False

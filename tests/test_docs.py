@@ -414,7 +414,7 @@ def _refuse_one(api: Api) -> str:
     payload = b'{"id": "a3", "features": [0.5, 10], "label": "up"}'
     letter = DeadLetter("0", "17", "out-of-range", "Too large.", payload, form={"wire": "json"})
     Manifest(api.engine).commit("sensors", Commit(0, {"0": Span("", "17")}, dead_letters=[letter]))
-    return letter.letter
+    return letter.name
 
 
 def _curl(api: Api, command: str, variables: dict[str, str]) -> tuple[str, str, Any]:

@@ -122,7 +122,7 @@ class DeadLetterView(Body):
     @staticmethod
     def of(letter: DeadLetter) -> "DeadLetterView":
         return DeadLetterView(
-            letter=letter.letter,
+            letter=letter.name,
             partition=letter.partition,
             position=letter.position,
             reason=letter.reason,

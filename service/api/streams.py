@@ -89,7 +89,7 @@ def replay(pipeline: PipelineName, body: ReplayRequest, engine: Engine) -> Repla
     if chosen is None:
         page = replays.page(engine, pipeline, reason=body.reason, replayed=False, after=body.after)
         # Within the page the oldest first, as they came.
-        chosen, following = [letter.letter for letter in reversed(page.letters)], page.next
+        chosen, following = [letter.name for letter in reversed(page.letters)], page.next
     found = replays.replay(engine, pipeline, chosen=chosen, payload=payload)
     done = sum(each.replayed for each in found)
     return ReplaysView(

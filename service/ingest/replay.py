@@ -84,7 +84,7 @@ def page(
         found = dead_letter_rows.latest(
             connection, pipeline, limit=limit + 1, reason=reason, replayed=replayed, after=last
         )
-    return Page(found[:limit], found[limit - 1].letter if len(found) > limit else None)
+    return Page(found[:limit], found[limit - 1].name if len(found) > limit else None)
 
 
 def known(connection: sa.Connection, pipeline: str, name: str) -> DeadLetter:
@@ -104,18 +104,18 @@ def known(connection: sa.Connection, pipeline: str, name: str) -> DeadLetter:
 
 def _replay_one(engine: sa.Engine, spec: PipelineSpec, letter: DeadLetter, payload: bytes | None) -> Replay:
     if letter.replayed_at is not None:
-        return Replay(letter.letter, False, "It was replayed before; it is not learnt twice.")
+        return Replay(letter.name, False, "It was replayed before; it is not learnt twice.")
     if payload is None and not letter.whole:
         reason = f"Only {len(letter.payload):,} of its {letter.whole_bytes:,} bytes were kept: send it anew."
-        return Replay(letter.letter, False, reason)
+        return Replay(letter.name, False, reason)
     schema = spec.record_schema
     labels = LabelMap(schema, Manifest(engine).classes(spec.name) or None)
     decoded = decode(batch_of(letter, payload=payload), schema, labels)
     if decoded.rejected:
-        return Replay(letter.letter, False, decoded.rejected[0].detail)
+        return Replay(letter.name, False, decoded.rejected[0].detail)
     if not _append(engine, spec, letter, decoded.records, labels):
-        return Replay(letter.letter, False, "It was replayed before; it is not learnt twice.")
-    return Replay(letter.letter, True, "")
+        return Replay(letter.name, False, "It was replayed before; it is not learnt twice.")
+    return Replay(letter.name, True, "")
 
 
 def _append(
@@ -125,7 +125,7 @@ def _append(
     log = PushedLog(engine)
     log.ensure(spec.name)
     with engine.begin() as connection:
-        if not dead_letter_rows.mark_replayed(connection, spec.name, letter.letter, now(connection)):
+        if not dead_letter_rows.mark_replayed(connection, spec.name, letter.name, now(connection)):
             return False
         log.append_in(connection, spec.name, spec.record_schema, records, names=labels.names)
     return True

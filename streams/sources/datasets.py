@@ -1,9 +1,9 @@
-"""Real handwritten digits as a stream that changes: scikit-learn's 1,797 images of 8x8 pixels, and MNIST.
+"""Built-in stream of real digits that changes: scikit-learn's 1,797 images of 8x8 pixels, and MNIST.
 
 Three standard protocols: rotated (the same images under one angle a step), permuted (the same images, their
 pixels in one other order a step) and split (two classes a step). The steps of a stream have the same size, so
-that a trigger that counts records cuts one experience a step. Everything is a function of the config (and of
-MNIST's published files), so that a run can be repeated.
+that a trigger that counts records cuts one experience a step. Everything is a function of the config and of
+MNIST's published files, so that a run can be repeated.
 """
 
 import time
@@ -43,7 +43,7 @@ _RAREST_PAIR_OF_DIGITS = 354
 """Images of the digits 8 and 9; the other pairs have up to 363."""
 
 _PERMUTING = 1
-"""Sets the random numbers of the pixels' order apart from those of the records' order."""
+"""Separates the random numbers of the pixels' order from those of the records' order."""
 
 
 class DatasetsConfig(SourceConfig):
@@ -138,7 +138,7 @@ def digits_step(config: DatasetsConfig, step: int) -> Records:
 
 
 class DatasetsSource:
-    """All steps of a config, one after the other; then nothing more. Cursors count records."""
+    """All steps of a config, one after the other, then nothing more. Cursors count records."""
 
     def __init__(self, config: DatasetsConfig, schema: RecordSchema | None = None) -> None:
         """`schema` is the pipeline's, by default that of the images."""
@@ -156,12 +156,12 @@ class DatasetsSource:
         """Resume just after the cursor.
 
         Raises:
-            SourceError: the cursor is not a place in this stream, or MNIST's files are missing or damaged.
+            SourceError: the cursor is not a position in this stream, or MNIST's files are missing or damaged.
         """
         cursor = cursors.get(PARTITION, "") or "0"
         if not (cursor.isdecimal() and int(cursor) <= self._total):
             raise SourceError(
-                f"{cursor[:80]!r} is not a place in this stream of {self._total} records: the "
+                f"{cursor[:80]!r} is not a position in this stream of {self._total} records: the "
                 "pipeline's source was changed; make a new pipeline for it."
             )
         _images(self._config)
@@ -195,11 +195,11 @@ class DatasetsSource:
         ]
 
     def close(self) -> None:
-        """Let go of the images."""
+        """Release the images."""
         self._position = self._block = None
 
     def _block_at(self, position: int) -> tuple[int, Records, bytes]:
-        """Place of the first record, records, and payload if all have one, of the block of a record."""
+        """The block of a position: its first position, its records, and their payload if they share one."""
         step, within = divmod(position, self._config.records_per_step)
         begin = within - within % BLOCK_RECORDS
         first = position - within + begin
@@ -224,7 +224,7 @@ def _images(config: DatasetsConfig) -> tuple[NDArray[Any], NDArray[np.int64]]:
 @lru_cache(maxsize=1)
 def _digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Images (1797, 8, 8) of values 0..16, and their digits (1797,)."""
-    from sklearn.datasets import load_digits  # heavy: only who streams digits pays for it
+    from sklearn.datasets import load_digits  # heavy: only a stream of digits loads it
 
     found = load_digits()
     images = np.asarray(found.images, dtype=np.float32)
@@ -234,7 +234,7 @@ def _digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 
 def _order(config: DatasetsConfig, step: int) -> NDArray[np.int64]:
-    """(records_per_step,) places of the images that a step shows, in its order."""
+    """(records_per_step,) indices of the images that a step shows, in its order."""
     _, labels = _images(config)
     split = config.protocol.startswith("split")
     chosen = np.flatnonzero(labels // 2 == step) if split else np.arange(len(labels))
@@ -242,22 +242,22 @@ def _order(config: DatasetsConfig, step: int) -> NDArray[np.int64]:
     return np.asarray(chosen[order], dtype=np.int64)
 
 
-def _records(config: DatasetsConfig, step: int, places: NDArray[np.int64]) -> Records:
-    """The images at these places as a step shows them."""
+def _records(config: DatasetsConfig, step: int, indices: NDArray[np.int64]) -> Records:
+    """The images at these indices as a step shows them."""
     images, labels = _images(config)
-    features, suffix = images[places], ""
+    features, suffix = images[indices], ""
     if config.protocol.startswith("rotated"):
         features, suffix = _rotated(features, config.angles[step]), f"@{config.angles[step]:g}"
     elif config.protocol.startswith("permuted"):
         features, suffix = _permuted(features, config.seed, step), f"@p{step}"
     prefix = f"{config.images}-" if config.of_mnist else "image-"
     digits = len(str(len(labels) - 1))
-    keys = [f"{prefix}{place:0{digits}d}" for place in places.tolist()]
+    keys = [f"{prefix}{index:0{digits}d}" for index in indices.tolist()]
     return Records(
         ids=text_column([key + suffix for key in keys]),
         features=features,
-        labels=labels[places],
-        times=np.full(len(places), np.nan),
+        labels=labels[indices],
+        times=np.full(len(indices), np.nan),
         split_keys=text_column(keys),
         groups={},
     )

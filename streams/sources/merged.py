@@ -1,4 +1,4 @@
-"""Several sources read as one: records, labels that come from elsewhere, dead letters that are replayed."""
+"""Merges several sources into one: records, labels from another source, replayed dead letters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ REPLAYS = "replays:"
 
 
 class MergedSource:
-    """The partitions of several sources, told apart by a prefix; if none has any, the first is waited for."""
+    """The partitions of several sources, each under a prefix. If all are empty, a poll waits on the first."""
 
     def __init__(self, sources: Mapping[str, Source]) -> None:
         """Sources by the prefix of their partitions; no prefix is the beginning of another, but for "".
@@ -36,7 +36,7 @@ class MergedSource:
         self._turn = 0
 
     def partitions(self) -> Sequence[str]:
-        """Of all sources.
+        """Names of the partitions of all sources.
 
         Raises:
             SourceStoppedError: a partition of one source looks like one of another.
@@ -58,11 +58,11 @@ class MergedSource:
             source.open(self._own(prefix, cursors))
 
     def poll(self, max_records: int, timeout_seconds: float) -> Sequence[RawBatch]:
-        """What any of them has; each in turn is asked first, so that none starves another.
+        """The next records of all sources. Each in turn is polled first, so that none starves another.
 
         Raises:
             SourceStoppedError: a partition of one source looks like one of another.
-            SourceError: the source that was asked first, or every one before it gave nothing, cannot be read.
+            SourceError: a source cannot be read, and those polled before it gave nothing.
         """
         order = list(self._sources)
         order = order[self._turn :] + order[: self._turn]
@@ -77,7 +77,7 @@ class MergedSource:
             except SourceError:
                 if not found:
                     raise
-                # What the others gave is read, and would be lost; this one is asked first before long.
+                # What the others gave would be lost; this source will be the first soon, and raise again.
                 return found
             found += self._all_named(prefix, batches)
         if not found and timeout_seconds > 0:
@@ -89,7 +89,7 @@ class MergedSource:
         return [replace(batch, partition=self._named(prefix, batch.partition)) for batch in batches]
 
     def _named(self, prefix: str, name: str) -> str:
-        """The partition under its prefix; only the source without one can name what looks like another's."""
+        """The partition under its prefix; without a prefix it must not look like one of another source."""
         if not prefix and name.startswith(self._others(prefix)):
             raise SourceStoppedError(
                 f"The partition {name!r} looks like one of another source of this pipeline: rename it, for "
@@ -101,13 +101,13 @@ class MergedSource:
         return tuple(other for other in self._sources if other and other != prefix)
 
     def trim(self, cursors: Mapping[str, str]) -> None:
-        """Let those of them trim that do."""
+        """See `TrimmedSource`; for those of the sources that trim."""
         for prefix, source in self._sources.items():
             if isinstance(source, TrimmedSource):
                 source.trim(self._own(prefix, cursors))
 
     def arrived(self, cursors: Mapping[str, str]) -> dict[str, str]:
-        """Ask those of them that say where they begin."""
+        """See `AnnouncingSource`; for those of the sources that announce."""
         return {
             self._named(prefix, name): cursor
             for prefix, source in self._sources.items()
@@ -116,7 +116,7 @@ class MergedSource:
         }
 
     def forget(self, cursors: Mapping[str, str]) -> list[str]:
-        """Ask those of them whose partitions come and go."""
+        """See `ForgettingSource`; for those of the sources whose partitions come and go."""
         return [
             prefix + name
             for prefix, source in self._sources.items()
@@ -125,7 +125,7 @@ class MergedSource:
         ]
 
     def close(self) -> None:
-        """Close all of them."""
+        """Close all sources."""
         for source in self._sources.values():
             source.close()
 

@@ -1,4 +1,4 @@
-"""The pushed log of one pipeline as a source."""
+"""Reads the pushed log of one pipeline: the records that callers sent over HTTP."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ class PushedConfig(SourceConfig):
 
 
 class PushedSource:
-    """The pushed log of one pipeline as a source: one partition, cursors "sequence:row"."""
+    """The pushed log of one pipeline: one partition, cursors "sequence:row"."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class PushedSource:
         last, stored = self._log.sequences(self._pipeline, first=cursor.sequence)
         if cursor.sequence > last:
             raise DataLostError(
-                f"The pushed log of {self._pipeline!r} ends at batch {last} and the offsets stand at "
+                f"The pushed log of {self._pipeline!r} ends at batch {last} and the committed cursor is "
                 f"{cursor}; the database was restored from an older state: restore the newer one."
             )
         missing = {*range(max(cursor.sequence, 1), last + 1)} - stored
@@ -104,9 +104,9 @@ class PushedSource:
         ]
 
     def trim(self, cursors: Mapping[str, str]) -> None:
-        """Delete the batches before the one that the committed cursor stands in.
+        """Delete the batches before the one that holds the committed cursor.
 
-        That one stays, so that opening at the cursor can tell what follows from what is missing.
+        That one stays: opening at the cursor needs it to notice missing batches.
         """
         cursor = PushedCursor.parse(cursors.get(PUSHED_PARTITION, ""))
         self._log.trim(self._pipeline, before=cursor.sequence)
@@ -119,7 +119,7 @@ class PushedSource:
         return self._cursor.row if found.sequence == self._cursor.sequence else 0
 
     def _next_batch(self) -> StoredBatch | None:
-        """The batch that the cursor stands in when it was not loaded yet, else the one after it."""
+        """The batch of the cursor where it is not loaded yet, else the next one; None: none is stored yet."""
         wanted = self._cursor.sequence + (0 if self._batch is None and self._cursor.sequence else 1)
         found = self._log.batch(self._pipeline, wanted)
         if found is not None:
@@ -127,7 +127,7 @@ class PushedSource:
         return found
 
     def _check(self, payload: bytes, sequence: int) -> None:
-        # The sender was told that these records are safe: stop for a person rather than file a dead letter.
+        # The sender has a receipt for these records: stop for a person rather than file a dead letter.
         try:
             decode_batch(payload, self._schema)
         except RecordInvalidError as error:

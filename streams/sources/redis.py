@@ -1,8 +1,8 @@
 """Redis Streams as a source: every stream is a partition, every entry one record.
 
 Nothing is acknowledged and no consumer group is made: the cursors committed with an experience are the only
-truth. Every read asks for the stream's own counts in the same transaction, and holds them against what was
-read: see `streams.sources.redis_cursor`.
+truth. Every read gets the stream's own counts in the same transaction, and compares them with what was read:
+see `streams.sources.redis_cursor`.
 """
 
 import math
@@ -26,12 +26,12 @@ EnvironmentName = Annotated[str, StringConstraints(max_length=200, pattern=r"^[A
 Entries = list[tuple[bytes, dict[bytes, bytes]]]
 
 MAX_POLL_BYTES = 64 * 1024 * 1024
-"""Payloads of one poll, about: large entries are read fewer at a time."""
+"""About how much one poll may hold: of large entries fewer are read at a time."""
 
 _SECONDS_ON_THE_SOCKET = 10.0
 _SECONDS_TO_CONNECT = 5.0
 _BLOCK_SECONDS = 5.0
-"""Shorter than a silence on the socket may last."""
+"""Shorter than the socket's timeout."""
 
 _URL_OPTIONS = {"db"}
 _TLS_OPTIONS = {
@@ -43,7 +43,7 @@ _TLS_OPTIONS = {
     "ssl_keyfile",
 }
 _CLOCK_BEGINS_MS = 10**12
-"""Ids below this one (the year 2001) were chosen by the producer and tell no time."""
+"""Ids below this one (the year 2001) were chosen by the producer and are no timestamps."""
 
 
 class RedisConfig(SourceConfig):
@@ -106,11 +106,11 @@ class RedisSource:
         self._config = config
         self._client: Redis | None = None
         self._secrets: tuple[str, ...] = ()
-        self._places: dict[str, RedisCursor] = {}
+        self._cursors: dict[str, RedisCursor] = {}
         self._given: dict[str, str] = {}
-        """The cursor that each stream was opened with, or was read up to."""
+        """The cursor that each stream was opened with or read up to."""
         self._begun: dict[str, str] = {}
-        """Where each stream began of which nothing was read, once it held an entry."""
+        """Where each stream begins that held an entry before any of it was read."""
         self._turn = 0
         self._mean_bytes = 1.0
 
@@ -126,11 +126,11 @@ class RedisSource:
             SourceError: Redis cannot be reached, or a cursor is not one of a Redis stream.
         """
         self.close()
-        self._places = {name: RedisCursor.parse(cursors.get(name, "")) for name in self._config.streams}
+        self._cursors = {name: RedisCursor.parse(cursors.get(name, "")) for name in self._config.streams}
         self._begun = {}
         self._given = {name: cursors.get(name, "") for name in self._config.streams}
         self._connect()
-        self._read(list(self._places), 0)
+        self._read(list(self._cursors), 0)
 
     def poll(self, max_records: int, timeout_seconds: float) -> Sequence[RawBatch]:
         """The next entries of every stream, each stream having an equal share of `max_records`.
@@ -168,12 +168,12 @@ class RedisSource:
             return
         from redis.exceptions import ConnectionError, RedisError, TimeoutError
 
-        places = {name: RedisCursor.parse(cursors.get(name, "")) for name in self._config.streams}
+        committed = {name: RedisCursor.parse(cursors.get(name, "")) for name in self._config.streams}
         commands = self._client.pipeline(transaction=False)
-        for name, place in places.items():
-            if place.entry != ZERO:
+        for name, cursor in committed.items():
+            if cursor.entry != ZERO:
                 # Whole nodes only, which is cheap; without LIMIT 0 a large backlog would never be caught up.
-                commands.xtrim(name, minid=id_text(place.entry), approximate=True, limit=0)
+                commands.xtrim(name, minid=id_text(cursor.entry), approximate=True, limit=0)
         try:
             commands.execute()
         except (ConnectionError, TimeoutError):
@@ -215,9 +215,9 @@ class RedisSource:
         url = os.environ.get(name, "")
         problem = _url_problem(url)
         if problem:
-            told = f"{problem[0].upper()}{problem[1:]}" if url else "It is not set"
+            why = f"{problem[0].upper()}{problem[1:]}" if url else "It is not set"
             raise SourceError(
-                f"The environment variable {name} must hold the URL of Redis where ingest runs. {told}."
+                f"The environment variable {name} must hold the URL of Redis where ingest runs. {why}."
             )
         return url
 
@@ -225,7 +225,7 @@ class RedisSource:
         return "The url of the source" if self._config.url else f"What {self._config.url_env} holds"
 
     def _next(self, max_records: int) -> list[RawBatch]:
-        names = list(self._places)
+        names = list(self._cursors)
         first = self._turn % len(names)
         self._turn += 1
         names = names[first:] + names[:first]
@@ -243,57 +243,57 @@ class RedisSource:
         assert self._client is not None, "connected by open"
         commands = self._client.pipeline(transaction=True)
         for name in names:
-            # From the last entry that was read: it is the first of the answer, if it still exists.
-            begin = id_text(self._places[name].entry) if self._places[name].entry != ZERO else "-"
+            # From the last entry that was read, which is the first of the answer if it still exists.
+            begin = id_text(self._cursors[name].entry) if self._cursors[name].entry != ZERO else "-"
             commands.xinfo_stream(name)
             commands.xrange(name, begin, "+", count + 1)
         with self._reaching():
             replies = commands.execute(raise_on_error=False)
         batches = []
-        for place, name in enumerate(names):
-            batch = self._checked(name, replies[2 * place], replies[2 * place + 1], count)
+        for index, name in enumerate(names):
+            batch = self._checked(name, replies[2 * index], replies[2 * index + 1], count)
             if batch is not None:
                 batches.append(batch)
         for batch in batches:  # only now: an error in one stream must not lose what another one gave
             self._given[batch.partition] = batch.positions[-1]
-            self._places[batch.partition] = RedisCursor.parse(batch.positions[-1])
+            self._cursors[batch.partition] = RedisCursor.parse(batch.positions[-1])
         return batches
 
-    def _checked(self, name: str, told: Any, entries: Any, count: int) -> RawBatch | None:
-        state = self._state(name, told)
-        place = self._places[name]
-        if not place.begun and self._config.start == "oldest" and state is not None:
-            place = RedisCursor(ZERO, state.added - state.length, state.deleted)
+    def _checked(self, name: str, answer: Any, entries: Any, count: int) -> RawBatch | None:
+        state = self._state(name, answer)
+        cursor = self._cursors[name]
+        if not cursor.begun and self._config.start == "oldest" and state is not None:
+            cursor = RedisCursor(ZERO, state.added - state.length, state.deleted)
         if state is None:
             entries = []
         elif isinstance(entries, Exception):
             raise self._refused(entries, f"cannot be read: stream {name!r}")
-        present = bool(entries) and entries[0][0] == id_text(place.entry).encode()
-        problem = place.problem(state, present=present)
+        present = bool(entries) and entries[0][0] == id_text(cursor.entry).encode()
+        problem = cursor.problem(state, present=present)
         if problem:
             raise DataLostError(
-                f"Stream {name!r} of Redis was read up to {id_text(place.entry)} and no longer holds all "
+                f"Stream {name!r} of Redis was read up to {id_text(cursor.entry)} and no longer holds all "
                 f"that came after: {problem}. Nothing was skipped. Restore the stream, or make a new "
                 "pipeline for what is left, with start: oldest."
             )
-        if not place.begun and state is not None and state.length:
-            place = self._places[name] = place._replace(begun=True)
-            self._begun[name] = str(place)
-        return self._batch(name, place, entries[present : count + present])
+        if not cursor.begun and state is not None and state.length:
+            cursor = self._cursors[name] = cursor._replace(begun=True)
+            self._begun[name] = str(cursor)
+        return self._batch(name, cursor, entries[present : count + present])
 
-    def _state(self, name: str, told: Any) -> "StreamState | None":
-        if isinstance(told, Exception):
-            if "no such key" in str(told):
+    def _state(self, name: str, answer: Any) -> "StreamState | None":
+        if isinstance(answer, Exception):
+            if "no such key" in str(answer):
                 return None
-            raise self._refused(told, f"cannot be read: stream {name!r}")
+            raise self._refused(answer, f"cannot be read: stream {name!r}")
         try:
-            return StreamState.parse(told)
+            return StreamState.parse(answer)
         except KeyError:
             raise SourceError(
                 f"Redis does not count what stream {name!r} was given: version 7 or newer is needed."
             ) from None
 
-    def _batch(self, name: str, place: RedisCursor, entries: Entries) -> RawBatch | None:
+    def _batch(self, name: str, cursor: RedisCursor, entries: Entries) -> RawBatch | None:
         if not entries:
             return None
         field = self._config.field.encode()
@@ -305,15 +305,15 @@ class RedisSource:
             partition=name,
             start=self._given[name],
             payloads=payloads,
-            positions=LazyTexts(lambda at: str(place.after(id_of(ids[at]), at + 1)), range(len(ids))),
+            positions=LazyTexts(lambda at: str(cursor.after(id_of(ids[at]), at + 1)), range(len(ids))),
             wire=self._config.wire,
             arrived_at=first_ms / 1000 if first_ms >= _CLOCK_BEGINS_MS else math.nan,
         )
 
     def _wait(self, seconds: float) -> None:
-        """Return when any stream has a new entry. What it is, is read again with the check."""
+        """Wait until any stream has a new entry; `_read` then reads it."""
         assert self._client is not None, "connected by open"
-        after = {name: id_text(place.entry) for name, place in self._places.items()}
+        after = {name: id_text(cursor.entry) for name, cursor in self._cursors.items()}
         with self._reaching():
             self._client.xread(after, count=1, block=max(1, int(seconds * 1000)))  # type: ignore[arg-type]
 
@@ -327,7 +327,7 @@ class RedisSource:
             raise self._refused(error, "cannot be read") from None
 
     def _refused(self, error: Exception, what: str) -> SourceError:
-        """Without the original as its cause: servers have been seen to quote the password they refuse."""
+        """An error without its cause: servers have been seen to quote the password they refuse."""
         text = str(error)
         for secret in self._secrets:
             text = text.replace(secret, "***")

@@ -1,7 +1,8 @@
-"""Places in a Redis stream, and what proves that no entry after a place was lost.
+"""Redis cursors, and the counters that detect trimmed entries.
 
-Redis forgets without telling its readers: XTRIM, MAXLEN, XDEL, a restart without its newest data. It counts
-what a stream was ever given, though, and so do we: where the two counts disagree, entries went unread.
+Redis deletes entries without notice to readers: XTRIM, MAXLEN, XDEL, a restart without its newest data. But
+it counts all entries ever added to a stream, and so does a cursor: where the two counts disagree, entries
+were deleted unread.
 """
 
 import re
@@ -20,15 +21,15 @@ _CURSOR = re.compile(r"(\d{1,20})-(\d{1,20})(?::(\d{1,20}))?(?::(\d{1,20})-(\d{1
 
 
 class RedisCursor(NamedTuple):
-    """Just after an entry: "ms-seq:added". A bare "ms-seq" is understood too, and can prove less."""
+    """Just after an entry: "ms-seq:added". A bare "ms-seq" is accepted too, and detects less."""
 
     entry: EntryId = ZERO
     added: int | None = 0
-    """How many entries the stream had been given up to and with this one; None: not known."""
+    """How many entries had been added to the stream, this one included; None: not known."""
     forgiven: EntryId = ZERO
-    """Deletions up to this id had been done when reading began at the oldest entry."""
+    """Deletions up to this id are no loss: they came before reading began at the oldest entry."""
     begun: bool = False
-    """Whether the stream was there: "0-0:added" says so before any entry of it is committed."""
+    """Whether the stream existed: "0-0:added" means that it did, before any entry of it is committed."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -86,43 +87,43 @@ class RedisCursor(NamedTuple):
             )
         begins = "it is empty" if state.first is None else f"it begins at {id_text(state.first)}"
         if self.added is None:
-            return None if state.last == self.entry else f"{begins}, and nothing tells what was in between"
+            return None if state.last == self.entry else f"{begins}, and what was in between is not known"
         missing = state.added - self.added - state.length
         if missing > 0:
             return f"{begins}, and {missing:,} entries before that were trimmed or deleted unread"
         if missing < 0:
-            return f"{begins}, and it was given fewer entries than were read of it, so it was made anew"
+            return f"{begins}, and it was given fewer entries than were read of it, so it was created again"
         return None
 
 
 @dataclass(frozen=True)
 class StreamState:
-    """What XINFO STREAM tells at the moment of a read."""
+    """The answer to XINFO STREAM at the moment of a read."""
 
     length: int
     added: int
-    """Entries ever added, those included that are gone."""
+    """Entries ever added, including those that are gone."""
     first: EntryId | None
     """The oldest entry; None when there is none."""
     last: EntryId
     """The newest id ever given."""
     deleted: EntryId
-    """The highest id that XDEL took; trimming does not count."""
+    """The highest id that XDEL deleted; trimming does not count."""
 
     @classmethod
-    def parse(cls, told: Mapping[str, Any]) -> Self:
+    def parse(cls, answer: Mapping[str, Any]) -> Self:
         """The state from the answer to XINFO STREAM.
 
         Raises:
             KeyError: the server is older than version 7 and does not count.
         """
-        oldest = told["first-entry"]
+        oldest = answer["first-entry"]
         return cls(
-            length=int(told["length"]),
-            added=int(told["entries-added"]),
+            length=int(answer["length"]),
+            added=int(answer["entries-added"]),
             first=id_of(oldest[0]) if oldest else None,
-            last=id_of(told["last-generated-id"]),
-            deleted=id_of(told["max-deleted-entry-id"]),
+            last=id_of(answer["last-generated-id"]),
+            deleted=id_of(answer["max-deleted-entry-id"]),
         )
 
 

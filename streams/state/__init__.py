@@ -1,1 +1,1 @@
-"""Rows: what ingest has committed. SQL of this side stands only here."""
+"""The database rows of the data side. All its SQL is in this package."""

@@ -1,4 +1,4 @@
-"""Dead letters: payloads that did not become records, kept with their reason until a person has looked."""
+"""Rows of dead letters: payloads that did not become records, with the reason."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from streams.state.tables import DEAD_LETTERS
 from streams.wire.decode import Rejected, count_records
 
 _ASKED = 500
-"""Names in one query: SQLite and PostgreSQL both take so many."""
+"""Names in one query, which both SQLite and PostgreSQL accept."""
 
 
 @dataclass(frozen=True)
@@ -27,58 +27,58 @@ class DeadLetter:
     detail: str
     """A sentence that the sender can act on."""
     payload: bytes
-    """What was sent; of a long one only the head."""
+    """The payload as it was sent; of a long one only the head."""
     whole_bytes: int = -1
     """Size of what was sent; -1: as long as `payload`."""
     form: Mapping[str, Any] = field(default_factory=dict)
-    """How the payload is written, as JSON: what `batch_of` needs."""
+    """How the payload is encoded, as JSON: `batch_of` needs it to decode the payload again."""
     created_at: float = 0.0
     """Epoch seconds; set when it is stored."""
     replayed_at: float | None = None
-    """Epoch seconds; None: it was not replayed."""
+    """Epoch seconds; None: it is not replayed."""
     rows: int = 1
-    """Records that were refused with it; more than one only of a whole Arrow payload. Not stored."""
+    """Records refused with it; more than one only for a whole Arrow payload. Not stored."""
     stored_as: str = ""
-    """The name that it was stored under; empty before it is."""
+    """The name that it is stored under; empty while it is not."""
     earlier: int = 0
-    """How many partitions of that name, each forgotten since, had the same payload at the same place."""
+    """How many forgotten partitions of that name had the same payload at the same position."""
 
     @property
-    def letter(self) -> str:
-        """Its name within the pipeline: 16 hex digits that follow from where it stood, and what it holds.
+    def name(self) -> str:
+        """Its name within the pipeline: 16 hex digits of a hash of its position and its payload.
 
-        By its place alone, the letters of a file would hide those of a later file of the same name.
+        By the position alone, the dead letters of a file would hide those of a later file of the same name.
         """
         if self.stored_as:
             return self.stored_as
-        place = f"{self.partition}\0{self.position}\0".encode("utf-8", "surrogatepass")
+        position = f"{self.partition}\0{self.position}\0".encode("utf-8", "surrogatepass")
         again = b"" if not self.earlier else b"\0%d" % self.earlier
-        return hashlib.sha256(place + self.payload + again).hexdigest()[:16]
+        return hashlib.sha256(position + self.payload + again).hexdigest()[:16]
 
     @property
     def whole(self) -> bool:
-        """Whether all of what was sent is here."""
+        """Whether the payload is all of what was sent."""
         return self.whole_bytes in (-1, len(self.payload))
 
 
-def letter_of(batch: RawBatch, bad: Rejected) -> DeadLetter:
-    """What is kept of a payload of this batch that was refused, or of a row of an Arrow payload."""
+def dead_letter_of(batch: RawBatch, bad: Rejected) -> DeadLetter:
+    """The dead letter of a refused payload of this batch, or of a refused row of an Arrow payload."""
     many = batch.wire == "arrow"
     whole = not many or bad.whole is batch.payloads[0]
     return DeadLetter(
         partition=batch.partition,
-        position=batch.places[bad.place] if len(batch.places) else bad.position,
+        position=batch.stable_positions[bad.index] if len(batch.stable_positions) else bad.position,
         reason=bad.reason,
         detail=bad.detail,
         payload=bad.payload,
         whole_bytes=len(bad.whole),
         rows=len(batch.positions) if many and whole else 1,
-        form=_form_of(batch, bad.place, whole=whole),
+        form=_form_of(batch, bad.index, whole=whole),
     )
 
 
-def _form_of(batch: RawBatch, place: int, *, whole: bool) -> dict[str, Any]:
-    """What must be known to read a payload again. A row of an Arrow payload is kept as a JSON record."""
+def _form_of(batch: RawBatch, index: int, *, whole: bool) -> dict[str, Any]:
+    """How a payload is encoded. A row of an Arrow payload is kept as a JSON record."""
     if not whole:
         return {"wire": "json"}
     form: dict[str, Any] = {"wire": batch.wire}
@@ -88,17 +88,17 @@ def _form_of(batch: RawBatch, place: int, *, whole: bool) -> dict[str, Any]:
     if batch.wire == "csv":
         form["header"] = list(batch.header)
         if batch.table.id is None:
-            form["id"] = batch.ids[place]
+            form["id"] = batch.ids[index]
     elif batch.wire == "arrow":
-        # Other letters may hold the rest of the payload.
+        # Other dead letters may hold the rest of the payload.
         form |= {"skip": batch.skip, "rows": len(batch.positions)}
     return form
 
 
 def batch_of(letter: DeadLetter, *, payload: bytes | None = None) -> RawBatch:
-    """The letter as a batch of one payload, to be decoded again; `payload` replaces what was sent.
+    """A dead letter as a batch of one payload, to be decoded again; `payload` replaces what was sent.
 
-    A replacement is of the same form, or a JSON record, which a person writes more easily.
+    A replacement has the same encoding, or is a JSON record, which is easier to write by hand.
     """
     form = letter.form
     if payload is not None and payload.lstrip().startswith(b"{"):
@@ -116,32 +116,32 @@ def batch_of(letter: DeadLetter, *, payload: bytes | None = None) -> RawBatch:
         skip=skip,
         header=form.get("header", ()),
         table=TableColumns(*form["table"]) if "table" in form else TableColumns(),
-        # Of records without an id of their own: short, and the same whenever the letter is replayed.
-        ids=[form["id"]] if "id" in form else [f"{letter.letter}.{row}" for row in range(rows)],
+        # Ids of records that have none: short, and the same whenever the dead letter is replayed.
+        ids=[form["id"]] if "id" in form else [f"{letter.name}.{row}" for row in range(rows)],
     )
 
 
 def add(connection: sql.Connection, pipeline: str, letters: Sequence[DeadLetter], now: float) -> int:
-    """Store letters; those that are stored already stay as they are. Answers how many records are new."""
+    """Store dead letters; those stored already stay as they are. Returns how many records are new."""
     if not letters:
         return 0
     # A dead letter may be stored before its offset can move, and is then met again after a restart.
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     named: dict[str, DeadLetter] = {}
-    asked = {letter.letter: letter for letter in letters}
+    asked = {letter.name: letter for letter in letters}
     while asked:
         stored = _stored(connection, pipeline, list(asked))
         named |= {name: letter for name, letter in asked.items() if name not in stored}
         others = [
             replace(letter, earlier=letter.earlier + 1) for name, letter in asked.items() if stored.get(name)
         ]
-        asked = {letter.letter: letter for letter in others}
+        asked = {letter.name: letter for letter in others}
     rows = [
         {
             "pipeline": pipeline,
             "partition": letter.partition,
             "position": letter.position,
-            "letter": name,
+            "name": name,
             "reason": letter.reason,
             "detail": letter.detail.replace("\0", "\\0"),
             "payload": letter.payload,
@@ -157,19 +157,19 @@ def add(connection: sql.Connection, pipeline: str, letters: Sequence[DeadLetter]
 
 
 def _stored(connection: sql.Connection, pipeline: str, names: Sequence[str]) -> dict[str, bool]:
-    """Which of these are stored, and whether each is closed."""
+    """Which of these names are stored, and whether each is closed."""
     columns = DEAD_LETTERS.c
     found: dict[str, bool] = {}
     for at in range(0, len(names), _ASKED):
-        query = sql.select(columns.letter, columns.closed).where(
-            columns.pipeline == pipeline, columns.letter.in_(names[at : at + _ASKED])
+        query = sql.select(columns.name, columns.closed).where(
+            columns.pipeline == pipeline, columns.name.in_(names[at : at + _ASKED])
         )
         found |= {name: closed for name, closed in connection.execute(query)}
     return found
 
 
 def close(connection: sql.Connection, pipeline: str, partitions: Sequence[str]) -> None:
-    """These partitions are forgotten: what comes under their names from now on is something else."""
+    """Close the dead letters of forgotten partitions: a later partition of that name is another one."""
     columns = DEAD_LETTERS.c
     where = (columns.pipeline == pipeline, columns.partition.in_(partitions), ~columns.closed)
     connection.execute(sql.update(DEAD_LETTERS).where(*where).values(closed=True))
@@ -184,27 +184,27 @@ def latest(
     replayed: bool | None = None,
     after: DeadLetter | None = None,
 ) -> list[DeadLetter]:
-    """The latest letters, newest first; of one reason, or replayed or not, where that is asked for.
+    """The latest dead letters, newest first; of one reason, or replayed or not, where that is given.
 
-    `after` is the last letter of the page before.
+    `after` is the last dead letter of the page before.
     """
-    letters = DEAD_LETTERS.c
-    query = sql.select(DEAD_LETTERS).where(letters.pipeline == pipeline)
+    columns = DEAD_LETTERS.c
+    query = sql.select(DEAD_LETTERS).where(columns.pipeline == pipeline)
     if reason is not None:
-        query = query.where(letters.reason == reason)
+        query = query.where(columns.reason == reason)
     if replayed is not None:
-        query = query.where(letters.replayed_at.is_not(None) if replayed else letters.replayed_at.is_(None))
+        query = query.where(columns.replayed_at.is_not(None) if replayed else columns.replayed_at.is_(None))
     if after is not None:
         query = query.where(_comes_after(after))
-    order = (letters.created_at.desc(), letters.partition, letters.position.desc(), letters.letter)
+    order = (columns.created_at.desc(), columns.partition, columns.position.desc(), columns.name)
     query = query.order_by(*order).limit(limit)
-    return [_letter(row) for row in connection.execute(query)]
+    return [_read(row) for row in connection.execute(query)]
 
 
 def _comes_after(letter: DeadLetter) -> sql.ColumnElement[bool]:
-    """In the order that letters are listed in."""
+    """The condition that a row comes after this dead letter in the order of `latest`."""
     columns = DEAD_LETTERS.c
-    later = columns.letter > letter.letter
+    later = columns.name > letter.name
     for column, value, comes_first in (
         (columns.position, letter.position, columns.position < letter.position),
         (columns.partition, letter.partition, columns.partition > letter.partition),
@@ -214,17 +214,15 @@ def _comes_after(letter: DeadLetter) -> sql.ColumnElement[bool]:
     return later
 
 
-def get(connection: sql.Connection, pipeline: str, letter: str) -> DeadLetter | None:
-    """One letter by its name; None when there is none."""
-    query = sql.select(DEAD_LETTERS).where(
-        DEAD_LETTERS.c.pipeline == pipeline, DEAD_LETTERS.c.letter == letter
-    )
+def get(connection: sql.Connection, pipeline: str, name: str) -> DeadLetter | None:
+    """One dead letter by its name; None when there is none."""
+    query = sql.select(DEAD_LETTERS).where(DEAD_LETTERS.c.pipeline == pipeline, DEAD_LETTERS.c.name == name)
     row = connection.execute(query).one_or_none()
-    return None if row is None else _letter(row)
+    return None if row is None else _read(row)
 
 
 def counts(connection: sql.Connection, pipeline: str, *, replayed: bool = False) -> dict[str, int]:
-    """How many letters there are, by reason: those that were not replayed, or those that were."""
+    """How many dead letters there are, by reason: those not replayed, or those that were."""
     mark = DEAD_LETTERS.c.replayed_at
     query = (
         sql.select(DEAD_LETTERS.c.reason, sql.func.count())
@@ -235,13 +233,13 @@ def counts(connection: sql.Connection, pipeline: str, *, replayed: bool = False)
     return {reason: count for reason, count in connection.execute(query)}
 
 
-def mark_replayed(connection: sql.Connection, pipeline: str, letter: str, now: float) -> bool:
-    """Note that a letter became a record after all; False when that was noted before."""
+def mark_replayed(connection: sql.Connection, pipeline: str, name: str, now: float) -> bool:
+    """Mark a dead letter as replayed; False when it was marked before."""
     changed = (
         sql.update(DEAD_LETTERS)
         .where(
             DEAD_LETTERS.c.pipeline == pipeline,
-            DEAD_LETTERS.c.letter == letter,
+            DEAD_LETTERS.c.name == name,
             DEAD_LETTERS.c.replayed_at.is_(None),
         )
         .values(replayed_at=now)
@@ -249,7 +247,7 @@ def mark_replayed(connection: sql.Connection, pipeline: str, letter: str, now: f
     return connection.execute(changed).rowcount == 1
 
 
-def _letter(row: sql.Row[Any]) -> DeadLetter:
+def _read(row: sql.Row[Any]) -> DeadLetter:
     return DeadLetter(
         partition=row.partition,
         position=row.position,
@@ -260,5 +258,5 @@ def _letter(row: sql.Row[Any]) -> DeadLetter:
         form=dict(row.form),
         created_at=row.created_at,
         replayed_at=row.replayed_at,
-        stored_as=row.letter,
+        stored_as=row.name,
     )

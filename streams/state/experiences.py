@@ -1,4 +1,4 @@
-"""The rows of experiences: what was cut of which partitions, and where its parts are stored."""
+"""Rows of experiences: the spans of partitions that were cut, and the files of their parts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Span:
-    """What was consumed of a partition: from just after `start` up to and with `end`."""
+    """A range of one partition: from just after `start` up to and including `end`."""
 
     start: str
     end: str
@@ -28,7 +28,7 @@ class Span:
 
 @dataclass(frozen=True)
 class CutExperience:
-    """An experience whose files are written and that waits for its manifest row."""
+    """An experience whose files are written and whose row is not."""
 
     train: Part
     gate: Part
@@ -37,12 +37,12 @@ class CutExperience:
     cut_reason: str
     trigger_state: Mapping[str, Any] = field(default_factory=dict)
     decision: Mapping[str, Any] = field(default_factory=dict)
-    """The numbers that the trigger decided by."""
+    """The numbers that made the trigger cut."""
 
 
 @dataclass(frozen=True)
 class ExperienceRow:
-    """One experience as the manifest knows it."""
+    """One committed experience."""
 
     pipeline: str
     index: int
@@ -71,6 +71,11 @@ def add(
     experience: CutExperience,
     now: float,
 ) -> ExperienceRow:
+    """Insert an experience under the next index.
+
+    Raises:
+        FencedError: another process has written one of that index.
+    """
     last = sql.select(sql.func.max(EXPERIENCES.c.index)).where(EXPERIENCES.c.pipeline == pipeline)
     index = connection.execute(last).scalar()
     row = ExperienceRow(
@@ -114,6 +119,7 @@ def _values(row: ExperienceRow) -> dict[str, Any]:
 
 
 def read(row: sql.Row[Any]) -> ExperienceRow:
+    """An experience from its row."""
     return ExperienceRow(
         pipeline=row.pipeline,
         # A row is a tuple too, whose `index` is the method.

@@ -1,8 +1,8 @@
-"""What was consumed and what was cut, and the one transaction that makes a cut true.
+"""Manifest: reads what ingest has committed, and makes each commit in one transaction.
 
 Works on SQLite and PostgreSQL. On SQLite the engine must begin its transactions with BEGIN IMMEDIATE, so that
-what a transaction read still holds when it writes. Times are epoch seconds. An absent offset and the empty
-cursor both mean the beginning of a partition.
+what a transaction has read is unchanged when it writes. Times are epoch seconds. A missing offset and the
+empty cursor both mean the beginning of a partition.
 """
 
 import time
@@ -56,8 +56,8 @@ class Commit:
     revision: int
     """The stream's revision that this commit follows; the commit raises it by one."""
     moves: Mapping[str, Span] = field(default_factory=dict)
-    """Offsets by partition. Each must stand at the start of its span, and moves to the end. A span whose ends
-    are equal moves nothing and only requires that the offset stands there."""
+    """Offsets by partition. Each must be at the start of its span, and moves to the end. A span whose ends
+    are equal moves nothing: it only requires that the offset is there."""
     dead_letters: Sequence[DeadLetter] = ()
     """Those that are already stored are left as they are."""
     experience: CutExperience | None = None
@@ -84,14 +84,14 @@ AlsoInTransaction = Callable[[sql.Connection, ExperienceRow], None]
 
 
 class Manifest:
-    """Reads and commits of the data side over one engine."""
+    """Reads and commits of the data side, over one engine."""
 
     def __init__(self, engine: sql.Engine, *, clock: Callable[[], float] = time.time) -> None:
         self._engine = engine
         self._clock = clock
 
     def cursors(self, pipeline: str) -> dict[str, str]:
-        """Where each partition was committed; partitions still at their beginning are left out."""
+        """The committed cursor of each partition; partitions still at their beginning are left out."""
         query = sql.select(OFFSETS.c.partition, OFFSETS.c.cursor).where(OFFSETS.c.pipeline == pipeline)
         with reading(self._engine) as connection:
             return {row.partition: row.cursor for row in connection.execute(query) if row.cursor}
@@ -103,12 +103,12 @@ class Manifest:
             return dict(connection.execute(query).scalar() or {})
 
     def revision(self, pipeline: str) -> int:
-        """The revision of the stream: what the next commit must name."""
+        """The revision of the stream, which the next commit must follow."""
         with reading(self._engine) as connection:
             return stream_status.read(connection, pipeline).revision
 
     def check(self, pipeline: str, *, revision: int) -> None:
-        """Hold the stream to a revision.
+        """Check that the stream is still at a revision.
 
         Raises:
             FencedError: another process has committed since.
@@ -123,12 +123,12 @@ class Manifest:
             return list(connection.execute(query).scalars())
 
     def waiting(self, pipeline: str) -> list[WaitingPart]:
-        """The stored halves that wait for their other half, oldest part first."""
+        """The stored parts of unmatched records, oldest first."""
         with reading(self._engine) as connection:
             return waiting_rows.read(connection, pipeline)
 
     def count_waiting(self, pipeline: str) -> int:
-        """Stored records that wait for their other half, or that are complete and not yet cut."""
+        """How many stored records are unmatched, or complete and not yet cut."""
         return sum(int((~part.gone).sum()) for part in self.waiting(pipeline))
 
     def commit(self, pipeline: str, commit: Commit, *, also: AlsoInTransaction | None = None) -> Committed:
@@ -159,13 +159,13 @@ class Manifest:
             return Committed(row, new_dead_letters, part)
 
     def forget(self, pipeline: str, partitions: Sequence[str], *, revision: int) -> None:
-        """Drop the offsets of partitions that are gone from the source for good.
+        """Delete the offsets of partitions that are gone from the source for good.
 
-        The stream's revision must be `revision`, and rises by one: to another process one of them may be
-        there again, and read.
+        The stream's revision must be `revision`, and rises by one: another process may have found one of the
+        partitions again, and read it.
 
         Raises:
-            FencedError: another process has committed since; nothing was dropped.
+            FencedError: another process has committed since; nothing was deleted.
         """
         with self._engine.begin() as connection:
             if not stream_status.raise_revision(connection, pipeline, expected=revision):
@@ -193,7 +193,7 @@ class Manifest:
     def remove_train(
         self, connection: sql.Connection, pipeline: str, indices: Sequence[int], *, moment: float
     ) -> None:
-        """Note that nothing needs these train parts any more: the garbage collector may have them."""
+        """Mark these train parts as removed: the garbage collector may then delete their files."""
         if indices:
             connection.execute(
                 sql.update(EXPERIENCES)
@@ -227,7 +227,7 @@ class Manifest:
         return None if row is None else experience_rows.read(row)
 
     def digests(self) -> Set[str]:
-        """Digests of all parts of all pipelines: what the garbage collector must keep."""
+        """Digests of all parts of all pipelines, which the garbage collector must keep."""
         queries = [
             sql.select(EXPERIENCES.c.train_digest).where(EXPERIENCES.c.train_removed_at.is_(None)),
             sql.select(EXPERIENCES.c.gate_digest),
@@ -249,9 +249,9 @@ class Manifest:
             return dead_letter_rows.counts(connection, pipeline, replayed=replayed)
 
     def pending_records(self, pipeline: str, *, partition: str = PUSHED_PARTITION) -> int:
-        """Records of the pushed log that stand after the committed cursor of its partition: the backlog.
+        """The backlog: records of the pushed log after the committed cursor of its partition.
 
-        Records that an ingest process has read but not yet cut count as pending.
+        Records that an ingest process has read but not yet cut are counted.
         """
         with reading(self._engine) as connection:
             return pushed_rows.pending_records(connection, pipeline, partition=partition)
@@ -271,9 +271,9 @@ def _add_classes(connection: sql.Connection, pipeline: str, names: Sequence[str]
     query = sql.select(sql.func.count()).select_from(CLASSES).where(CLASSES.c.pipeline == pipeline)
     known = int(connection.execute(query).scalar_one())
     new = [
-        {"pipeline": pipeline, "class_id": place, "name": name}
-        for place, name in enumerate(names)
-        if place >= known
+        {"pipeline": pipeline, "class_id": class_id, "name": name}
+        for class_id, name in enumerate(names)
+        if class_id >= known
     ]
     if new:
         connection.execute(sql.insert(CLASSES), new)

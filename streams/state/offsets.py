@@ -1,4 +1,4 @@
-"""The offsets of partitions, which move from where a process found them or not at all."""
+"""Rows of offsets: each moves only from the cursor that the process has read."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,11 +9,15 @@ from streams.state.experiences import Span
 from streams.state.tables import OFFSETS
 
 NAMED_AT_ONCE = 500
-"""Names in one statement: SQLite and PostgreSQL both take so many."""
+"""Names in one statement, which both SQLite and PostgreSQL accept."""
 
 
 def move(connection: sql.Connection, pipeline: str, moves: Mapping[str, Span]) -> None:
-    """Many at a time: a folder may hold a hundred thousand files, and the writer's lock is held meanwhile."""
+    """Move the offsets of partitions, many in one statement: a folder may hold a hundred thousand files.
+
+    Raises:
+        FencedError: an offset is not at the start of its span; the transaction must end without a commit.
+    """
     names = sorted(moves)  # one order for all writers, so that none waits in a circle
     stored = _stored(connection, pipeline, [name for name in names if not moves[name].start])
     new = [name for name in names if not moves[name].start and name not in stored]
@@ -30,13 +34,13 @@ def move(connection: sql.Connection, pipeline: str, moves: Mapping[str, Span]) -
         )
         update = sql.update(OFFSETS).where(*where).values(cursor=sql.bindparam("end"))
         if connection.execute(update, moved).rowcount != len(moved):
-            raise fenced(pipeline, _places(moved))
+            raise fenced(pipeline, _shown(moved))
     if new:
         rows = [{"pipeline": pipeline, "partition": name, "cursor": moves[name].end} for name in new]
         try:
             connection.execute(sql.insert(OFFSETS), rows)
         except sql.exc.IntegrityError as error:
-            raise fenced(pipeline, _places([{"name": name, "start": ""} for name in new])) from error
+            raise fenced(pipeline, _shown([{"name": name, "start": ""} for name in new])) from error
 
 
 def _stored(connection: sql.Connection, pipeline: str, names: Sequence[str]) -> set[str]:
@@ -48,15 +52,16 @@ def _stored(connection: sql.Connection, pipeline: str, names: Sequence[str]) -> 
     return found
 
 
-def _places(moved: Sequence[Mapping[str, str]]) -> str:
+def _shown(moved: Sequence[Mapping[str, str]]) -> str:
     shown = ", ".join(
         f"{one['start'] or 'its beginning'!r} of partition {one['name']!r}" for one in moved[:3]
     )
     return shown if len(moved) <= 3 else f"{shown} and {len(moved) - 3} more"
 
 
-def fenced(pipeline: str, place: str) -> FencedError:
+def fenced(pipeline: str, position: str) -> FencedError:
+    """The error of a process that finds the pipeline no longer at this position."""
     return FencedError(
-        f"Pipeline {pipeline!r} does not stand at {place} any more: another ingest process works on this "
+        f"Pipeline {pipeline!r} is no longer at {position}: another ingest process works on this "
         "pipeline. Keep one of them and restart it."
     )

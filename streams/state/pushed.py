@@ -1,7 +1,7 @@
-"""The pushed log: records that callers send, durable in SQL until an ingest process has cut them.
+"""Rows of the pushed log: records that callers send, stored until an ingest process has cut them.
 
-One row is one request: an Arrow batch, decoded from JSON once, at the edge. A batch is kept until the offsets
-have passed it; the row of a request that named a key outlives its payload by a day, so that a repeated
+One row is one request: an Arrow batch, decoded once, when the request came. A batch is kept until the offsets
+have passed it; the row of a request with a key is kept a day longer than its payload, so that a repeated
 request is still recognised.
 """
 
@@ -19,7 +19,7 @@ from streams.state.tables import OFFSETS, PUSHED_BATCHES, PUSHED_LOGS, reading
 from streams.wire.decode import encode_batch
 
 REQUEST_KEY_SECONDS = 24 * 60 * 60.0
-"""How long a request key is remembered at least."""
+"""How long a request key is remembered, at least."""
 
 PUSHED_PARTITION = "pushed"
 """The one partition of the pushed log."""
@@ -54,7 +54,7 @@ class PushedCursor(NamedTuple):
 
 @dataclass(frozen=True)
 class Receipt:
-    """What the pushed log holds of one request."""
+    """Confirms that the records of one request are stored."""
 
     sequence: int
     """1, 2, 3 ... within the pipeline."""
@@ -92,7 +92,7 @@ class PushedLog:
     ) -> Receipt:
         """Store the records of one request; they are durable when this returns.
 
-        A request key seen before is answered with the first receipt, and nothing is stored. `names` are the
+        With a request key seen before, the first receipt is returned and nothing is stored. `names` are the
         class names by id, where the set of classes is open.
 
         Raises:
@@ -166,7 +166,7 @@ class PushedLog:
             with self._engine.begin() as connection:
                 connection.execute(sql.insert(PUSHED_LOGS).values(pipeline=pipeline, last_sequence=0))
         except sql.exc.IntegrityError:
-            return  # another process was first, which is as good
+            return  # another process was first
 
     def sequences(self, pipeline: str, *, first: int) -> tuple[int, set[int]]:
         """The newest sequence of a pipeline, and which from `first` on still have their payload."""
@@ -234,9 +234,9 @@ def batch_lost(pipeline: str, sequence: int) -> DataLostError:
 
 
 def _lock_log(connection: sql.Connection, pipeline: str) -> int:
-    """The last sequence, held until the transaction ends.
+    """Lock the log until the transaction ends; its last sequence.
 
-    So sequences become visible in their order, and a reader never steps over one that is on its way. On
+    So sequences become visible in their order, and a reader never skips one that is not committed yet. On
     SQLite the transaction itself is the lock.
     """
     query = sql.select(PUSHED_LOGS.c.last_sequence).where(PUSHED_LOGS.c.pipeline == pipeline)

@@ -1,4 +1,4 @@
-"""How each stream stands: running, failing, paused by a person, or stopped until a person has looked."""
+"""Rows of stream states: running, failing, paused by a person, or stopped until a person resumes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,15 +10,15 @@ from streams.state.tables import STREAM_STATES
 
 Status = Literal["running", "failing", "paused", "stopped"]
 HELD: tuple[Status, ...] = ("paused", "stopped")
-"""Nothing is read in these; a person resumes."""
+"""Statuses in which nothing is read until a person resumes the stream."""
 
 SERVICE = "holdfast"
-"""The actor of what no person did."""
+"""The actor of changes that no person made."""
 
 
 @dataclass(frozen=True)
 class StreamState:
-    """How the stream of one pipeline stands."""
+    """The state of one pipeline's stream."""
 
     status: Status = "running"
     reason: str = ""
@@ -27,17 +27,17 @@ class StreamState:
     since: float = 0.0
     """Epoch seconds."""
     revision: int = 0
-    """Rises with every commit: whoever commits on another one than they read is fenced off."""
+    """Rises with every commit. A process that commits on another one than it has read is fenced off."""
     pending: Mapping[str, Any] = field(default_factory=dict)
-    """What ingest has read and not yet cut, as it said last."""
+    """What ingest has read and not yet cut, as last noted."""
     duplicates: int = 0
     """Records dropped because their id had been seen within the window."""
     aged_out: int = 0
-    """Features, or labels, whose other half never came."""
+    """Unmatched records that waited too long for their label or their features."""
 
 
 def read(connection: sql.Connection, pipeline: str) -> StreamState:
-    """The state of a stream; that of a stream nobody has touched yet is the default."""
+    """The state of a stream; the default for one without a row."""
     query = sql.select(STREAM_STATES).where(STREAM_STATES.c.pipeline == pipeline)
     row = connection.execute(query).one_or_none()
     if row is None:
@@ -57,24 +57,24 @@ def read(connection: sql.Connection, pipeline: str) -> StreamState:
 def set_status(
     connection: sql.Connection, pipeline: str, status: Status, *, reason: str, actor: str, now: float
 ) -> None:
-    """Let a stream stand so from now on. The same status and reason again change nothing."""
+    """Set the status of a stream. The same status and reason again change nothing."""
     present = read(connection, pipeline)
     if (present.status, present.reason) == (status, reason):
         return
     values: dict[str, Any] = {"status": status, "reason": reason, "actor": actor, "since": now}
     if status != "running":
-        # What was read and not cut is let go of, and read again later.
+        # Records that were read and not cut are released, and read again later.
         values["pending"] = {**present.pending, "records": 0}
     _write(connection, pipeline, values)
 
 
 def note_pending(connection: sql.Connection, pipeline: str, pending: Mapping[str, Any]) -> None:
-    """Say what is read and not yet cut, for a person who looks."""
+    """Note what is read and not yet cut, for the stream's status."""
     _write(connection, pipeline, {"pending": dict(pending)})
 
 
 def add_counts(connection: sql.Connection, pipeline: str, *, duplicates: int, aged_out: int) -> None:
-    """Count what was let go, in the transaction that does so; the stream has its row by then."""
+    """Add dropped duplicates and aged-out records to the counts. The stream must have its row."""
     if duplicates or aged_out:
         table = STREAM_STATES
         changed = sql.update(table).where(table.c.pipeline == pipeline)
@@ -83,7 +83,7 @@ def add_counts(connection: sql.Connection, pipeline: str, *, duplicates: int, ag
 
 
 def raise_revision(connection: sql.Connection, pipeline: str, *, expected: int) -> bool:
-    """Move the revision on by one; False when it does not stand where the caller read it."""
+    """Raise the revision by one; False when it is not the one that the caller read."""
     table = STREAM_STATES
     moved = sql.update(table).where(table.c.pipeline == pipeline, table.c.revision == expected)
     if connection.execute(moved.values(revision=expected + 1)).rowcount == 1:

@@ -43,7 +43,7 @@ DEAD_LETTERS = sql.Table(
     "dead_letters",
     METADATA,
     sql.Column("pipeline", sql.String(200), primary_key=True),
-    sql.Column("letter", sql.String(16), primary_key=True, comment="Hash of the place and the payload."),
+    sql.Column("name", sql.String(16), primary_key=True, comment="Hash of the position and the payload."),
     sql.Column("partition", sql.String(500), nullable=False),
     sql.Column("position", sql.String(500), nullable=False),
     sql.Column("reason", sql.String(50), nullable=False),
@@ -58,7 +58,7 @@ DEAD_LETTERS = sql.Table(
         sql.Boolean,
         nullable=False,
         server_default=sql.false(),
-        comment="Its partition was forgotten: what comes under that name is another one.",
+        comment="Its partition was forgotten: a later one may have the same name.",
     ),
     sql.Index(None, "pipeline", "created_at"),
 )
@@ -66,14 +66,16 @@ STREAM_STATES = sql.Table(
     "stream_states",
     METADATA,
     sql.Column("pipeline", sql.String(200), primary_key=True),
-    sql.Column("revision", sql.Integer, nullable=False, comment="Rises with every commit: the fence."),
+    sql.Column(
+        "revision", sql.Integer, nullable=False, comment="Rises with every commit; a stale one is refused."
+    ),
     sql.Column("status", sql.String(16), nullable=False, comment="running, failing, paused or stopped."),
     sql.Column("reason", sql.Text, nullable=False),
     sql.Column("actor", sql.String(255), nullable=False),
     sql.Column("since", sql.Double, nullable=False),
     sql.Column("pending", sql.JSON, nullable=False, comment="What ingest has read and not yet cut."),
     sql.Column("duplicates", sql.BigInteger, nullable=False, comment="Dropped: their id had been seen."),
-    sql.Column("aged_out", sql.BigInteger, nullable=False, comment="Halves whose other half never came."),
+    sql.Column("aged_out", sql.BigInteger, nullable=False, comment="Unmatched records that waited too long."),
 )
 CLASSES = sql.Table(
     "classes",
@@ -124,7 +126,7 @@ PUSHED_BATCHES = sql.Table(
 def reading(engine: sql.Engine) -> AbstractContextManager[sql.Connection]:
     """A transaction that only reads.
 
-    On SQLite, where other transactions take the write lock at their start, it waits for no writer and keeps
-    none waiting; whoever made the engine honours the option.
+    On SQLite, where other transactions take the write lock at their start, it neither waits for a writer nor
+    blocks one. The engine must honour the option `sqlite_begin`.
     """
     return engine.execution_options(sqlite_begin="DEFERRED").begin()

@@ -1,4 +1,4 @@
-"""The rows of stored halves that wait for their other half."""
+"""Rows of waiting parts: stored files of unmatched records."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ from streams.state.tables import WAITING_PARTS
 
 @dataclass(frozen=True)
 class WaitingCommit:
-    """Halves that wait for their label, or for their features, and must outlive the process."""
+    """The waiting parts that a commit adds and changes."""
 
     new: Part | None
     touched: Sequence[WaitingPart]
-    """Of these more is gone than the manifest knows."""
+    """Parts of which more records are gone than their rows say. One that is all gone loses its row."""
     aged_out: int
-    """Features, or labels, whose other half never came: added to the stream's count."""
+    """Unmatched records that waited too long: added to the stream's count."""
 
 
 def read(connection: sql.Connection, pipeline: str) -> list[WaitingPart]:
-    """All of a pipeline, oldest first."""
+    """All waiting parts of a pipeline, oldest first."""
     query = sql.select(WAITING_PARTS).where(WAITING_PARTS.c.pipeline == pipeline)
     rows = connection.execute(query.order_by(WAITING_PARTS.c.sequence)).all()
     return [
@@ -33,6 +33,7 @@ def read(connection: sql.Connection, pipeline: str) -> list[WaitingPart]:
 
 
 def save(connection: sql.Connection, pipeline: str, change: WaitingCommit, now: float) -> WaitingPart | None:
+    """Apply the changes of a commit; the new part, if there is one."""
     table = WAITING_PARTS
     for part in change.touched:
         where = (table.c.pipeline == pipeline, table.c.sequence == part.sequence)

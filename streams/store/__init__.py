@@ -1,1 +1,1 @@
-"""Bytes, addressed by their sha256."""
+"""Stored files: objects in a folder or in S3, and experiences named by their sha256."""

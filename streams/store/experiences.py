@@ -1,11 +1,11 @@
-"""The store of experience files: immutable, content-addressed, memory-mapped.
+"""Stores experience files: immutable, content-addressed, memory-mapped.
 
 One part is one uncompressed Arrow IPC file with exactly one record batch, named by the sha256 of its bytes.
 The same records give the same bytes, so writing again after a crash is harmless. A file that no manifest
 row names is an orphan; `collect_garbage` removes it.
 
-With a remote store, such as a bucket, every part lies there too before its write returns, and the local
-folder is a cache: what is missing or damaged in it is fetched again.
+With a remote store, such as a bucket, every part is there too before its write returns, and the local folder
+is a cache: a file that is missing or damaged in it is fetched again.
 """
 
 import hashlib
@@ -51,12 +51,12 @@ class ExperienceStore:
     def __init__(
         self, root: Path, *, remote: ObjectStore | None = None, cache_bytes: int = CACHE_BYTES
     ) -> None:
-        """`remote`: where the parts are kept, so that `root` is a cache of about `cache_bytes`."""
+        """With `remote`, the parts are kept there, and `root` is a cache of about `cache_bytes`."""
         self._root = root
         self._root.mkdir(parents=True, exist_ok=True)
         self._remote = remote
         self._cache_bytes = cache_bytes
-        # What was verified, as it lay on the disk then: a file that was replaced is verified again.
+        # Inode, size and time of each verified file: one that was replaced since is verified again.
         self._verified: dict[str, _Identity] = {}
 
     @classmethod
@@ -71,7 +71,7 @@ class ExperienceStore:
         return cls(Path(location))
 
     def path(self, digest: str) -> Path:
-        """Where the part of this digest lies in the local folder, or would lie.
+        """The path of the part of this digest in the local folder, whether the file exists or not.
 
         Raises:
             ExperienceDamagedError: `digest` is not a sha256 in lower-case hex.
@@ -89,8 +89,8 @@ class ExperienceStore:
     def write_parts(self, parts: Sequence[Records], schema: RecordSchema) -> list[str]:
         """Store several parts at a time, durably, and return their digests in the same order.
 
-        Idempotent. A file already there is replaced by the same bytes, which heals a damaged one and keeps
-        a fresh one out of the garbage collector's reach.
+        Idempotent. A file already there is replaced by the same bytes, which repairs a damaged one and keeps
+        the garbage collector from deleting it as old.
 
         Raises:
             ObjectError: the remote store cannot be written; what was written is an orphan, or nothing.
@@ -108,18 +108,18 @@ class ExperienceStore:
     def open(self, digest: str, *, index: int) -> Experience:
         """One part, memory-mapped: inputs and labels are read-only views of the file.
 
-        Its bytes are held to the digest the first time this store opens it, and again when the file on the
-        disk is not the one that was verified. What is not in the cache, or is damaged there, is fetched.
+        Its bytes are checked against the digest the first time this store opens it, and again when the file
+        was replaced. A part that is missing or damaged in the cache is fetched.
 
         Raises:
             ExperienceDamagedError: the file is missing, or its bytes are not what its name says; where there
-                is a remote store, it is so there.
+                is a remote store, there too.
             ObjectError: the part must be fetched, and the remote store cannot be reached.
         """
         return self._reading(digest, lambda mapped: read_part(mapped, digest, index=index))
 
     def records(self, digest: str, schema: RecordSchema) -> Records:
-        """One part as it was written, with times, keys and halves; its columns are views of the file.
+        """One part as it was written, unmatched records included; its columns are views of the file.
 
         Raises:
             ExperienceDamagedError, ObjectError: as `open`.
@@ -138,7 +138,7 @@ class ExperienceStore:
         return found
 
     def remove(self, digest: str) -> None:
-        """Delete a part, here and remotely; one that is gone is fine. Nothing may refer to it any more."""
+        """Delete a part, here and in the remote store; a missing one is no error. Nothing may refer to it."""
         path = self.path(digest)
         if self._remote is not None:
             self._remote.delete(path.name)
@@ -148,8 +148,8 @@ class ExperienceStore:
     def collect_garbage(self, keep: Set[str], *, grace_seconds: float) -> list[str]:
         """Delete parts that `keep` does not name, and left-over temporary files; return the deleted names.
 
-        A file younger than the grace period stays: its commit may still be on its way. Take a period far
-        longer than a commit can last, such as an hour, and read `keep` before the call.
+        A file younger than the grace period stays: its commit may not be finished. Take a period far longer
+        than a commit can last, such as an hour, and read `keep` before the call.
 
         Raises:
             ObjectError: the remote store cannot be listed.
@@ -174,7 +174,7 @@ class ExperienceStore:
         return sorted(set(deleted))
 
     def _write(self, records: Records, schema: RecordSchema) -> str:
-        """One part in its place; its name is durable once the folder is synced."""
+        """Write one part under its digest; its name is durable once the folder is synced."""
         temporary = self._temporary()
         try:
             with temporary.open("xb") as file:
@@ -214,7 +214,7 @@ class ExperienceStore:
             ) from error
 
     def _fetch(self, digest: str, remote: ObjectStore) -> None:
-        """Install a part from the remote store. Not synced: a file that a power loss spoils is fetched anew.
+        """Fetch a part from the remote store. Not synced: one that a power loss damages is fetched again.
 
         Raises:
             ExperienceDamagedError: the remote object is missing or damaged.
@@ -250,7 +250,7 @@ class ExperienceStore:
                 yield path
 
     def _bound_cache(self, *, fresh: Set[str]) -> None:
-        """Where there is a remote store, let go of the parts used longest ago; what is mapped stays so."""
+        """With a remote store, delete the parts used longest ago; a mapped file stays readable."""
         if self._remote is None:
             return
         found = []
@@ -274,7 +274,7 @@ def _upload(file: Path, name: str, remote: ObjectStore) -> None:
         try:
             remote.create(name, data)
         except ObjectExistsError:
-            # Of the same content, if it is not damaged. Written again it is whole, and young enough to stay.
+            # It has the same content, unless damaged. Writing it again repairs it, and makes it young.
             remote.replace(name, data)
         finally:
             data.release()

@@ -1,4 +1,4 @@
-"""The form of an experience file: one uncompressed Arrow IPC file with exactly one record batch.
+"""Writes and reads the experience file format: an uncompressed Arrow IPC file with one record batch.
 
 The features come first and begin at a multiple of 64 bytes, so that a mapped file is as fast as memory. The
 same records give the same bytes.
@@ -21,36 +21,36 @@ _SHAPE_KEY = b"holdfast.shape"
 _DTYPE_KEY = b"holdfast.dtype"
 _PADDING_KEY = b"holdfast.padding"
 _ALIGNMENT = 64
-"""A cache line, and what vector instructions like best."""
+"""The size of a cache line, and the alignment that vector instructions are fastest with."""
 _GROUP_PREFIX = "group:"
 _WORTH_A_THREAD = 2**20
-"""Bytes: fewer are hashed sooner than a thread is started."""
+"""Bytes: hashing fewer takes less time than starting a thread."""
 
 
 class HashingSink:
-    """What Arrow writes into: it counts and hashes what passes, on its way to a file if there is one.
+    """A sink for Arrow: counts and hashes the bytes written, and passes them to a file if there is one.
 
-    Arrow hands its buffers over as they are, so that nothing is copied.
+    Arrow passes its buffers without copying them.
     """
 
     def __init__(self, file: BinaryIO | None = None) -> None:
         self.closed = False
         self.first_buffer: int | None = None
-        """Where the first column's memory begins."""
+        """Offset of the first column's memory."""
         self._file = file
         self._hash = hashlib.sha256()
         self._hashing: threading.Thread | None = None
         self._size = 0
 
     def write(self, data: Any) -> int:
-        """Take bytes, or an Arrow buffer."""
+        """Write bytes, or an Arrow buffer."""
         if isinstance(data, pa.Buffer) and self.first_buffer is None:
             self.first_buffer = self._size
         size = memoryview(data).nbytes
         if self._file is not None:
             self._join()
             if size >= _WORTH_A_THREAD:
-                # Both let go of the interpreter's lock, and take about as long.
+                # Hashing and writing both release the interpreter's lock, and take about as long.
                 self._hashing = threading.Thread(target=self._hash.update, args=(data,))
                 self._hashing.start()
             else:
@@ -69,23 +69,23 @@ class HashingSink:
         return self._size
 
     def flush(self) -> None:
-        """Whoever opened the file does it."""
+        """Does nothing: the file is flushed by its owner."""
 
     def close(self) -> None:
-        """No more is written."""
+        """End the writing; the file stays open."""
         self.closed = True
 
     def hexdigest(self) -> str:
-        """sha256 of what was written to the file."""
+        """sha256 of the bytes written."""
         self._join()
         return self._hash.hexdigest()
 
 
 def write_part(sink: HashingSink, records: Records, schema: RecordSchema) -> None:
-    """The file of these records. Padding in its metadata puts the features at a multiple of 64 bytes."""
+    """Write the file of these records, with padding that puts the features at a multiple of 64 bytes."""
     metadata = {_SHAPE_KEY: json.dumps(schema.shape).encode(), _DTYPE_KEY: schema.dtype.encode()}
     batch = to_arrow(records, schema, metadata={**metadata, _PADDING_KEY: b""})
-    # First in the file, so that only the metadata stands before them.
+    # The features come first, so that only the metadata is before them.
     names = ["features", *(name for name in batch.schema.names if name != "features")]
     batch = batch.select(names)
     measured = HashingSink()
@@ -103,7 +103,7 @@ def read_records(mapped: Any, schema: RecordSchema) -> Records:
     """The records in a mapped file, as they were written; their columns are views of the map.
 
     Raises:
-        ValueError, KeyError, TypeError, pyarrow.ArrowException: the file is not of this form.
+        ValueError, KeyError, TypeError, pyarrow.ArrowException: the file has another format.
     """
     return from_arrow(_batch(mapped), schema)
 
@@ -120,7 +120,7 @@ def read_part(mapped: Any, digest: str, *, index: int) -> Experience:
     """The experience in a mapped file; its inputs and labels are views of the map.
 
     Raises:
-        ValueError, KeyError, pyarrow.ArrowException: the file is not of this form.
+        ValueError, KeyError, pyarrow.ArrowException: the file has another format.
     """
     batch = _batch(mapped)
     metadata = batch.schema.metadata
@@ -148,7 +148,7 @@ def _texts(column: Any) -> NDArray[np.str_]:
 
 
 def _view(column: Any) -> NDArray[Any]:
-    """The column's own memory, which lives as long as the array."""
+    """A read-only view of the column's memory, which it keeps alive."""
     view: NDArray[Any] = column.to_numpy(zero_copy_only=True)
     view.flags.writeable = False
     return view

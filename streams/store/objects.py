@@ -1,11 +1,11 @@
-"""Objects: named bytes in a local folder or under an S3 prefix, behind one small interface.
+"""Object stores: named bytes in a local folder or under an S3 prefix, behind one interface.
 
 ObjectError
 ├── ObjectMissingError  there is no such object
 ├── ObjectExistsError   an object of that name is there already, and nothing was written
 └── ObjectChangedError  the object is not the version that was asked for any more
 
-Messages name the location and what the store answered in a word, never credentials or whole answers.
+Messages name the location and the store's error code, never credentials or whole answers.
 """
 
 import os
@@ -31,7 +31,7 @@ _UNFINISHED = ".unfinished"
 _ANSWER = re.compile(r"status code: (\d{3})|<Code>(\w{1,60})</Code>")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _REQUEST_SECONDS = 300.0
-"""Longest time of one request: 256 MB over a slow line."""
+"""Longest time of one request: 256 MB over a slow connection."""
 
 
 class ObjectError(StreamError):
@@ -51,14 +51,14 @@ class ObjectChangedError(ObjectError):
 
 
 class ObjectInfo(NamedTuple):
-    """What a store says about one object without reading it."""
+    """The metadata of one object."""
 
     name: str
     """Relative to the store's location, with "/" between folders."""
     size: int
     """Bytes."""
     version: str
-    """Another text whenever the content is another."""
+    """Changes whenever the content does."""
     modified: float
     """Epoch seconds."""
 
@@ -68,7 +68,7 @@ class ObjectStore(Protocol):
 
     @property
     def location(self) -> str:
-        """Where the objects lie, as people write it."""
+        """The folder, or "s3://bucket/prefix"."""
         ...
 
     def list(self) -> Sequence[ObjectInfo]:
@@ -109,15 +109,15 @@ class ObjectStore(Protocol):
         ...
 
     def delete(self, name: str) -> None:
-        """Remove an object; one that is not there is fine."""
+        """Remove an object; a missing one is no error."""
         ...
 
 
 def open_objects(location: str) -> ObjectStore:
     """The objects of a folder, or of "s3://bucket/prefix".
 
-    S3 is reached as the AWS_* variables of the environment say: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
-    AWS_REGION, and for other makers AWS_ENDPOINT_URL, with AWS_ALLOW_HTTP=true where it is plain HTTP.
+    S3 is configured by the AWS_* variables of the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+    AWS_REGION, and for other providers AWS_ENDPOINT_URL, with AWS_ALLOW_HTTP=true where it is plain HTTP.
 
     Raises:
         ObjectError: the location is not well-formed.
@@ -160,7 +160,7 @@ class LocalObjects:
     def read(self, name: str, start: int, stop: int, *, version: str | None = None) -> bytes:
         """See `ObjectStore`."""
         with _local_errors(f"{name} in {self.location}"):
-            # Not blocking: a pipe that somebody put there must not hold the reader up.
+            # Non-blocking: a named pipe in the folder must not block the reader.
             descriptor = os.open(self._path(name), os.O_RDONLY | os.O_NONBLOCK)
             try:
                 if version not in (None, _info(name, os.fstat(descriptor)).version):
@@ -208,7 +208,7 @@ class LocalObjects:
 
     @contextmanager
     def _written(self, name: str, data: Data) -> Iterator[tuple[Path, Path]]:
-        """A durable temporary file to be moved to its place; the move is durable when the block has ended."""
+        """A durable temporary file, and the path to move it to; when the block ends, the move is durable."""
         path = self._path(name)
         temporary = path.parent / f".{secrets.token_hex(8)}{_UNFINISHED}"
         with _local_errors(f"{name} in {self.location}"):
@@ -238,7 +238,7 @@ class S3Objects:
                     "timeout": timedelta(seconds=_REQUEST_SECONDS),
                     "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes", "on"),
                 },
-                # A caller that is told soon can say so; it comes again by itself.
+                # Fail soon, so that the caller can report it; it tries again by itself.
                 retry_config={"max_retries": 4, "retry_timeout": timedelta(seconds=30)},
             )
 
@@ -311,7 +311,7 @@ def _plain(name: str) -> bool:
 
 
 def _pread(descriptor: int, start: int, stop: int) -> bytes:
-    """One call nearly always; the kernel gives at most 2 GB at a time, and may give less."""
+    """Read a range. Nearly always one call; the kernel gives at most 2 GB at a time, and may give less."""
     found = os.pread(descriptor, max(0, stop - start), start)
     if not found or len(found) == stop - start:
         return found
@@ -349,7 +349,7 @@ def _local_errors(what: str) -> Iterator[None]:
 
 @contextmanager
 def _s3_errors(name: str, location: str) -> Iterator[None]:
-    """Errors in our words. What the server answered is left out of them, and of the chain too."""
+    """Turn errors into our own, without the server's answer, which the exception chain omits too."""
     try:
         yield
     except FileNotFoundError:

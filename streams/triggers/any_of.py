@@ -1,4 +1,4 @@
-"""Cut when any of several triggers would, but not too soon and not too late."""
+"""Trigger that cuts when any of several triggers would, within bounds on records and time."""
 
 import math
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ SIMPLE_TRIGGERS: tuple[type[TriggerConfig], ...] = (
     PerformanceTrigger,
     CostTrigger,
 )
-"""All kinds but this one."""
+"""All kinds of triggers but any-of."""
 
 
 def with_kind(document: Any) -> Any:
@@ -83,9 +83,9 @@ class AnyOfTrigger(TriggerConfig):
 
 @dataclass(frozen=True)
 class _Fired:
-    """The first of the children that would cut, and what held it."""
+    """The first child trigger to fire, and the minima that delayed its cut."""
 
-    place: int
+    index: int
     cut: Cut
     held_by: tuple[str, ...]
 
@@ -93,7 +93,7 @@ class _Fired:
 class AnyOfWatch(RecordWatch):
     """Lets every trigger follow the records until one fires, and cuts once the minima allow it.
 
-    After a cut the trigger that made it goes on from its own state, and the others start anew.
+    After a cut the trigger that made it goes on from its own state, and the others start again.
     """
 
     def __init__(self, config: AnyOfTrigger, state: TriggerState, surroundings: Surroundings) -> None:
@@ -101,7 +101,7 @@ class AnyOfWatch(RecordWatch):
         self._config = config
         kept: Mapping[str, TriggerState] = state.get("triggers", {})
         self._children = [
-            child.watch(kept.get(str(place), {}), surroundings) for place, child in enumerate(config.any)
+            child.watch(kept.get(str(index), {}), surroundings) for index, child in enumerate(config.any)
         ]
         self._clock = EventClock(MAX_JUMP_SECONDS, state.get("clock"))
         self._last_reading = self._clock.reading
@@ -120,13 +120,13 @@ class AnyOfWatch(RecordWatch):
         if self._fired is None:
             return None
         allowed = self._allowed(readings, arrival)
-        # Places count the records of this chunk in the cut: 0 is all before it, and none of it.
+        # An index counts the records of this chunk in the cut: 0 cuts everything before it, and none of it.
         first = max(self._fired.cut.records - self.seen, 0)
         if not allowed[first:].any():
             return None
-        place = first + int(allowed[first:].argmax())
-        before.read(records.times[:place])
-        return self._cut_of(self._fired, self.seen + place, arrival, before)
+        index = first + int(allowed[first:].argmax())
+        before.read(records.times[:index])
+        return self._cut_of(self._fired, self.seen + index, arrival, before)
 
     def see_features(self, features: Features) -> None:
         """See `Watch`."""
@@ -135,15 +135,15 @@ class AnyOfWatch(RecordWatch):
                 child.see_features(features)
 
     def due(self, now: float) -> Cut | None:
-        """See `Watch`. A record may have waited for too long, or a minimum may be over."""
+        """See `Watch`. A record may have waited for too long, or a minimum may be reached."""
         if not self.seen:
             return None
         if self._overdue(now):
             return self._too_old(now, self._clock)
         reading = self._clock.reading + max(0.0, now - self.arrived_at)
         if self._fired is None:
-            fired = ((place, child.due(now)) for place, child in enumerate(self._children))
-            first = next(((place, cut) for place, cut in fired if cut is not None), None)
+            fired = ((index, child.due(now)) for index, child in enumerate(self._children))
+            first = next(((index, cut) for index, cut in fired if cut is not None), None)
             if first is not None:
                 self._fired = _Fired(*first, self._held_by(self.seen, reading, now))
         if self._fired is None or self._held_by(self.seen, reading, now):
@@ -151,21 +151,21 @@ class AnyOfWatch(RecordWatch):
         return self._cut_of(self._fired, self.seen, now, self._clock)
 
     def _let_children_see(self, records: Records, arrival: float, readings: NDArray[np.float64]) -> None:
-        """Find the first child to fire. Of two at the same record, the one that stands first."""
+        """Find the first child to fire. Of two at the same record, the one declared first."""
         if self._fired is not None:
             return
         found = []
-        for place, child in enumerate(self._children):
+        for index, child in enumerate(self._children):
             cut = child.see(records, arrival, arrival)
             if cut is not None:
-                found.append((child.noticed, place, cut))
+                found.append((child.noticed, index, cut))
         if found:
-            _, place, cut = min(found, key=lambda entry: entry[:2])
+            _, index, cut = min(found, key=lambda entry: entry[:2])
             reading = float(readings[max(cut.records - self.seen, 0)])
-            self._fired = _Fired(place, cut, self._held_by(cut.records, reading, arrival))
+            self._fired = _Fired(index, cut, self._held_by(cut.records, reading, arrival))
 
     def _elapsed(self, reading: float, arrival: float) -> float:
-        """Seconds since the last cut, by event time if both ends have it; endless before the first."""
+        """Seconds since the last cut, by event time if both ends have it; infinite before the first."""
         by_event, by_arrival = reading - self._last_reading, arrival - self._last_arrival
         return next((found for found in (by_event, by_arrival) if not math.isnan(found)), math.inf)
 
@@ -197,14 +197,15 @@ class AnyOfWatch(RecordWatch):
             state=self._state(at, clock, {}),
             waited_seconds=waited,
             max_seconds=self._config.max_seconds,
-            held=None if self._fired is None else _told(self._fired),
+            held=None if self._fired is None else _decision_of(self._fired),
         )
 
     def _cut_of(self, fired: _Fired, records: int, at: float, clock: EventClock) -> Cut:
         exact = records == fired.cut.records
-        kept = {str(fired.place): fired.cut.state} if exact and fired.cut.state else {}
+        kept = {str(fired.index): fired.cut.state} if exact and fired.cut.state else {}
         held = f" Held by {' and '.join(fired.held_by)} until {records:,} records." if fired.held_by else ""
-        return self._cut(records, fired.cut.reason + held, state=self._state(at, clock, kept), **_told(fired))
+        state = self._state(at, clock, kept)
+        return self._cut(records, fired.cut.reason + held, state=state, **_decision_of(fired))
 
     def _state(self, at: float, clock: EventClock, triggers: Mapping[str, TriggerState]) -> TriggerState:
         return {"clock": clock.state(), "arrival": at, "triggers": triggers}
@@ -213,10 +214,10 @@ class AnyOfWatch(RecordWatch):
         return self._state(now, self._clock, {})
 
 
-def _told(fired: _Fired) -> dict[str, Any]:
+def _decision_of(fired: _Fired) -> dict[str, Any]:
     return {
         "child": fired.cut.decision["trigger"],
-        "place": fired.place,
+        "index": fired.index,
         "held_by": list(fired.held_by),
         "decision": dict(fired.cut.decision),
     }

@@ -1,4 +1,4 @@
-"""What a trigger is: a config, and the watch that it keeps over the records between two cuts."""
+"""Triggers: the config of each, and the watch that follows the records from one cut to the next."""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from streams.records import Records
 
 TriggerState = Mapping[str, Any]
-"""What a trigger remembers over a cut: JSON-able, saved in the transaction of the cut."""
+"""State that a trigger keeps after a cut: JSON-able, saved in the transaction of the cut."""
 Features = NDArray[np.float32] | NDArray[np.uint8]
 
 
@@ -32,7 +32,7 @@ class Cut:
 
 
 class Judge(Protocol):
-    """The champion's answers."""
+    """The champion, as a judge of arriving records."""
 
     @property
     def version(self) -> int:
@@ -41,7 +41,7 @@ class Judge(Protocol):
 
     @property
     def error_rate(self) -> float:
-        """Its error on the holdout, 0..1, as known to the gate."""
+        """Its error rate on the holdout, 0..1."""
         ...
 
     def wrong(self, features: Features, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -63,7 +63,7 @@ def _no_costs() -> Sequence[tuple[int, float]]:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a trigger may ask for besides the records."""
+    """Inputs of a trigger other than the records, each asked for when it is needed."""
 
     reference: Callable[[], Features | None] = _no_reference
     """Features (n, *shape) of the last experience's train part; None before the first."""
@@ -80,28 +80,28 @@ class Watch(Protocol):
     """
 
     def see(self, records: Records, arrived_at: float, now: float) -> Cut | None:
-        """Take in the next pending records, oldest first, complete and labelled.
+        """Follow the next pending records, oldest first, complete and labelled.
 
-        A cut may be due in the middle of them. `arrived_at` is when the source took them in, in epoch
-        seconds; NaN where it does not know: then `now` counts.
+        A cut may be due in the middle of them. `arrived_at` is when the source received them, in epoch
+        seconds; where it is NaN, `now` is used.
         """
         ...
 
     def see_features(self, features: Features) -> None:
-        """Take in the features (n, *shape) of records whose labels have not come."""
+        """Follow the features (n, *shape) of records whose labels have not come."""
         ...
 
     def due(self, now: float) -> Cut | None:
-        """The cut that time alone makes due, or that features without labels did."""
+        """The cut that is due because time has passed, or because of features without labels."""
         ...
 
     def forced(self, reason: str, now: float) -> Cut:
-        """The cut of all that was seen, asked for from outside."""
+        """A cut of everything seen, on request."""
         ...
 
 
 class RecordWatch(ABC):
-    """What all watches share: counting, and the cut that is forced."""
+    """Base of all watches: counts the records, and makes forced cuts."""
 
     kind: str
 
@@ -110,7 +110,7 @@ class RecordWatch(ABC):
         self.seen = 0
         """Records taken in since the last cut."""
         self.noticed = 0
-        """How many records had to be seen for the cut that was given."""
+        """How many records had to be seen before the cut was due."""
         self.arrived_at = math.nan
         """When the latest records arrived; NaN before the first."""
 
@@ -126,9 +126,9 @@ class RecordWatch(ABC):
 
     @abstractmethod
     def _follow(self, records: Records, arrival: float) -> Cut | None:
-        """The cut that becomes due with one of these records, of which there is one at least.
+        """The cut that becomes due with one of these records, of which there is at least one.
 
-        Meanwhile `seen` and `arrived_at` are as they were before these records.
+        During the call, `seen` and `arrived_at` do not include these records.
         """
 
     def see_features(self, features: Features) -> None:
@@ -145,7 +145,7 @@ class RecordWatch(ABC):
         return Cut(reason, self.seen, decision, self._state_now(now))
 
     def _state_now(self, now: float) -> TriggerState:
-        """The state after a cut of all that was seen."""
+        """The state after a cut of everything seen."""
         return {}
 
     def _cut(
@@ -157,13 +157,13 @@ class RecordWatch(ABC):
         state: TriggerState | None = None,
         **numbers: Any,
     ) -> Cut:
-        """A cut of so many records, due once `noticed` of them were seen (by default the same)."""
+        """A cut of this many records, due once `noticed` were seen (by default the same number)."""
         self.noticed = records if noticed is None else noticed
         return Cut(reason, records, {"trigger": self.kind, "records": records, **numbers}, state or {})
 
 
 class TriggerConfig(BaseModel):
-    """What a pipeline says about its trigger; every trigger has its own kind."""
+    """The configuration of a trigger. Every trigger has its own kind."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -171,12 +171,12 @@ class TriggerConfig(BaseModel):
 
     @property
     def least_records(self) -> int:
-        """With fewer records it never cuts, whatever else happens."""
+        """Fewest records that it ever cuts."""
         return 1
 
     def watch(self, state: TriggerState, surroundings: Surroundings) -> RecordWatch:
-        """A watch that begins just after the cut which left this state; it is empty before the first.
+        """A watch that begins just after the cut that saved this state; the state is empty before the first.
 
-        Nothing of the surroundings is asked for before the first record.
+        It asks for nothing of the surroundings before the first record.
         """
         raise NotImplementedError(f"The trigger {self.kind} has no watch.")

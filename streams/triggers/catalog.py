@@ -1,7 +1,7 @@
-"""When to cut an experience. TRIGGERS: every trigger by its kind.
+"""TRIGGERS: every trigger by its kind. A trigger decides when to cut an experience.
 
-A trigger sees the pending records once, in order, and says where the next experience ends: always a prefix of
-what arrived. Adding one is one file and one line here.
+It sees the pending records once, in order, and decides where the next experience ends: always a prefix of
+them. A new trigger is one file and one line in `streams.triggers.any_of`.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Cut when letting records wait has cost as much as training would.
+"""Trigger that cuts when the waiting of records has cost as much as training would.
 
 The waiting is the area under the curve of the number of pending records: its unit is the record-second. The
 training is forecast in seconds. `record_seconds_per_training_second` turns the latter into the former:
@@ -7,7 +7,7 @@ training is forecast in seconds. `record_seconds_per_training_second` turns the 
 
 At a steady rate and fixed training costs this is the cut that costs least in sum, waiting and training
 together: the economic order quantity (Harris 1913). Modyn has the same idea, but multiplies where its units
-ask for a division, and never sets the waiting back (its commit c961257a).
+require a division, and never resets the waiting (its commit c961257a).
 """
 
 from collections.abc import Sequence
@@ -53,8 +53,8 @@ class CostTrigger(TriggerConfig):
 class CostWatch(RecordWatch):
     """Adds up the waiting: by event time for records that have one, else by arrival.
 
-    A record waits from the moment that it reaches the loop. The event time at that moment is what the stream
-    has come to, so that a straggler with an old time does not count as if it had waited here all along.
+    A record waits from the moment that it reaches the loop. The event time at that moment is the
+    clock's reading, so that a straggler with an old time does not count as if it had waited since then.
     """
 
     def __init__(self, config: CostTrigger, state: TriggerState, surroundings: Surroundings) -> None:
@@ -76,10 +76,10 @@ class CostWatch(RecordWatch):
             due = (counts >= self._config.at_least) & (waited >= forecast * self._rate)
         if not due.any():
             return None
-        place = int(due.argmax())
-        before.read(records.times[: place + 1])
-        seconds = None if forecast is None else float(forecast[place])
-        return self._worth_it(int(counts[place]), float(waited[place]), seconds, before)
+        index = int(due.argmax())
+        before.read(records.times[: index + 1])
+        seconds = None if forecast is None else float(forecast[index])
+        return self._worth_it(int(counts[index]), float(waited[index]), seconds, before)
 
     def due(self, now: float) -> Cut | None:
         """See `Watch`. Records go on waiting when none arrives."""
@@ -114,7 +114,7 @@ class CostWatch(RecordWatch):
 
     def _worth_it(self, count: int, waited: float, forecast: float | None, clock: EventClock) -> Cut:
         if forecast is None:
-            reason = f"{count:,} records have arrived, and no update has told yet what training costs."
+            reason = f"{count:,} records have arrived, and no update has measured yet what training costs."
         else:
             reason = (
                 f"{count:,} records have waited for {waited:,.0f} record-seconds, as much as {forecast:.1f} "
@@ -138,8 +138,8 @@ def forecast_seconds(
 ) -> NDArray[np.float64] | None:
     """(n,) training seconds of updates of these numbers of records (n,); None without any known cost.
 
-    A line through the latest updates by Theil and Sen: it stands up to a share of outliers. With few updates,
-    or all of one size, the last one's seconds a record.
+    A line through the latest updates by Theil and Sen, which is robust against a share of outliers. With few
+    updates, or all of one size, the last one's seconds a record.
     """
     usable = [(records, seconds) for records, seconds in costs if records > 0 and 0 <= seconds < np.inf]
     if not usable:

@@ -1,7 +1,7 @@
-"""Has a known error rate risen? Sequential detectors on a stream of right (0) and wrong (1) answers.
+"""Sequential detectors of a rise in a known error rate, on a stream of right (0) and wrong (1) answers.
 
-Both know the rate that is still acceptable, and so beat detectors that must learn it first. Both are set up
-by the average run length: how many records pass, on average, from a start to a false alarm at that rate.
+Both are given the rate that is still acceptable, and so need fewer records than detectors that estimate it.
+Both are set up by the average run length: the average number of records to a false alarm at that rate.
 Their arithmetic is the same however the answers are chunked, to the last bit, and their state is JSON-able.
 """
 
@@ -36,9 +36,9 @@ class Detector(Protocol):
         ...
 
     def see(self, wrong: NDArray[np.bool_]) -> int | None:
-        """The place in `wrong` (n,) of the answer that makes the alarm; None when there is none.
+        """The index in `wrong` (n,) of the answer that makes the alarm; None when there is none.
 
-        What comes after that place is not taken in.
+        Answers after that index are not taken in.
         """
         ...
 
@@ -96,10 +96,10 @@ class Cusum:
         sums = self._value + np.cumsum(np.where(wrong, self.plan.up, -self.plan.down))
         values = sums - np.minimum(np.minimum.accumulate(sums), 0)
         over = values >= self.plan.threshold
-        place = int(over.argmax())
-        if over[place]:
-            self._value = int(values[place])
-            return place
+        index = int(over.argmax())
+        if over[index]:
+            self._value = int(values[index])
+            return index
         self._value = int(values[-1])
         return None
 
@@ -145,12 +145,12 @@ class EDetector:
         values, for_wrong, for_right = self._values, self._for_wrong, self._for_right
         limit = self._run_length * len(values)
         # A plain loop: five products a record are too few for numpy, and blocks would round by their borders.
-        for place, is_wrong in enumerate(wrong.tolist()):
+        for index, is_wrong in enumerate(wrong.tolist()):
             factors = for_wrong if is_wrong else for_right
             values = [(value + 1.0) * factor for value, factor in zip(values, factors, strict=True)]
             if is_wrong and sum(values) >= limit:
                 self._values = values
-                return place
+                return index
         self._values = values
         return None
 

@@ -1,4 +1,4 @@
-"""The time that a stream has come to, read from its records, which may lie."""
+"""Event-time clock that ignores outlying timestamps."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,25 +9,25 @@ from numpy.typing import NDArray
 
 MAX_JUMP_SECONDS = 86_400.0
 FURTHEST_SECONDS = 1e15
-"""A time further from 1970 than this is no time: arithmetic on it would lose the seconds."""
+"""A time further from 1970 than this is ignored: arithmetic on it would lose the seconds."""
 RECENT = 5
 
 
 def has_time(times: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """(n,) which of the times (n,) are times at all."""
+    """(n,) which of the times (n,) are usable: neither NaN nor too far from 1970."""
     return np.abs(times) <= FURTHEST_SECONDS
 
 
 class EventClock:
-    """Runs with the latest event time, but believes no record that is far ahead of those just before it.
+    """Shows the latest event time, without records that are far ahead of those just before them.
 
     A record moves the clock only if it is at most `max_jump_seconds` ahead of the median time of the last
-    five records that had one. A true gap is so believed from the fourth record after it on; and a clock that
-    was led astray is set back once the median of the last five is more than that behind it.
+    five records that had one. So the clock follows a true gap from the fourth record after it on, and a clock
+    that ran ahead is set back once the median of the last five is more than that behind it.
     """
 
     def __init__(self, max_jump_seconds: float, state: Mapping[str, Any] | None = None) -> None:
-        """`state` is that of an earlier clock, to go on from there."""
+        """`state` is that of an earlier clock, from which this one goes on."""
         self._max_jump = max_jump_seconds
         self._recent: list[float] = list((state or {}).get("recent", []))
         self._reading: float = (state or {}).get("reading", np.nan)
@@ -38,7 +38,7 @@ class EventClock:
         return self._reading
 
     def copy(self) -> "EventClock":
-        """A clock of its own that stands where this one does."""
+        """An independent clock with the same state."""
         return EventClock(self._max_jump, self.state())
 
     def state(self) -> Mapping[str, Any]:
@@ -61,12 +61,12 @@ class EventClock:
         return np.where(latest >= 0, shown[latest], before)
 
     def _run(self, known: NDArray[np.float64], medians: NDArray[np.float64]) -> NDArray[np.float64]:
-        believed = np.where(known <= medians + self._max_jump, known, -np.inf)
+        accepted = np.where(known <= medians + self._max_jump, known, -np.inf)
         start = -np.inf if np.isnan(self._reading) else self._reading
-        shown = np.maximum.accumulate(np.concatenate([[start], believed]))[1:]
-        while (astray := shown > medians + self._max_jump).any():
-            place = int(astray.argmax())
-            again = believed[place:].copy()
-            again[0] = max(again[0], medians[place])
-            shown[place:] = np.maximum.accumulate(again)
+        shown = np.maximum.accumulate(np.concatenate([[start], accepted]))[1:]
+        while (ahead := shown > medians + self._max_jump).any():
+            index = int(ahead.argmax())
+            again = accepted[index:].copy()
+            again[0] = max(again[0], medians[index])
+            shown[index:] = np.maximum.accumulate(again)
         return shown

@@ -1,4 +1,4 @@
-"""Cut when the champion answers arriving records worse than its holdout promised."""
+"""Trigger that cuts when the champion's error on arriving records has risen above its holdout error."""
 
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from streams.triggers.detectors import Detector
 
 LATEST = 1000
-"""The reason looks back over so many answers."""
+"""How many of the latest answers the reason of a cut is taken from."""
 
 
 class PerformanceTrigger(TriggerConfig):
@@ -62,7 +62,7 @@ class PerformanceTrigger(TriggerConfig):
 
 
 class PerformanceWatch(RecordWatch):
-    """Lets the champion answer every record and a detector follow; a new champion starts it anew."""
+    """Runs a detector over the champion's answers to all records; a new champion restarts it."""
 
     def __init__(self, config: PerformanceTrigger, surroundings: Surroundings) -> None:
         super().__init__(config.kind)
@@ -107,11 +107,11 @@ class PerformanceWatch(RecordWatch):
         assert self._detector is not None, "a detector is started for every champion"
         room = max(0, self._config.at_most - self.seen)
         wrong = judge.wrong(records.features[:room], records.labels[:room])
-        place = self._detector.see(wrong)
-        answered = wrong if place is None else wrong[: place + 1]
+        index = self._detector.see(wrong)
+        answered = wrong if index is None else wrong[: index + 1]
         self._judged += len(answered)
         self._latest = np.concatenate([self._latest, answered[-LATEST:]])[-LATEST:]
-        return None if place is None else self._alarmed(self.seen + place + 1, self._detector, judge)
+        return None if index is None else self._alarmed(self.seen + index + 1, self._detector, judge)
 
     def _start(self, judge: Judge) -> None:
         # Not at the top of the module: a config must be readable without scipy.
@@ -153,7 +153,7 @@ class PerformanceWatch(RecordWatch):
 def since_the_rise(wrong: NDArray[np.bool_], between: float) -> tuple[int, int]:
     """Wrong answers, and all answers, since the moment when the error rate most probably rose.
 
-    It is the moment since which most answers were wrong beyond `between`, a rate between the old and the new.
+    That is the moment since which the answers exceed `between`, a rate between the old and the new, by most.
     """
     excess = np.cumsum(wrong[::-1] - between)
     latest = int(excess.argmax()) + 1

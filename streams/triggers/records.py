@@ -1,4 +1,4 @@
-"""Cut by number of records, or by event time."""
+"""Triggers that cut by number of records, or by windows of event time."""
 
 import math
 from typing import Literal
@@ -30,7 +30,7 @@ class RecordsTrigger(TriggerConfig):
 
 
 class RecordsWatch(RecordWatch):
-    """Counts."""
+    """Counts records until there are enough."""
 
     def __init__(self, config: RecordsTrigger) -> None:
         super().__init__(config.kind)
@@ -63,7 +63,7 @@ class SecondsTrigger(TriggerConfig):
 
 
 class SecondsWatch(RecordWatch):
-    """Waits for the first record at or after the end of the window; the cut is all before it."""
+    """Waits for the first record at or after the end of the window, and cuts everything before it."""
 
     def __init__(self, config: SecondsTrigger, state: TriggerState) -> None:
         super().__init__(config.kind)
@@ -74,36 +74,36 @@ class SecondsWatch(RecordWatch):
     def _follow(self, records: Records, arrival: float) -> Cut | None:
         before = self._clock.copy()
         readings = self._clock.read(records.times)
-        place = self._next_event(readings, 0)
-        while place < len(readings):
-            reading = float(readings[place])
+        index = self._next_event(readings, 0)
+        while index < len(readings):
+            reading = float(readings[index])
             if reading >= self._end:
                 ended, self._start = self._end, self._after(reading)
-                if self.seen + place:
-                    before.read(records.times[:place])
-                    return self._ended(self.seen + place, ended, reading, before)
+                if self.seen + index:
+                    before.read(records.times[:index])
+                    return self._ended(self.seen + index, ended, reading, before)
             else:
                 # The first time of this window, or the clock was set back: the window begins here.
                 self._start = reading
-            place = self._next_event(readings, place + 1)
+            index = self._next_event(readings, index + 1)
         return None
 
-    def _next_event(self, readings: NDArray[np.float64], place: int) -> int:
-        """The next place at which the window begins anew or ends."""
-        rest = readings[place:]
+    def _next_event(self, readings: NDArray[np.float64], index: int) -> int:
+        """The next index at which the window ends or begins again."""
+        rest = readings[index:]
         if math.isnan(self._start):
             events = ~np.isnan(rest)
         else:
             events = (rest >= self._end) | (rest < self._start - self._config.max_jump_seconds)
-        return place + int(events.argmax()) if events.any() else len(readings)
+        return index + int(events.argmax()) if events.any() else len(readings)
 
     @property
     def _end(self) -> float:
-        """When a record ends the window."""
+        """The event time at which a record ends the window."""
         return self._start + self._config.seconds + self._config.lateness_seconds
 
     def _after(self, reading: float) -> float:
-        """The start of the window that this reading falls in: those without a record are passed over."""
+        """The start of the window that this reading is in; windows without a record are skipped."""
         passed = (reading - self._config.lateness_seconds - self._start) // self._config.seconds
         return self._start + max(1.0, passed) * self._config.seconds
 

@@ -1,4 +1,4 @@
-"""Cut when the features no longer look like those that were learnt last."""
+"""Trigger that cuts when the distribution of the features has shifted since the last experience."""
 
 import math
 from collections import OrderedDict
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from streams.shift import Columns, Shift
 
 MOST_EARLY = 100_000
-"""So many records whose features came before their label are told from new ones."""
+"""Most records that are remembered because their features came before their label."""
 
 
 class ShiftTrigger(TriggerConfig):
@@ -48,7 +48,7 @@ class ShiftTrigger(TriggerConfig):
 
 
 class ShiftWatch(RecordWatch):
-    """Keeps the last `window` rows of features, and compares them at every look."""
+    """Keeps the last `window` rows of features, and compares them with the reference at every look."""
 
     def __init__(self, config: ShiftTrigger, surroundings: Surroundings) -> None:
         super().__init__(config.kind)
@@ -73,11 +73,11 @@ class ShiftWatch(RecordWatch):
             return self._cut(
                 first, f"{first:,} records have arrived; there is nothing to compare them with.", first=True
             )
-        places = self._new_places(records.features)
-        fresh = records.features if len(places) == len(records) else records.features[places]
+        indices = self._new_indices(records.features)
+        fresh = records.features if len(indices) == len(records) else records.features[indices]
         for taken, shift in self._looks(fresh):
             if self._is_alarm(shift):
-                return self._alarmed(self.seen + int(places[taken - 1]) + 1, shift)
+                return self._alarmed(self.seen + int(indices[taken - 1]) + 1, shift)
         return None
 
     def see_features(self, features: Features) -> None:
@@ -95,7 +95,7 @@ class ShiftWatch(RecordWatch):
                 return
 
     def due(self, now: float) -> Cut | None:
-        """See `Watch`. Features without labels may have made it due."""
+        """See `Watch`. Features without labels may have made a cut due."""
         return self._cut_of_alarm(noticed=self.seen) if self._alarm is not None and self.seen else None
 
     def _cut_of_alarm(self, noticed: int) -> Cut | None:
@@ -103,7 +103,7 @@ class ShiftWatch(RecordWatch):
         return self._alarm
 
     def _has_reference(self) -> bool:
-        """Whether there is a reference that is large enough to decide by."""
+        """Whether there is a reference that is large enough for a decision."""
         if not self._asked:
             self._asked = True
             reference = self._surroundings.reference()
@@ -122,24 +122,24 @@ class ShiftWatch(RecordWatch):
             self._reference = Columns.of(rows[:, self._columns])
             self._rows = np.empty((config.window, len(self._columns)), dtype=rows.dtype)
 
-    def _new_places(self, features: Features) -> NDArray[np.int64]:
-        """Places of the records whose features were not seen already, while their labels were awaited."""
+    def _new_indices(self, features: Features) -> NDArray[np.int64]:
+        """Indices of the records whose features were not seen before, while they waited for their label."""
         if not self._early:
             return np.arange(len(features))
-        places = []
-        for place, row in enumerate(features):
+        indices = []
+        for index, row in enumerate(features):
             digest = _digest(row)
             waiting = self._early.get(digest, 0)
             if not waiting:
-                places.append(place)
+                indices.append(index)
             elif waiting == 1:
                 del self._early[digest]
             else:
                 self._early[digest] = waiting - 1
-        return np.array(places, dtype=np.int64)
+        return np.array(indices, dtype=np.int64)
 
     def _looks(self, features: Features) -> "Iterator[tuple[int, Shift]]":
-        """Take the rows (n, *shape) in; at each look, how many of them were, and what it found."""
+        """Add the rows (n, *shape); for each look, how many rows were added by then, and the result."""
         from streams.shift import battery
 
         assert self._reference is not None, "looks begin once there is a reference"
@@ -197,7 +197,7 @@ def _flat(features: NDArray[np.generic]) -> NDArray[np.generic]:
 
 
 def _spread(size: int, most: int) -> NDArray[np.int64]:
-    """Places of at most so many of the features, spread evenly."""
+    """Indices of at most `most` features, spread evenly."""
     if size <= most:
         return np.arange(size)
     return np.arange(most) * size // most

@@ -1,1 +1,1 @@
-"""Payloads to records: one module a format."""
+"""Decodes payloads to records: one module a format."""

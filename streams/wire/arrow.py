@@ -1,7 +1,7 @@
-"""Arrow: one IPC stream, or file, of many records a payload.
+"""Encodes and decodes Arrow: one IPC stream, or file, of many records a payload.
 
-Ours carry the fingerprint of the schema that they were written for, and are read over the payload's own
-memory. Those of others are tables, read by the names of their columns.
+Payloads written here carry the fingerprint of their schema, and are read without a copy. Those of other
+programs are tables, read by the names of their columns.
 """
 
 import threading
@@ -36,23 +36,23 @@ _BROKEN = (
 )
 _SHOWN_VALUES = 1000
 _SHOWN_BYTES = 4 * (MAX_TEXT_LENGTH + 1)
-"""Of a text: one that is longer than any may be stays longer."""
+"""Bytes shown of a text, enough that a text that is too long remains too long."""
 _WHOLE_VALUES = 16_384
-"""A record of more values would be longer than what is kept of it."""
+"""Largest record that is shown whole: a larger one would exceed what is kept of a payload."""
 
 
 def encode_batch(records: Records, schema: RecordSchema, names: Sequence[str] | None = None) -> bytes:
     """Arrow IPC stream of one record batch; `decode_batch` with the same schema gives the records back.
 
-    The labels of open classes travel as texts. `names` are the classes by id; by default those that the
+    The labels of open classes are written as texts. `names` are the classes by id; by default those that the
     schema declares.
     """
     batch = to_arrow(records, schema, metadata={})
     if schema.open_classes:
         known = pa.array(schema.classes if names is None else names, pa.string())
         labels = pa.array(records.labels, mask=records.labels == UNLABELLED)
-        place = batch.schema.get_field_index("label")
-        batch = batch.set_column(place, "label", known.take(labels))
+        index = batch.schema.get_field_index("label")
+        batch = batch.set_column(index, "label", known.take(labels))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
@@ -113,7 +113,7 @@ def from_arrow(batch: pa.RecordBatch, schema: RecordSchema) -> Records:
 
 
 def check_fingerprint(metadata: Mapping[bytes, bytes] | None, schema: RecordSchema) -> None:
-    """Hold Arrow metadata to the schema.
+    """Check that Arrow metadata has the fingerprint of the schema.
 
     Raises:
         RecordInvalidError: it names another schema, or none.
@@ -129,9 +129,9 @@ def check_fingerprint(metadata: Mapping[bytes, bytes] | None, schema: RecordSche
 
 
 def count_records(payload: bytes) -> int | None:
-    """How many records an Arrow payload holds, told from its headers; None where it cannot be read.
+    """How many records an Arrow payload holds, by its headers; None where they cannot be read.
 
-    One that can be counted may still turn out to be unreadable; what can be read has so many records.
+    A payload that can be counted may still be unreadable. One that is readable has exactly this many records.
     """
     try:
         size = size_of(payload)
@@ -142,7 +142,7 @@ def count_records(payload: bytes) -> int | None:
 
 @dataclass(frozen=True)
 class _Whole:
-    """A payload that was read, and for what it was read."""
+    """A payload that was read, with the schema and columns it was read by."""
 
     payload: bytes
     schema: RecordSchema
@@ -152,9 +152,9 @@ class _Whole:
 
 
 class _LastRead:
-    """The payload that is being read in steps, so that a step costs no more than its own records.
+    """Caches the payload that is being read in steps, so that a step costs no more than its own records.
 
-    One is enough: a source gives the rest of a payload before it begins the next one.
+    One payload is enough: a source gives the rest of it before it begins the next one.
     """
 
     def __init__(self) -> None:
@@ -162,7 +162,7 @@ class _LastRead:
         self._held: _Whole | None = None
 
     def find(self, batch: RawBatch, schema: RecordSchema) -> _Whole | None:
-        """What was read of this very payload object."""
+        """The cached payload, if it is this very object and was read by the same schema and columns."""
         with self._lock:
             held = self._held
         if held is None or held.payload is not batch.payloads[0]:
@@ -170,12 +170,12 @@ class _LastRead:
         return held if held.schema == schema and held.table == batch.table else None
 
     def hold(self, whole: _Whole) -> None:
-        """Hold this one, and no other."""
+        """Cache this payload instead of any other."""
         with self._lock:
             self._held = whole
 
     def drop(self, whole: _Whole) -> None:
-        """Let the payload go, unless another one is held by now."""
+        """Release the payload, unless another one is cached by now."""
         with self._lock:
             if self._held is whole:
                 self._held = None
@@ -185,7 +185,7 @@ _LAST_READ = _LastRead()
 
 
 def decode_arrow(batch: RawBatch, schema: RecordSchema, labels: LabelMap) -> Decoded:
-    """The stretch of one payload that `skip` and `positions` name, each record on its own.
+    """Decode the rows of one payload that `skip` and `positions` select.
 
     A payload that cannot be read at all is one rejection at the last of its positions.
     """
@@ -202,21 +202,21 @@ def decode_arrow(batch: RawBatch, schema: RecordSchema, labels: LabelMap) -> Dec
         _LAST_READ.hold(whole)
     else:
         _LAST_READ.drop(whole)
-    draft = whole.draft.stretch(batch.skip, stop)
+    draft = whole.draft.rows(batch.skip, stop)
     if batch.table.id is None and not _is_own(whole.columns):
         draft = draft.named(batch.ids)
-    records, places = accept(draft, schema, labels)
+    records, indices = accept(draft, schema, labels)
     return assemble(
         records,
-        places,
+        indices,
         draft.faults,
         positions=batch.positions,
-        payload_of=lambda place: _row_as_record(
+        payload_of=lambda index: _row_as_record(
             whole.columns,
-            batch.skip + place,
+            batch.skip + index,
             schema,
             batch.table,
-            named=batch.ids[place] if len(batch.ids) else None,
+            named=batch.ids[index] if len(batch.ids) else None,
         ),
     )
 
@@ -240,10 +240,10 @@ def _open(payload: bytes) -> pa.Table:
         if problem is not None:
             raise ValueError(problem)
         found = (pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).read_all()
-        # What was counted is what was announced: more would never be read, and be lost.
+        # The source announced as many records as were counted: any more would never be read.
         if found.num_rows != size.rows:
             raise ValueError(f"its parts hold {size.rows} records and its footer names {found.num_rows}")
-        # Until the table is validated, nothing may look at what its buffers hold.
+        # Until the table is validated, its buffers must not be read.
         found.validate(full=True)
     except _BROKEN as error:
         raise RecordInvalidError(
@@ -253,7 +253,7 @@ def _open(payload: bytes) -> pa.Table:
 
 
 def _drafted(columns: pa.Table, schema: RecordSchema, table: TableColumns | None) -> Draft:
-    """All rows, examined. Without `table` only a batch of ours will do.
+    """All rows, examined. Without `table`, only a batch with our fingerprint is read.
 
     Raises:
         RecordInvalidError: they are not of the declared form.
@@ -330,10 +330,10 @@ def _numbers(given: Mapping[str, Any], name: str, wanted: Any) -> NDArray[Any]:
 def _row_as_record(
     columns: pa.Table, row: int, schema: RecordSchema, table: TableColumns, *, named: str | None
 ) -> bytes:
-    """A row in the JSON form of a record, for a person to read and mend, and to be decoded again.
+    """A row as a JSON record, which a person can read and correct, and which can be decoded again.
 
-    What is longer than any record may be is cut, and so remains refused. `named` is the id, where the table
-    has none.
+    A row larger than any record may be is cut, and so remains refused. `named` is the id, where the table has
+    none.
     """
     own = _is_own(columns)
     most = schema.size + 1 if schema.size <= _WHOLE_VALUES else _SHOWN_VALUES
@@ -364,7 +364,7 @@ def _row_as_record(
 
 
 def _with_offset(time: Any) -> Any:
-    """A moment of a table without an offset is one of UTC."""
+    """A time of a table without an offset is UTC."""
     if isinstance(time, datetime) and time.tzinfo is None:
         return time.replace(tzinfo=UTC)
     return time

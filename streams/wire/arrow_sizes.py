@@ -1,8 +1,8 @@
-"""How many records an Arrow IPC payload holds and how much memory it asks for, told from its headers alone.
+"""Counts the records of an Arrow IPC payload, and the memory it needs, from its headers alone.
 
-A compressed buffer begins with the size it unpacks to, and a few bytes can claim any. The library unpacks
-whatever is claimed, so the claims are summed first. The layout is that of Message.fbs of the Arrow format
-(https://arrow.apache.org/docs/format/Columnar.html), read by the rules of FlatBuffers.
+A compressed buffer begins with the size it unpacks to, and a few bytes can claim any size. The library
+allocates whatever is claimed, so the claims are summed first. The layout is that of Message.fbs of the Arrow
+format (https://arrow.apache.org/docs/format/Columnar.html), read by the rules of FlatBuffers.
 """
 
 import struct
@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 MAX_UNPACKED_BYTES = 2**30
-"""Of one payload that is compressed."""
+"""Most bytes that one compressed payload may unpack to."""
 
 _FILE_MAGIC = b"ARROW1\0\0"
 _DICTIONARY, _RECORDS = 2, 3
@@ -27,34 +27,34 @@ _UNPACKED_AS_IT_IS = -1
 
 @dataclass(frozen=True)
 class Size:
-    """What a payload says of itself."""
+    """The size of a payload, by its headers."""
 
     rows: int
-    """Of all its record batches."""
+    """Rows of all its record batches."""
     unpacked_bytes: int
-    """Of all buffers once they are unpacked."""
+    """Bytes of all buffers once they are unpacked."""
 
     def problem(self, payload: bytes) -> str | None:
-        """What is wrong with a payload of this size; None where nothing is."""
+        """Why a payload of this size is refused; None where it is not."""
         if self.unpacked_bytes > max(MAX_UNPACKED_BYTES, len(payload)):
             most = MAX_UNPACKED_BYTES / 2**30
             return f"it unpacks to {self.unpacked_bytes / 2**30:,.1f} GB, and {most:.0f} GB is the most"
-        # Columns of nothing can claim any length; every record has an id or a label of a byte at least.
+        # Null columns can claim any length, and every record has an id or a label of at least one byte.
         if self.rows > self.unpacked_bytes:
             return f"it claims {self.rows} records in {self.unpacked_bytes} bytes"
         return None
 
 
 def size_of(payload: bytes) -> Size:
-    """What an IPC stream or file holds, as it says itself; nothing of it is unpacked.
+    """The size of an IPC stream or file, by its headers; nothing of it is unpacked.
 
     Raises:
-        pyarrow.ArrowException, OSError, ValueError: the payload cannot be read so far.
+        pyarrow.ArrowException, OSError, ValueError: its headers cannot be read.
     """
     buffer = pa.py_buffer(payload)
     if not payload.startswith(_FILE_MAGIC):
         return _sum(_size(message) for message in _messages(buffer))
-    # A file is a stream between a magic word and a footer, which old writers did not mark off.
+    # A file is a stream between magic bytes and a footer, and old writers did not end the stream.
     found = []
     with suppress(pa.ArrowException, OSError, ValueError):
         for message in _messages(buffer.slice(len(_FILE_MAGIC))):
@@ -138,7 +138,7 @@ def _compressed_spans(metadata: memoryview, batch: int) -> list[tuple[int, int]]
     (count,) = struct.unpack_from("<I", metadata, vector)
     if 16 * count > len(metadata):
         raise ValueError("a header of it claims more buffers than it holds")
-    return [struct.unpack_from("<qq", metadata, vector + 4 + 16 * place) for place in range(count)]
+    return [struct.unpack_from("<qq", metadata, vector + 4 + 16 * index) for index in range(count)]
 
 
 def _follow(data: memoryview, at: int) -> int:
@@ -147,7 +147,7 @@ def _follow(data: memoryview, at: int) -> int:
 
 
 def _field(data: memoryview, table: int, number: int) -> int | None:
-    """Where a field of a table lies; None: it is not set."""
+    """The offset of a field of a table; None: it is not set."""
     (back,) = struct.unpack_from("<i", data, table)
     layout = table - back
     if layout < 0:

@@ -1,4 +1,4 @@
-"""What decoding gives: records, and the payloads that were refused, each with its reason."""
+"""The result of decoding: records, and the payloads that were refused, each with its reason."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,27 +45,27 @@ class Rejected:
     """A code, one of `Reason`."""
     detail: str
     """A sentence that the sender can act on."""
-    place: int
-    """The place of the payload in the batch: `position` is `batch.positions[place]`."""
+    index: int
+    """The index of the payload in the batch: `position` is `batch.positions[index]`."""
     payload_of: Callable[[int], bytes] = field(repr=False, compare=False)
-    """The payload at a place. Whoever refuses a whole request never needs all of them."""
+    """The payload at an index, made when it is needed: who refuses a whole request needs few of them."""
 
     @cached_property
     def whole(self) -> bytes:
-        """What was sent; of a row of an Arrow payload, its JSON form."""
-        return self.payload_of(self.place)
+        """The payload as it was sent; for a row of an Arrow payload, the row as a JSON record."""
+        return self.payload_of(self.index)
 
     @property
     def payload(self) -> bytes:
-        """The first 64 KB of it."""
+        """The first 64 KB of `whole`."""
         return self.whole[:PAYLOAD_CAP_BYTES]
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What became of a batch of payloads: every position is either accepted or rejected.
+    """The result of one batch of payloads: every position is either accepted or rejected.
 
-    Only an Arrow payload that is refused as a whole is one `Rejected`, at the last of its positions.
+    Except that an Arrow payload refused as a whole is one `Rejected`, at the last of its positions.
     """
 
     records: Records
@@ -73,8 +73,8 @@ class Decoded:
     """One cursor a record."""
     rejected: Sequence[Rejected]
     """In the order of the batch."""
-    places: NDArray[np.int64]
-    """(n,) the place of each record in the batch, ascending."""
+    indices: NDArray[np.int64]
+    """(n,) the index of each record in the batch, ascending."""
 
 
 class Fault(NamedTuple):
@@ -85,7 +85,7 @@ class Fault(NamedTuple):
 
 
 class Faults:
-    """The rows of a batch that are refused, and why. Of several faults of a row, the first one stands."""
+    """The refused rows of a batch, and why. Of several faults of a row, the first one counts."""
 
     def __init__(self, found: Mapping[int, Fault] | None = None) -> None:
         self._found = dict(found or {})
@@ -103,11 +103,11 @@ class Faults:
     def add_where(
         self, bad: NDArray[np.bool_], reason: str, detail: str | Callable[[int], str], *, first: int = 0
     ) -> None:
-        """Refuse the rows of a mask (n,) that begins at row `first`. A detail may be told of each place."""
-        for place in np.flatnonzero(bad).tolist():
-            if first + place not in self._found:
-                told = detail if isinstance(detail, str) else detail(place)
-                self._found[first + place] = Fault(reason, told)
+        """Refuse rows by a mask (n,) that begins at row `first`; `detail` may depend on the mask's index."""
+        for index in np.flatnonzero(bad).tolist():
+            if first + index not in self._found:
+                sentence = detail if isinstance(detail, str) else detail(index)
+                self._found[first + index] = Fault(reason, sentence)
 
     def good(self, count: int) -> NDArray[np.int64]:
         """Those of the rows 0 .. count - 1 that are not refused."""
@@ -116,7 +116,7 @@ class Faults:
         return np.flatnonzero(kept)
 
     def within(self, start: int, stop: int) -> "Faults":
-        """The faults of a stretch of rows, counted from its start."""
+        """The faults of a range of rows, counted from its start."""
         return Faults({row - start: fault for row, fault in self._found.items() if start <= row < stop})
 
     def in_order(self) -> Sequence[tuple[int, Fault]]:
@@ -126,36 +126,36 @@ class Faults:
 
 def assemble(
     records: Records,
-    places: NDArray[np.int64],
+    indices: NDArray[np.int64],
     faults: Faults,
     *,
     positions: Sequence[str],
     payload_of: Callable[[int], bytes],
 ) -> Decoded:
-    """The outcome of a batch: the records at these places, and a `Rejected` for every fault."""
+    """The result of a batch: the records at these indices, and a `Rejected` for every fault."""
     rejected = [
-        Rejected(positions[place], fault.reason, fault.detail, place, payload_of)
-        for place, fault in faults.in_order()
+        Rejected(positions[index], fault.reason, fault.detail, index, payload_of)
+        for index, fault in faults.in_order()
     ]
-    return Decoded(records, positions if not rejected else select(positions, places), rejected, places)
+    return Decoded(records, positions if not rejected else select(positions, indices), rejected, indices)
 
 
 def all_refused(batch: RawBatch, schema: RecordSchema, error: RecordInvalidError) -> Decoded:
-    """Every payload of the batch is refused for one reason.
+    """Refuse every payload of the batch for one reason.
 
-    A payload of many records is one rejection at its last position: the partition can be read on behind it.
+    A payload of many records is one rejection at its last position, after which the partition is read on.
     """
     faults = Faults()
     last = len(batch.positions) - 1
-    for place in [last] if batch.wire == "arrow" else range(len(batch.payloads)):
-        faults.add(place, error)
+    for index in [last] if batch.wire == "arrow" else range(len(batch.payloads)):
+        faults.add(index, error)
     nowhere = np.empty(0, dtype=np.int64)
     return assemble(
         empty_records(schema),
         nowhere,
         faults,
         positions=batch.positions,
-        payload_of=lambda place: batch.payloads[0 if batch.wire == "arrow" else place],
+        payload_of=lambda index: batch.payloads[0 if batch.wire == "arrow" else index],
     )
 
 

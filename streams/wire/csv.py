@@ -1,7 +1,7 @@
-"""CSV: one line a payload, whose fields the header of the batch names.
+"""Decodes CSV: one line a payload, under the header of the batch.
 
-All lines are parsed at once, and where that fails by halves. The parser alone decides what a line means, so
-that it means the same among any neighbours.
+All lines are parsed at once; where that fails, the lines are bisected. Only the parser decides what a line
+means, so that it means the same among any other lines.
 """
 
 import csv
@@ -17,7 +17,7 @@ from streams.wire.rules import Draft
 from streams.wire.tables import columns_problem, feature_columns, table_draft
 
 _FEW = 256
-"""So many lines are looked at one by one when they cannot be parsed together."""
+"""Up to this many lines are checked one by one when they cannot be parsed together."""
 
 
 def draft_csv(
@@ -37,7 +37,7 @@ def draft_csv(
 
 
 class _Parser:
-    """Lines under one header to tables."""
+    """Parses lines under one header to tables."""
 
     def __init__(self, header: Sequence[str], numbers: Set[str]) -> None:
         """`numbers` are the columns that hold numbers; the others hold texts."""
@@ -45,7 +45,7 @@ class _Parser:
         self._numbers = numbers
         self._types = {name: pa.float64() if name in numbers else pa.string() for name in header}
         self._parse_options = arrow_csv.ParseOptions(ignore_empty_lines=False)
-        # An empty cell holds nothing; what else there is means what it says, such as the label "NA".
+        # Only an empty cell is null; "NA", for example, is a label like any other.
         self._convert_options = arrow_csv.ConvertOptions(
             column_types=self._types, null_values=[""], strings_can_be_null=True
         )
@@ -58,11 +58,11 @@ class _Parser:
         if not parts:
             return pa.table({name: pa.nulls(len(lines), kind) for name, kind in self._types.items()})
         rows = [row for some, _ in parts for row in some]
-        places = np.zeros(len(lines), dtype=np.int64)
+        indices = np.zeros(len(lines), dtype=np.int64)
         empty = np.ones(len(lines), dtype=np.bool_)
-        places[rows] = np.arange(len(rows))
+        indices[rows] = np.arange(len(rows))
         empty[rows] = False
-        return pa.concat_tables([part for _, part in parts]).take(pa.array(places, mask=empty))
+        return pa.concat_tables([part for _, part in parts]).take(pa.array(indices, mask=empty))
 
     def _parts(
         self, lines: Sequence[bytes], rows: Sequence[int], faults: Faults
@@ -88,7 +88,7 @@ class _Parser:
         joined = b"\n".join(lines)
         if b"\r" in joined:
             joined = b"\n".join([line.removesuffix(b"\r") for line in lines])
-        # A line that holds a line break, or an open quote, may become as many rows as its neighbours lose.
+        # A line with a line break or an open quote may give as many extra rows as other lines lose.
         if joined.count(b"\n") != len(lines) - 1 or b"\r" in joined:
             return None
         # The empty line in front keeps a byte order mark from meaning more in the first line than in others;
@@ -122,7 +122,7 @@ class _Parser:
         return fault is not None
 
     def _fault(self, line: bytes) -> RecordInvalidError:
-        """Why a line cannot be parsed, as well as can be told."""
+        """Why a line cannot be parsed, as far as can be found out."""
         try:
             rows = list(csv.reader([line.decode()], strict=True))
         except UnicodeDecodeError as error:

@@ -1,8 +1,8 @@
-"""Payloads to records. A payload that cannot be one becomes a rejection; its neighbours live.
+"""Decodes payloads of every format to records. One that does not fit is rejected, without harm to the others.
 
 JSON, msgpack and CSV are what callers and brokers send: one record a payload. Arrow is many records a
-payload: what we write ourselves, with the fingerprint of the schema it was written for, and what others
-write. Whatever the bytes are, decoding does not raise.
+payload: our own, with the fingerprint of their schema, and those of other programs. Decoding never raises
+because of the bytes.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def decode(batch: RawBatch, schema: RecordSchema, labels: LabelMap | None = None
     """The records of a batch; never raises because of what the payloads hold.
 
     Labels get their ids from `labels`, by default the classes that the schema declares. Where classes are
-    open, the new ones of the accepted records join it, in the order of the records.
+    open, the new ones of the accepted records are added to it, in the order of the records.
     """
     labels = LabelMap(schema) if labels is None else labels
     if batch.wire == "arrow":
@@ -100,7 +100,7 @@ def _outcome(
     positions: Sequence[str],
 ) -> Decoded:
     examined = examine(draft, schema)
-    records, places = accept(examined, schema, labels)
+    records, indices = accept(examined, schema, labels)
     return assemble(
-        records, places, examined.faults, positions=positions, payload_of=lambda place: payloads[place]
+        records, indices, examined.faults, positions=positions, payload_of=lambda index: payloads[index]
     )

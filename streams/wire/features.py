@@ -1,4 +1,4 @@
-"""Features of records that come one a payload: lists, bytes, or an object of columns, to one matrix."""
+"""Converts the features of JSON and msgpack records to one matrix: lists, bytes, or objects of columns."""
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -20,18 +20,18 @@ _Reader = Callable[[Sequence[Any], Sequence[int], RecordSchema, Faults, list[int
 def feature_matrix(
     features: Sequence[Any], first: int, schema: RecordSchema, faults: Faults, *, bare: list[int]
 ) -> NDArray[np.float32] | NDArray[np.uint8]:
-    """The features (k, size) of a block that begins at row `first`; `bare` learns which rows have none."""
+    """Features (k, size) of a block that begins at row `first`; rows without any are added to `bare`."""
     kinds = set(map(type, features))
     if len(kinds) == 1:
-        places: Sequence[int] = range(first, first + len(features))
+        indices: Sequence[int] = range(first, first + len(features))
         return stored(
-            _READERS[kinds.pop()](features, places, schema, faults, bare), schema, faults, first=first
+            _READERS[kinds.pop()](features, indices, schema, faults, bare), schema, faults, first=first
         )
     values = np.zeros((len(features), schema.size), dtype=np.float64)
     for kind in kinds:
-        at = [place for place, found in enumerate(features) if type(found) is kind]
-        chosen = [features[place] for place in at]
-        values[at] = _READERS[kind](chosen, [first + place for place in at], schema, faults, bare)
+        at = [index for index, found in enumerate(features) if type(found) is kind]
+        chosen = [features[index] for index in at]
+        values[at] = _READERS[kind](chosen, [first + index for index in at], schema, faults, bare)
     return stored(values, schema, faults, first=first)
 
 
@@ -107,8 +107,8 @@ def _other_columns(sent: Mapping[str, float], schema: RecordSchema) -> RecordInv
         )
     missing = [name for name in schema.columns if name not in sent]
     unknown = [name for name in sent if name not in schema.columns]
-    told = difference(missing=missing, unknown=unknown)
-    return RecordInvalidError(f"The features have not the declared columns: {told}.", "schema-mismatch")
+    problem = difference(missing=missing, unknown=unknown)
+    return RecordInvalidError(f"The features have not the declared columns: {problem}.", "schema-mismatch")
 
 
 def _each(
@@ -118,13 +118,13 @@ def _each(
     faults: Faults,
     values: Callable[[Any], NDArray[Any]],
 ) -> NDArray[Any]:
-    """One by one: zeros where it fails."""
+    """Convert one by one; zeros where that fails."""
     found = np.zeros((len(features), schema.size), dtype=np.float64)
-    for place, one in enumerate(features):
+    for index, one in enumerate(features):
         try:
-            found[place] = values(one)[0]
+            found[index] = values(one)[0]
         except RecordInvalidError as error:
-            faults.add(at[place], error)
+            faults.add(at[index], error)
     return found
 
 

@@ -1,4 +1,4 @@
-"""JSON and msgpack: one object, or map, of the fields of `JsonRecord` a payload."""
+"""Decodes JSON and msgpack: one object, or map, of the fields of `JsonRecord` a payload."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -23,8 +23,8 @@ _AwareDatetime = Annotated[datetime, msgspec.Meta(tz=True)]
 _Features = _Row | bytes | dict[str, float] | None
 
 BLOCK = 256
-"""Records that are decoded at once: their lists are gone again before the collector of cycles looks for them,
-and their numbers are packed while the processor still holds them close."""
+"""Records decoded at a time: few enough that their lists are freed before a garbage collection, and that
+their numbers are packed while they are in the processor's cache."""
 
 _BLOCK_VALUES = 2**22
 
@@ -36,15 +36,15 @@ _Malformed = Callable[[bytes, Exception], RecordInvalidError]
 
 
 class JsonRecord(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """One record as it is sent: what the JSON object may hold."""
+    """One record as it is sent: the fields of the JSON object."""
 
     id: str
     features: _Features = None
     """Nested lists of the schema's shape, a flat list of its size, base64 text of the values' little-endian
     bytes in the schema's dtype, or, where the schema names columns, an object of a number for each column.
-    Left out only where labels may come late, by a record that brings the label."""
+    Left out only where labels may come late, in a record with a label."""
     label: str | int | None = None
-    """The name of the class; the number 3 means the class named "3". Left out only where it may come late."""
+    """The name of the class; the number 3 means the class "3". Left out only where labels may come late."""
     time: float | _AwareDatetime | None = None
     """Epoch seconds, or RFC 3339 text with an offset."""
     groups: dict[str, str | int] | None = None
@@ -53,7 +53,7 @@ class JsonRecord(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 _UNREADABLE = JsonRecord(id="-")
-"""Fills the row of a payload that cannot be read."""
+"""The placeholder for a payload that cannot be read."""
 
 
 def draft_json(payloads: Sequence[bytes], schema: RecordSchema) -> Draft:
@@ -78,25 +78,25 @@ def json_fields(
     ids, split_keys = records.ids.to_pylist(), records.split_keys.to_pylist()
     groups = {name: records.groups[name].to_pylist() for name in schema.groups}
     found: list[dict[str, Any]] = []
-    for place, record_id in enumerate(ids):
-        bare = records.carries is not None and records.carries[place] == LABEL_ONLY
+    for index, record_id in enumerate(ids):
+        bare = records.carries is not None and records.carries[index] == LABEL_ONLY
         fields: dict[str, Any] = {"id": record_id}
         if not bare:
-            fields["features"] = rows[place]
-        if records.labels[place] != UNLABELLED:
-            fields["label"] = classes[records.labels[place]]
-        if not np.isnan(records.times[place]):
-            fields["time"] = float(records.times[place])
+            fields["features"] = rows[index]
+        if records.labels[index] != UNLABELLED:
+            fields["label"] = classes[records.labels[index]]
+        if not np.isnan(records.times[index]):
+            fields["time"] = float(records.times[index])
         if schema.groups and not bare:
-            fields["groups"] = {name: column[place] for name, column in groups.items()}
-        if split_keys[place] != record_id:
-            fields["split_key"] = split_keys[place]
+            fields["groups"] = {name: column[index] for name, column in groups.items()}
+        if split_keys[index] != record_id:
+            fields["split_key"] = split_keys[index]
         found.append(fields)
     return found
 
 
 class _Sent:
-    """What was sent, apart from features, as columns."""
+    """The fields that were sent, except features, as columns."""
 
     def __init__(self) -> None:
         self.ids: list[str] = []
@@ -118,7 +118,7 @@ def _draft(
 ) -> Draft:
     faults = Faults()
     sent = _Sent()
-    # What no record fills is never touched, so that poison costs no memory.
+    # Rows that no record fills are never written, so that bad payloads use no memory.
     features = np.zeros((len(payloads), schema.size), dtype=schema.dtype)
     bare: list[int] = []
     step = max(1, min(BLOCK, _BLOCK_VALUES // schema.size))

@@ -1,8 +1,8 @@
-"""The rules that a record keeps, whatever it was written in, held to whole columns at once.
+"""Validates records of any wire format, whole columns at a time.
 
-A decoder makes a `Draft` of everything that was sent, one row a record; a row that cannot be read is filled
-with anything and named in the faults. `examine` holds the rules on numbers and groups, `accept` those on ids
-and labels, and gives the records of the rows that broke none.
+A decoder makes a `Draft` of everything that was sent, one row a record. A row that cannot be read has
+placeholder values, and an entry in the faults. `examine` checks numbers and groups, `accept` checks ids and
+labels, and returns the records of the rows that break no rule.
 """
 
 from collections.abc import Sequence
@@ -28,22 +28,22 @@ from streams.records import (
 )
 from streams.wire.base import Faults
 
-_STRANGER = -2
-"""Stands for a label that has no id, while the labels of a batch are looked up."""
+_UNKNOWN = -2
+"""Marks a label that has no id, while the labels of a batch are looked up."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """Records that are not held to the rules yet, one row each. Texts that were not sent are null."""
+    """Records that are not validated yet, one row each. Texts that were not sent are null."""
 
     records: Records
-    """Its labels are ids where `names` is None, else they mean nothing."""
+    """The labels are ids where `names` is None, else they are placeholders."""
     names: pa.StringArray | None
     """(n,) the labels as texts, null where there is none."""
     faults: Faults
 
-    def stretch(self, start: int, stop: int) -> "Draft":
-        """Some of the rows; their faults can grow without changing those of the whole."""
+    def rows(self, start: int, stop: int) -> "Draft":
+        """A range of the rows, with a copy of their faults."""
         return Draft(
             self.records.take(slice(start, stop)),
             None if self.names is None else self.names.slice(start, stop - start),
@@ -51,7 +51,7 @@ class Draft:
         )
 
     def named(self, ids: Sequence[str]) -> "Draft":
-        """The same rows under ids that their source gave them."""
+        """The same rows with ids that the source gave them."""
         records, column = self.records, text_column(list(ids))
         keys = column if records.split_keys is records.ids else records.split_keys
         return replace(self, records=replace(records, ids=column, split_keys=keys))
@@ -68,9 +68,9 @@ def nulls(column: Any) -> NDArray[np.bool_]:
 def stored(
     values: NDArray[Any], schema: RecordSchema, faults: Faults, *, first: int = 0
 ) -> NDArray[np.float32] | NDArray[np.uint8]:
-    """Values (n, size) in the type they are stored in; rows that it cannot hold are refused.
+    """Convert values (n, size) to the stored type; rows that do not fit are refused.
 
-    `first` is the row of the first of them.
+    `first` is the row of the first value.
     """
     if values.dtype == schema.dtype:
         return values
@@ -91,7 +91,7 @@ def stored(
 def carried(
     labelled: NDArray[np.bool_], featured: NDArray[np.bool_], schema: RecordSchema, faults: Faults
 ) -> NDArray[np.uint8] | None:
-    """(n,) what each row carries, None where all must be complete; rows that lack too much are refused."""
+    """(n,) what each row holds, None where all must be complete; rows that lack too much are refused."""
     if not schema.late_labels:
         hint = "only a pipeline that declares labels_within_seconds takes it later"
         faults.add_where(~labelled, "malformed", f"The record has no label: send it along; {hint}.")
@@ -106,7 +106,7 @@ def carried(
 
 
 def examine(draft: Draft, schema: RecordSchema) -> Draft:
-    """The same rows, with the faults of their groups, times and features; all but ids and labels."""
+    """Check groups, times and features: the same rows, with their faults added."""
     records, faults = draft.records, draft.faults
     if not len(records):
         return draft
@@ -114,39 +114,41 @@ def examine(draft: Draft, schema: RecordSchema) -> Draft:
     groups = {}
     for name, column in records.groups.items():
         if alone is not None and alone.any():
-            # What comes with a label alone is not kept: the groups are those of its features.
+            # Groups sent with a label alone are not kept: those sent with the features are.
             column = pc.if_else(pa.array(alone), pa.scalar("", pa.string()), column)
-        _hold_texts(column, f"group {name!r}", faults, bad="bad-group", missing="missing-group", exempt=alone)
+        _check_column(
+            column, f"group {name!r}", faults, bad="bad-group", missing="missing-group", exempt=alone
+        )
         groups[name] = column
     bad_times = np.isinf(records.times)
     if bad_times.any():
         faults.add_where(bad_times, "bad-time", "The time is not a finite number of seconds.")
-    _hold_values(records.features.reshape(len(records), -1), schema, faults, exempt=alone)
+    _check_values(records.features.reshape(len(records), -1), schema, faults, exempt=alone)
     if schema.open_classes and draft.names is not None:
-        _hold_texts(draft.names, "label", faults, bad="bad-label", missing=None)
+        _check_column(draft.names, "label", faults, bad="bad-label", missing=None)
     return replace(draft, records=replace(records, groups=groups))
 
 
 def accept(draft: Draft, schema: RecordSchema, labels: LabelMap) -> tuple[Records, NDArray[np.int64]]:
-    """The records of the rows that break no rule, and these rows (n,). Only their labels become classes.
+    """Check ids and labels; the records of the rows without a fault, and the indices (n,) of these rows.
 
-    What is refused now joins the faults of the draft.
+    Faults found here are added to the draft's. Only labels of accepted records become classes.
     """
     records, faults = draft.records, draft.faults
-    _hold_texts(records.ids, "id", faults, bad="bad-id", missing="bad-id")
+    _check_column(records.ids, "id", faults, bad="bad-id", missing="bad-id")
     keys = records.split_keys
     if keys is not records.ids:
-        _hold_texts(keys, "split key", faults, bad="bad-split-key", missing="bad-split-key")
+        _check_column(keys, "split key", faults, bad="bad-split-key", missing="bad-split-key")
     rows = np.arange(len(records)) if not faults else faults.good(len(records))
     names = draft.names
     if faults:
         records = records.take(rows)
         names = None if names is None else names.take(pa.array(rows))
     ids = _known_ids(records, schema, labels) if names is None else _ids_of(names, labels)
-    strange = ids == _STRANGER
-    if strange.any():
-        faults.add_where(_at(rows[strange], len(draft.records)), *_stranger(draft, schema, labels))
-        rows, ids, records = rows[~strange], ids[~strange], records.take(~strange)
+    unknown = ids == _UNKNOWN
+    if unknown.any():
+        faults.add_where(_at(rows[unknown], len(draft.records)), *_unknown_label(draft, schema, labels))
+        rows, ids, records = rows[~unknown], ids[~unknown], records.take(~unknown)
     return replace(records, labels=ids), rows
 
 
@@ -160,10 +162,10 @@ def _ids_of(names: pa.StringArray, labels: LabelMap) -> NDArray[np.int64]:
     """(n,) the class ids of names, in their order; `UNLABELLED` for null."""
     coded = names.dictionary_encode()
     table = [labels.id_of(name) for name in coded.dictionary.to_pylist()]
-    ids = np.array([_STRANGER if found is None else found for found in table] + [UNLABELLED], dtype=np.int64)
-    # The last place of the table stands for null.
-    places = coded.indices.fill_null(len(table)) if names.null_count else coded.indices
-    found: NDArray[np.int64] = ids[places.to_numpy()]
+    ids = np.array([_UNKNOWN if found is None else found for found in table] + [UNLABELLED], dtype=np.int64)
+    # The last entry of the table is for null.
+    indices = coded.indices.fill_null(len(table)) if names.null_count else coded.indices
+    found: NDArray[np.int64] = ids[indices.to_numpy()]
     return found
 
 
@@ -173,10 +175,10 @@ def _known_ids(records: Records, schema: RecordSchema, labels: LabelMap) -> NDAr
     known = schema.max_classes if schema.open_classes else len(labels)
     if not len(ids) or (ids.min() >= lowest and ids.max() < known):
         return ids
-    return np.where((ids >= lowest) & (ids < known), ids, _STRANGER)
+    return np.where((ids >= lowest) & (ids < known), ids, _UNKNOWN)
 
 
-def _stranger(draft: Draft, schema: RecordSchema, labels: LabelMap) -> tuple[str, Any]:
+def _unknown_label(draft: Draft, schema: RecordSchema, labels: LabelMap) -> tuple[str, Any]:
     names = draft.names
     if names is None:
         return "unknown-label", "A label is not the id of a declared class."
@@ -198,7 +200,7 @@ def _shown(names: pa.StringArray, row: int) -> str:
     return repr(names[row].as_py()[:100])
 
 
-def _hold_texts(
+def _check_column(
     column: pa.StringArray,
     what: str,
     faults: Faults,
@@ -207,7 +209,7 @@ def _hold_texts(
     missing: str | None,
     exempt: NDArray[np.bool_] | None = None,
 ) -> None:
-    """Refuse the rows whose text breaks a rule, or is missing where it must not be."""
+    """Refuse the rows whose text breaks a rule, or is missing where it is required."""
     if missing is not None and column.null_count:
         faults.add_where(nulls(column), missing, f"The {what} is missing.")
     if column.null_count == len(column):
@@ -232,14 +234,14 @@ def _hold_texts(
     faults.add_where(wrong, bad, detail)
 
 
-def _hold_values(
+def _check_values(
     features: NDArray[Any], schema: RecordSchema, faults: Faults, *, exempt: NDArray[np.bool_] | None
 ) -> None:
     stored_type = np.dtype(schema.dtype)
     # Compared in the stored type: a float32 sent as decimal text must pass a limit it equals.
     minimum = None if schema.minimum is None else _limit(schema.minimum, stored_type)
     maximum = None if schema.maximum is None else _limit(schema.maximum, stored_type)
-    # Sums and extremes take no memory of their own, and say of most batches that everything is fine.
+    # Sums and extremes need no extra memory, and show for most batches that nothing is wrong.
     with np.errstate(invalid="ignore", over="ignore"):
         if (
             (stored_type == np.uint8 or np.isfinite(features.sum()))

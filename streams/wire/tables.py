@@ -1,4 +1,4 @@
-"""Tables that others wrote, CSV or Arrow, by the names of their columns: whether they fit, and their rows."""
+"""Decodes tables that other programs wrote, CSV or Arrow, by the names of their columns."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from streams.wire.base import Faults, difference
 from streams.wire.rules import Draft, carried, nulls, stored
 
 FEATURES = "features"
-"""The column of an Arrow table that holds all features, where they have not a column each."""
+"""The column of an Arrow table that holds all features, where they have no columns of their own."""
 
 _TIME_TEXT = (
     r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])[T ]([01]\d|2[0-3]):[0-5]\d:[0-5]\d"
@@ -27,7 +27,7 @@ _TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 def feature_columns(schema: RecordSchema) -> Sequence[str]:
     """The names that feature columns must have: those declared, else "0", "1" and so on."""
-    return schema.columns or [str(place) for place in range(schema.size)]
+    return schema.columns or [str(index) for index in range(schema.size)]
 
 
 def group_column(name: str, present: Iterable[str]) -> str:
@@ -38,7 +38,7 @@ def group_column(name: str, present: Iterable[str]) -> str:
 def columns_problem(
     columns: Sequence[tuple[str, pa.DataType | None]], schema: RecordSchema, table: TableColumns
 ) -> str | None:
-    """How the columns of a table differ from what is declared; None when records can be read from them.
+    """How the columns of a table differ from those declared; None when records can be read from them.
 
     A type is None where it is not known before a value is read, as in CSV. The answer names the columns, such
     as "missing: label; unknown: lable; of another type: age has string, wants numbers". Where labels may come
@@ -72,7 +72,7 @@ def columns_problem(
 def table_draft(
     found: pa.Table, schema: RecordSchema, table: TableColumns, faults: Faults | None = None
 ) -> Draft:
-    """The rows of a table. Where `table.id` is None its ids are left null. `faults` are those known before.
+    """The rows of a table. Where `table.id` is None, the ids are null. `faults` are those found before.
 
     Raises:
         RecordInvalidError: the columns are not those that are declared (schema-mismatch).
@@ -111,7 +111,7 @@ def _other_columns(
 
 
 def _required(missing: Sequence[str], features: Iterable[str], table: TableColumns) -> list[str]:
-    """What is missing beyond what may come late."""
+    """The missing columns, without those that may come late."""
     lacks_features = set(features) <= set(missing)
     if lacks_features and table.label in missing:
         return list(missing)
@@ -197,12 +197,12 @@ def _spread(
     values = np.empty((count, len(columns)), dtype=schema.dtype if exact else np.float64)
     lacking = np.zeros(count, dtype=np.int64)
     first = np.full(count, -1)
-    for place, column in enumerate(columns):
+    for index, column in enumerate(columns):
         if column.null_count:
             empty = nulls(column)
-            first[empty & (lacking == 0)] = place
+            first[empty & (lacking == 0)] = index
             lacking += empty
-        values[:, place] = _numbers(column)
+        values[:, index] = _numbers(column)
     featured = lacking < len(columns)
     partly = featured & (lacking > 0)
     faults.add_where(partly, "malformed", lambda row: f"The column {names[first[row]]!r} holds no number.")
@@ -292,7 +292,7 @@ def _times(column: Any, faults: Faults) -> NDArray[np.float64]:
 
 
 def _cast(texts: Any, kind: Any) -> Any:
-    """The texts in another type, null where one cannot be: by halves, so that one costs the others little."""
+    """The texts in another type, null where one cannot be cast; bisects, so that one costs little."""
     try:
         return texts.cast(kind)
     except pa.ArrowInvalid:

@@ -334,7 +334,7 @@ def test_a_name_that_is_used_again_holds_other_letters(place: Place, tmp_path: P
         assert place.manifest.cursors("digits") == {}
     letters = place.manifest.dead_letters("digits")
     assert sorted(letter.payload for letter in letters) == [b"poison %d" % day for day in (0, 1, 2, 2)]
-    assert len({letter.letter for letter in letters}) == 4
+    assert len({letter.name for letter in letters}) == 4
 
 
 def test_rows_that_are_named_by_their_place_are_no_duplicates_of_an_earlier_file(

@@ -407,7 +407,7 @@ def test_nothing_grows_over_many_cuts(place: World, monkeypatch: pytest.MonkeyPa
             sizes.add(
                 (
                     ingest.waiting,
-                    len(late._join._loose),
+                    len(late._join._unstored),
                     len(late._join._log),
                     len(late._dropped),
                     len(late._dropped_pairs),

@@ -112,7 +112,7 @@ def equal(one: Records, other: Records) -> bool:
 
 def check_partition(found: Decoded, given: RawBatch) -> None:
     """Every position is accepted or refused, in order, and nothing else is."""
-    accepted, refused = found.places.tolist(), [bad.place for bad in found.rejected]
+    accepted, refused = found.indices.tolist(), [bad.index for bad in found.rejected]
     assert accepted == sorted(accepted)
     assert refused == sorted(refused)
     assert sorted([*accepted, *refused]) == list(range(len(given.positions)))

@@ -1,4 +1,4 @@
-"""What a pipeline says about files that arrive, and whether they may be read."""
+"""Configuration of a files source, and the check that its location may be read."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from streams.base import SourceConfig, TableColumns
-from streams.sources.files.cursor import FORMS, ZIPPED, form_of
+from streams.sources.files.cursor import FORMATS, ZIPPED, format_of
 from streams.store.objects import S3_SCHEME, ObjectError, open_objects
 
 
@@ -25,7 +25,7 @@ class FilesConfig(SourceConfig):
         description="Which names are read, with folders below; * and ? stand for any characters, / too.",
     )
     id: str | None = Field(
-        None, description="The column of ids; unset: ids are made of a file's name and a record's place."
+        None, description="The column of ids; unset: ids are made of a file's name and a record's position."
     )
     label: str = Field("label", min_length=1, description="The column of labels.")
     time: str | None = Field(None, description="The column of event times, if there is one.")
@@ -54,24 +54,24 @@ class FilesConfig(SourceConfig):
     @field_validator("pattern")
     @classmethod
     def _matches_something(cls, pattern: str) -> str:
-        if not pattern.endswith("*") and form_of(pattern) is None:
-            raise ValueError(f"must end with * or one of {', '.join(FORMS)}; text may end in {ZIPPED} too")
+        if not pattern.endswith("*") and format_of(pattern) is None:
+            raise ValueError(f"must end with * or one of {', '.join(FORMATS)}; text may end in {ZIPPED} too")
         return pattern
 
     @property
     def table(self) -> TableColumns:
-        """Which columns of CSV, Parquet and Arrow files hold what."""
+        """The columns of CSV, Parquet and Arrow files that are not features."""
         return TableColumns(id=self.id, label=self.label, time=self.time, split_key=self.split_key)
 
     def location_problem(self, roots: Sequence[Path | str]) -> str | None:
-        """Why this location may not be read where only these roots may, as a sentence; None when it may.
+        """Why the location is not below one of these roots, as a sentence; None when it is.
 
-        A root is a folder, or a text such as "s3://bucket/prefix". Links are followed before it is judged.
+        A root is a folder, or a text such as "s3://bucket/prefix". Links are resolved first.
         """
         if any(_is_within(self.location, str(root)) for root in roots):
             return None
-        told = ", ".join(str(root) for root in roots) or "none"
-        return f"The location {self.location} is not within those that may be read here ({told})."
+        allowed = ", ".join(str(root) for root in roots) or "none"
+        return f"The location {self.location} is not within those that may be read here ({allowed})."
 
 
 def _is_within(location: str, root: str) -> bool:

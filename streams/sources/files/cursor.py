@@ -1,14 +1,15 @@
-"""Places in files: cursors, and how it is seen that a file is still the one that was read.
+"""Cursors in files, and the fingerprints that show whether a file is still the one that was read.
 
-A cursor such as "1200-1310/99822:8a3f01c2-5f1c07aa" says: the last record took the bytes 1200 to 1310 of a
-file that had 99,822 bytes when it was read, with fingerprints of what stands before the place and of the
-file's head. A full stop at its end says that nothing came after that record then. "0-0" is the beginning of
-a file that is there. In Parquet and Arrow files, rows are counted instead of bytes; in a .gz, the bytes are
+A cursor such as "1200-1310/99822:8a3f01c2-5f1c07aa" means: the last record was the bytes 1200 to 1310 of a
+file that had 99,822 bytes when it was read. Two fingerprints follow, of the bytes before the record's end and
+of the file's head. A full stop means that the record was the file's last one then. "0-0" is the beginning of
+a file that exists. In Parquet and Arrow files, rows are counted instead of bytes; in a .gz, the bytes are
 those of the text, and the size is the file's own.
 
-The fingerprint is of the 128 bytes before the place, which costs the same whatever a line's length; of a .gz,
-of the 128 bytes before the size; of Parquet and Arrow, of the last 64 KB, which hold the footer. The head is
-the first 4 KB before the place, in a .gz before the size: files often end alike, and seldom begin so too.
+The first fingerprint covers the 128 bytes before the record's end, which costs the same for lines of any
+length; of a .gz the last 128 bytes of the file as it was; of Parquet and Arrow the last 64 KB, which hold the
+footer. The head is the first 4 KB up to the record's end, of a .gz the first 4 KB of the file: files often
+end alike, and seldom begin alike too.
 """
 
 import re
@@ -22,9 +23,9 @@ from numpy.typing import NDArray
 from streams.base import DataLostError, SourceError
 from streams.store.objects import ObjectChangedError, ObjectInfo, ObjectStore
 
-FormName = Literal["json", "csv", "parquet", "arrow"]
+FormatName = Literal["json", "csv", "parquet", "arrow"]
 
-FORMS: dict[str, FormName] = {
+FORMATS: dict[str, FormatName] = {
     ".ndjson": "json",
     ".jsonl": "json",
     ".json": "json",
@@ -33,7 +34,7 @@ FORMS: dict[str, FormName] = {
     ".arrow": "arrow",
     ".feather": "arrow",
 }
-"""What a file is, by the end of its name. Those of text may also end in .gz."""
+"""The format of a file, by the end of its name. Text files may also end in .gz."""
 
 ZIPPED = ".gz"
 WINDOW = 128
@@ -48,8 +49,8 @@ _WEIGHTS = np.array(
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Just after one record of a file."""
+class FileCursor:
+    """A position just after one record of a file."""
 
     start: int
     """Where the record begins."""
@@ -59,18 +60,18 @@ class Place:
     """Bytes of the file when it was read."""
     fingerprint: int
     last: bool
-    """Whether nothing came after the record then."""
+    """Whether it was the last record of the file then."""
     head: int | None = None
     """Fingerprint of the file's head; None: of a table, or before any record."""
 
     @classmethod
     def beginning(cls, size: int, *, last: bool) -> Self:
-        """Before any record; `last`: with that size, the file held none."""
+        """The cursor before any record; `last`: a file of that size held no record."""
         return cls(0, 0, size, fingerprint(b""), last)
 
     @classmethod
     def parse(cls, cursor: str) -> Self | None:
-        """The place that `str` wrote; None, the beginning, for an empty text.
+        """The cursor that `str` wrote; None, the beginning, for an empty text.
 
         Raises:
             SourceError: the text is not a cursor of a file.
@@ -80,7 +81,7 @@ class Place:
         found = _CURSOR.fullmatch(cursor)
         if found is None:
             raise SourceError(
-                f"{cursor[:80]!r} is not a place in a file, such as '0-110/4200:8a3f01c2': the pipeline's "
+                f"{cursor[:80]!r} is not a cursor of a file, such as '0-110/4200:8a3f01c2': the pipeline's "
                 "source was changed; make a new pipeline for it."
             )
         start, end, size, fingerprint, head, stop = found.groups()
@@ -98,11 +99,11 @@ class Place:
         return f"{self.start}-{self.end}/{self.size}:{self.fingerprint:08x}{head}{'.' if self.last else ''}"
 
 
-def form_of(name: str) -> FormName | None:
-    """What the file of that name is; None where no such file is read."""
+def format_of(name: str) -> FormatName | None:
+    """The format of a file of that name; None where no such file is read."""
     lower = name.lower()
     plain = lower.removesuffix(ZIPPED)
-    form = next((form for suffix, form in FORMS.items() if plain.endswith(suffix)), None)
+    form = next((form for suffix, form in FORMATS.items() if plain.endswith(suffix)), None)
     return None if plain != lower and form in ("parquet", "arrow") else form
 
 
@@ -112,10 +113,10 @@ def is_zipped(name: str) -> bool:
 
 
 def fingerprints(data: bytes, ends: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """(n,) one for each place in the data, of the 128 bytes before it; `ends` are 128 at least.
+    """(n,) the fingerprint of the 128 bytes before each of `ends` in the data; each end is 128 at least.
 
-    The bytes as 64-bit words times odd numbers, modulo 2^64: all places in a few passes, where a checksum of
-    every line would cost as much as all the rest of reading.
+    It is the sum of the 64-bit words times odd numbers, modulo 2^64: computed for all ends in a few passes,
+    where a checksum of every line would cost as much as the rest of reading.
     """
     windows = np.ndarray((len(data) - WINDOW + 1,), dtype=f"V{WINDOW}", buffer=data, strides=(1,))
     words = windows[ends - WINDOW].view("<u8").reshape(len(ends), WINDOW // 8)
@@ -124,21 +125,21 @@ def fingerprints(data: bytes, ends: NDArray[np.int64]) -> NDArray[np.uint32]:
 
 
 def fingerprint(before: bytes) -> int:
-    """Of the last 128 bytes of what stands before a place; as if zeros stood before the beginning."""
+    """The fingerprint of the last 128 bytes; shorter data counts as if zeros came before it."""
     window = before[-WINDOW:].rjust(WINDOW, b"\0")
     return int(fingerprints(window, np.array([WINDOW], dtype=np.int64))[0])
 
 
 def head_print(text: bytes) -> int:
-    """Of the first bytes of a file, as many as the head has."""
+    """The fingerprint of a file's head, from the first bytes of its text."""
     return zlib.crc32(text[:HEAD])
 
 
 def read_exactly(objects: ObjectStore, info: ObjectInfo, start: int, stop: int) -> bytes:
-    """Bytes that were there when the file was listed.
+    """A range of bytes of a file, all of which it had when it was listed.
 
     Raises:
-        ObjectChangedError: they are not any more.
+        ObjectChangedError: the file is shorter now.
     """
     found = objects.read(info.name, start, stop)
     if len(found) != stop - start:
@@ -147,56 +148,56 @@ def read_exactly(objects: ObjectStore, info: ObjectInfo, start: int, stop: int) 
 
 
 def zip_fingerprint(objects: ObjectStore, info: ObjectInfo, size: int) -> int:
-    """Of a .gz when it had that size."""
+    """The fingerprint of a .gz when it had that size."""
     return fingerprint(read_exactly(objects, info, max(0, size - WINDOW), size))
 
 
 def table_fingerprint(objects: ObjectStore, info: ObjectInfo) -> int:
-    """Of a Parquet or Arrow file."""
+    """The fingerprint of a Parquet or Arrow file."""
     tail = read_exactly(objects, info, max(0, info.size - _TAIL), info.size)
     return zlib.crc32(tail, info.size & 0xFFFFFFFF)
 
 
-def verify(objects: ObjectStore, info: ObjectInfo, place: Place) -> None:
-    """Hold a file to what was read of it before, if anything was.
+def verify(objects: ObjectStore, info: ObjectInfo, cursor: FileCursor) -> None:
+    """Check that a file is still the one that was read up to this cursor.
 
     Raises:
-        DataLostError: it is another file, or a shorter one.
+        DataLostError: it was replaced, or is shorter.
         ObjectError: it cannot be read.
     """
-    if place.end == 0:
+    if cursor.end == 0:
         return
-    if form_of(info.name) in ("parquet", "arrow"):
-        if table_fingerprint(objects, info) != place.fingerprint:
+    if format_of(info.name) in ("parquet", "arrow"):
+        if table_fingerprint(objects, info) != cursor.fingerprint:
             raise _replaced(info.name)
         return
-    if info.size < place.size:
+    if info.size < cursor.size:
         raise DataLostError(
-            f"The file {info.name!r} has {info.size} bytes and had {place.size} when it was read: put the "
+            f"The file {info.name!r} has {info.size} bytes and had {cursor.size} when it was read: put the "
             "whole file back, and let new records arrive in files of new names or at a file's end."
         )
     if is_zipped(info.name):
-        if zip_fingerprint(objects, info, place.size) != place.fingerprint:
+        if zip_fingerprint(objects, info, cursor.size) != cursor.fingerprint:
             raise _replaced(info.name)
-        _verify_head(objects, info, place, place.size)
+        _verify_head(objects, info, cursor, cursor.size)
         return
-    first = max(0, place.end - WINDOW)
-    found = read_exactly(objects, info, first, min(place.end + 1, info.size))
-    before, after = found[: place.end - first], found[place.end - first :]
-    if fingerprint(before) != place.fingerprint:
+    first = max(0, cursor.end - WINDOW)
+    found = read_exactly(objects, info, first, min(cursor.end + 1, info.size))
+    before, after = found[: cursor.end - first], found[cursor.end - first :]
+    if fingerprint(before) != cursor.fingerprint:
         raise _replaced(info.name)
-    _verify_head(objects, info, place, place.end)
+    _verify_head(objects, info, cursor, cursor.end)
     if after not in (b"", b"\n", b"\r") and not before.endswith(b"\n"):
         raise DataLostError(
-            f"The line of {info.name!r} that ended at byte {place.end} was taken so, and has gone on since: "
+            f"The line of {info.name!r} that ended at byte {cursor.end} was taken so, and has gone on since: "
             "write whole lines or set a longer settle_seconds, and let the record arrive again in a new file."
         )
 
 
-def _verify_head(objects: ObjectStore, info: ObjectInfo, place: Place, stop: int) -> None:
-    if place.head is not None:
+def _verify_head(objects: ObjectStore, info: ObjectInfo, cursor: FileCursor, stop: int) -> None:
+    if cursor.head is not None:
         found = read_exactly(objects, info, 0, min(HEAD, stop))
-        if head_print(found) != place.head:
+        if head_print(found) != cursor.head:
             raise _replaced(info.name)
 
 

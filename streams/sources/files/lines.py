@@ -1,4 +1,4 @@
-"""Readers of one version of one file: lines of text, plain or compressed."""
+"""Reads the lines of one version of one text file, plain or compressed."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streams.base import LazyTexts, SchemaChangedError, SourceError, SourceStoppedError, WireName
-from streams.sources.files.cursor import Place, is_zipped
+from streams.sources.files.cursor import FileCursor, is_zipped
 from streams.sources.files.text import PlainText, Text, ZippedText
 from streams.store.objects import ObjectInfo, ObjectStore
 
@@ -22,11 +22,11 @@ _Numbers = NDArray[np.int64]
 
 
 class UnfinishedError(SourceError):
-    """A file is not whole yet. It waits; when nothing more comes, this is what is wrong with it."""
+    """A file is not complete yet. It is read again later; once it no longer changes, this is an error."""
 
 
 @dataclass(frozen=True)
-class Stretch:
+class FileRecords:
     """Records of one file, in order."""
 
     wire: WireName
@@ -39,16 +39,16 @@ class Stretch:
 
 
 class Reader(Protocol):
-    """Reads one version of one file on from a place."""
+    """Reads one version of one file, from a cursor on."""
 
     waits: bool
-    """Whether something is left that is taken only once the file has settled."""
+    """Whether something is left that is read only once the file has settled."""
 
-    def read(self, most: int, *, settled: bool) -> Stretch | None:
+    def read(self, most: int, *, settled: bool) -> FileRecords | None:
         """The next records, `most` of them at most; None when this version holds no more for now.
 
         Raises:
-            UnfinishedError: the file is not whole yet.
+            UnfinishedError: the file is not complete yet.
             DataLostError: the file is another one now.
             SourceError: the file cannot be read.
             ObjectError: the store cannot be read.
@@ -57,31 +57,31 @@ class Reader(Protocol):
 
 
 class LineReader:
-    """One record a line. Lines end with "\\n" or "\\r\\n"; blank ones are passed over."""
+    """One record a line. Lines end with "\\n" or "\\r\\n"; blank ones are skipped."""
 
     def __init__(
         self,
         objects: ObjectStore,
         info: ObjectInfo,
-        place: Place | None,
+        cursor: FileCursor | None,
         *,
         block_bytes: int,
         check_header: Callable[[Sequence[str]], None] | None = None,
     ) -> None:
-        """`block_bytes`: how much is read at a time. `check_header`: the first line names columns, and this
-        raises where they are wrong ones."""
+        """`block_bytes`: how much is read at a time. `check_header`: raises where the columns that the first
+        line names are wrong; None: the file has no header."""
         self.waits = False
         self._block_bytes = block_bytes
         self._name = info.name
-        self._text: Text = (ZippedText if is_zipped(info.name) else PlainText)(objects, info, place)
+        self._text: Text = (ZippedText if is_zipped(info.name) else PlainText)(objects, info, cursor)
         self._size = info.size
         self._check_header = check_header
         self._header: Sequence[str] | None = None if check_header else ()
-        self._next = 0 if place is None else place.end
+        self._next = 0 if cursor is None else cursor.end
         self._lines = _Lines([], np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.uint32), False)
         self._given = 0
 
-    def read(self, most: int, *, settled: bool) -> Stretch | None:
+    def read(self, most: int, *, settled: bool) -> FileRecords | None:
         """See `Reader`."""
         if self._header is None:
             self._header = self._read_header(settled=settled)
@@ -92,7 +92,7 @@ class LineReader:
                 return None
         return self._serve(most)
 
-    def _serve(self, most: int) -> Stretch:
+    def _serve(self, most: int) -> FileRecords:
         lines, size, head_print = self._lines, self._size, self._text.head_print
         start, stop = self._given, min(self._given + most, len(lines.payloads))
         self._given = stop
@@ -101,9 +101,9 @@ class LineReader:
 
         def position(at: int) -> str:
             end = int(ends[at])
-            return str(Place(int(starts[at]), end, size, int(prints[at]), at == final, head_print(end)))
+            return str(FileCursor(int(starts[at]), end, size, int(prints[at]), at == final, head_print(end)))
 
-        return Stretch(
+        return FileRecords(
             wire="csv" if self._check_header else "json",
             payloads=lines.payloads[start:stop],
             positions=LazyTexts(position, range(start, stop)),
@@ -112,7 +112,7 @@ class LineReader:
         )
 
     def _fill(self, *, settled: bool) -> bool:
-        """Hold the next complete lines; whether there were any, blank ones included."""
+        """Read the next complete lines; False where there is none, blank ones included."""
         wanted = self._block_bytes
         while True:
             block, at_end = self._text.block(self._next, wanted)

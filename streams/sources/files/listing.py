@@ -1,10 +1,10 @@
-"""The files of a location: which of them are read, and what the source knows of each."""
+"""Which files of a location are read, and the state that the source keeps of each."""
 
 import re
 from dataclasses import dataclass
 
 from streams.base import DataLostError, SourceStoppedError
-from streams.sources.files.cursor import Place, form_of
+from streams.sources.files.cursor import FileCursor, format_of
 from streams.store.objects import ObjectInfo
 
 MAX_NAME = 400
@@ -15,54 +15,54 @@ _UNFINISHED_ENDS = (".tmp", ".part", ".crswap")
 
 @dataclass
 class ListedFile:
-    """What the source knows of one file."""
+    """The state of one file."""
 
     cursor: str
-    """Just after the last record given."""
+    """The cursor just after the last record that was read."""
     info: ObjectInfo | None = None
-    """As it was listed last; None when it is gone."""
+    """As it was last listed; None when it is gone."""
     since: float = 0.0
-    """When it was first seen so, by the monotonic clock."""
+    """When this version was first seen, by the monotonic clock."""
     exhausted: str = ""
-    """The version that held nothing more."""
+    """The version that was read to its end."""
     waits: bool = False
-    """Whether that version holds something that must settle."""
+    """Whether something of that version is read only once the file has settled."""
     begun: str = ""
-    """The cursor that says that it is there, once it is owed, or that it holds no record."""
+    """The cursor that commits that the file exists, or that it holds no record; empty before either."""
 
     @property
     def unread(self) -> bool:
-        """Whether no record of it was given."""
-        place = Place.parse(self.cursor)
-        return place is None or place.end == 0
+        """Whether no record of it was read."""
+        parsed = FileCursor.parse(self.cursor)
+        return parsed is None or parsed.end == 0
 
     @property
     def reached(self) -> str:
-        """The cursor of what was read, or of the beginning once the file is owed."""
+        """The cursor of what was read, or of the beginning once the file must be read."""
         return self.begun or self.cursor if self.unread else self.cursor
 
 
 def is_read(name: str, pattern: re.Pattern[str]) -> bool:
     """Whether a file of that name is read: a known format, matching the pattern, finished and not hidden."""
-    if form_of(name) is None or not pattern.match(name):
+    if format_of(name) is None or not pattern.match(name):
         return False
     steps = name.split("/")
     return not any(step.startswith((".", "_")) or step.endswith(_UNFINISHED_ENDS) for step in steps)
 
 
 def check_gone(name: str, file: ListedFile) -> None:
-    """Hold a file that is not there any more to what is owed of it.
+    """Check that a file that is gone was read to its end.
 
     Raises:
-        DataLostError: it was not read to its end.
+        DataLostError: it was not.
     """
-    place = Place.parse(file.reached)
-    if place is None:
+    parsed = FileCursor.parse(file.reached)
+    if parsed is None:
         return
-    grown = file.info is not None and file.info.size > place.size
-    if place.last and not grown:
+    grown = file.info is not None and file.info.size > parsed.size
+    if parsed.last and not grown:
         return
-    read = f"was read up to byte or row {place.end} only" if place.end else "nothing of it was read"
+    read = f"was read up to byte or row {parsed.end} only" if parsed.end else "nothing of it was read"
     raise DataLostError(
         f"The file {name!r} is gone and {read}: put it back, or make a new pipeline "
         "for what is there. A file may go once its records are in experiences."
@@ -70,10 +70,10 @@ def check_gone(name: str, file: ListedFile) -> None:
 
 
 def check_name(name: str) -> None:
-    """Hold a file's name to what a partition may be called.
+    """Check that a file's name can be the name of a partition.
 
     Raises:
-        SourceStoppedError: it is too long, or is no text.
+        SourceStoppedError: it is too long, or is not UTF-8.
     """
     if len(name) > MAX_NAME:
         raise SourceStoppedError(

@@ -1,8 +1,9 @@
 """Files that arrive in a folder or under an S3 prefix, as a source. Every file is a partition of its own.
 
-Files are read in the order of their names among those present. Text may grow: what is appended is read on.
-A file that is not whole yet waits. Once it has settled, or is read, it is owed: one that is then replaced,
-shortened, or gone before all its records are in experiences stops the source. After that it may go.
+Files are read in the order of their names among those present. Text files may grow: what is appended is
+read next. An incomplete file waits. Once a file has settled, or a record of it was read, all of it must be
+read: if it is replaced, shortened or removed before all its records are in experiences, the source stops.
+After that it may be removed.
 """
 
 import fnmatch
@@ -25,8 +26,8 @@ from streams.base import (
     SourceError,
 )
 from streams.sources.files.config import FilesConfig
-from streams.sources.files.cursor import Place, form_of, is_zipped, verify
-from streams.sources.files.lines import LineReader, Reader, Stretch, UnfinishedError
+from streams.sources.files.cursor import FileCursor, format_of, is_zipped, verify
+from streams.sources.files.lines import FileRecords, LineReader, Reader, UnfinishedError
 from streams.sources.files.listing import ListedFile, check_gone, check_name, is_read
 from streams.sources.files.tables import TableReader
 from streams.store.objects import (
@@ -43,7 +44,7 @@ _LOOK_SECONDS = 0.2
 _BLOCK_BYTES = 1024 * 1024
 """Text read at a time: what a processor's cache holds."""
 _REMOTE_BLOCK_BYTES = 8 * 1024 * 1024
-"""The same where every read is a request."""
+"""Text read at a time from S3, where every read is a request."""
 _LONGEST_ID_NAME = 150
 _VERIFIERS = 16
 
@@ -61,7 +62,7 @@ class FilesSource:
         self._block_bytes = _REMOTE_BLOCK_BYTES if remote else _BLOCK_BYTES
         self._files: dict[str, ListedFile] | None = None
         self._arrived: dict[str, str] = {}
-        """What is owed and was not committed when it was asked for last."""
+        """Cursors that `arrived` must report until they are committed."""
         self._due: deque[str] = deque()
         self._next_look = 0.0
         self._reading: tuple[ObjectInfo, Reader] | None = None
@@ -75,19 +76,19 @@ class FilesSource:
         return list(self._list())
 
     def open(self, cursors: Mapping[str, str]) -> None:
-        """Resume just after these cursors. Every file that they name is compared with what was read of it.
+        """Resume just after these cursors, once every file that they name was compared with its fingerprints.
 
         Raises:
-            DataLostError: a file is gone, shorter or another one than the one that was read.
+            DataLostError: a file is gone, shorter, or not the one that was read.
             SourceError: the location cannot be read, or a cursor is of another source.
         """
         self.close()
-        places = {name: Place.parse(cursor) for name, cursor in cursors.items()}
+        parsed = {name: FileCursor.parse(cursor) for name, cursor in cursors.items()}
         listed = self._list()
         known = [
-            (listed[name], place) for name, place in places.items() if place is not None and name in listed
+            (listed[name], cursor) for name, cursor in parsed.items() if cursor is not None and name in listed
         ]
-        # At once, because in S3 each of them is a request.
+        # Several at a time, because in S3 each of them is a request.
         with ThreadPoolExecutor(_VERIFIERS) as pool, _as_source_errors():
             list(pool.map(lambda pair: verify(self._objects, *pair), known))
         self._files = {name: ListedFile(cursor) for name, cursor in cursors.items()}
@@ -97,7 +98,7 @@ class FilesSource:
         """The next records, file by file; a batch holds records of one file.
 
         Raises:
-            DataLostError: a file is gone, shorter or another one, and was not read to its end.
+            DataLostError: a file that was not read to its end is gone, shorter, or replaced.
             SchemaChangedError: a file has other columns than the pipeline declares.
             SourceError: a file or the location cannot be read; nothing is skipped.
         """
@@ -116,37 +117,37 @@ class FilesSource:
     def arrived(self, cursors: Mapping[str, str]) -> Mapping[str, str]:
         """See `AnnouncingSource`."""
         for name, cursor in list(self._arrived.items()):
-            place = Place.parse(cursors.get(name, ""))
-            if cursors.get(name) == cursor or (place is not None and place.end):
+            parsed = FileCursor.parse(cursors.get(name, ""))
+            if cursors.get(name) == cursor or (parsed is not None and parsed.end):
                 del self._arrived[name]
         return dict(self._arrived)
 
     def forget(self, cursors: Mapping[str, str]) -> list[str]:
-        """See `ForgettingSource`. A file of a forgotten name that comes later is read as a new one."""
+        """See `ForgettingSource`. A later file of a forgotten name is read as a new one."""
         files = self._files or {}
         gone = []
         for name, cursor in cursors.items():
             file = files.get(name)
-            place = Place.parse(cursor)
-            if file and file.info is None and file.reached == cursor and place is not None and place.last:
+            parsed = FileCursor.parse(cursor)
+            if file and file.info is None and file.reached == cursor and parsed is not None and parsed.last:
                 del files[name]
                 gone.append(name)
         return gone
 
     def close(self) -> None:
-        """Let go of the file that is being read. Closing twice is allowed."""
+        """Release the file that is being read. Closing twice is allowed."""
         self._files, self._reading = None, None
         self._arrived = {}
         self._due.clear()
         self._next_look = 0.0
 
     def _list(self) -> dict[str, ObjectInfo]:
-        """The files that are read, by name."""
+        """The files of the location that are to be read, by name."""
         with _as_source_errors():
             return {info.name: info for info in self._objects.list() if is_read(info.name, self._pattern)}
 
     def _take(self, files: dict[str, ListedFile], listed: Mapping[str, ObjectInfo]) -> None:
-        """Note what is there now, and which files are to be read.
+        """Update the state of all files from a listing, and queue those that are to be read.
 
         Raises:
             DataLostError: a file is gone that was not read to its end.
@@ -167,20 +168,20 @@ class FilesSource:
                 file.since = started
             file.info = info
             if info.size and not file.reached and self._has_settled(file, started):
-                self._begin(name, file, Place.beginning(0, last=False))
+                self._begin(name, file, FileCursor.beginning(0, last=False))
         self._due = deque(name for name in listed if self._is_due(files[name], started))
-        # A look at very many files takes long, and must not be all that is done.
+        # Listing very many files takes long, and must leave time for reading.
         self._next_look = started + max(self._interval, 10 * (time.monotonic() - started))
 
-    def _begin(self, name: str, file: ListedFile, place: Place) -> None:
-        """From now on, this file must not go before it is read; or it is known to hold no record."""
-        file.begun = self._arrived[name] = str(place)
+    def _begin(self, name: str, file: ListedFile, cursor: FileCursor) -> None:
+        """Note that the file must be read before it may go, or that it holds no record."""
+        file.begun = self._arrived[name] = str(cursor)
 
     def _is_due(self, file: ListedFile, now: float) -> bool:
         assert file.info is not None, "only files that are there are asked about"
         if file.waits and self._has_settled(file, now):
             return True
-        # A .gz that grows is unpacked from its beginning each time: only when it rests.
+        # A .gz that grows is unpacked from its beginning each time: wait until it has settled.
         patient = file.waits and is_zipped(file.info.name)
         return file.info.version != file.exhausted and not patient
 
@@ -195,11 +196,11 @@ class FilesSource:
             try:
                 batch = self._read_file(name, files[name], room)
             except (ObjectMissingError, ObjectChangedError):
-                batch = None  # the next look tells what became of it
+                batch = None  # the next listing shows whether it is gone or another one
             except (ObjectError, SourceError) as error:
                 self._reading = None
                 if found:
-                    return found  # the next poll meets the error again, first of all
+                    return found  # the next poll raises this error
                 if isinstance(error, SourceError):
                     raise
                 raise SourceError(str(error)) from error
@@ -219,41 +220,41 @@ class FilesSource:
         settled = self._has_settled(file, time.monotonic())
         try:
             reader = self._reader(info, file.cursor)
-            stretch = reader.read(most, settled=settled)
+            found = reader.read(most, settled=settled)
         except UnfinishedError as error:
             if settled:
                 raise SourceError(str(error)) from error
             file.exhausted, file.waits = info.version, True
             return None
-        if stretch is None:
+        if found is None:
             file.exhausted, file.waits = info.version, reader.waits
             if not reader.waits and file.unread:
-                self._begin(name, file, Place.beginning(info.size, last=True))
+                self._begin(name, file, FileCursor.beginning(info.size, last=True))
             return None
         if not file.reached:
-            self._begin(name, file, Place.beginning(0, last=False))
-        start, file.cursor = file.cursor, stretch.positions[-1]
-        return self._batch(info, stretch, start)
+            self._begin(name, file, FileCursor.beginning(0, last=False))
+        start, file.cursor = file.cursor, found.positions[-1]
+        return self._batch(info, found, start)
 
-    def _batch(self, info: ObjectInfo, stretch: Stretch, start: str) -> RawBatch:
-        table, starts = self._config.table, stretch.starts
+    def _batch(self, info: ObjectInfo, found: FileRecords, start: str) -> RawBatch:
+        table, starts = self._config.table, found.starts
         stem = _id_stem(info.name)
         ids = LazyTexts(lambda at: f"{stem}#{starts[at]}", range(len(starts))) if table.id is None else ()
         return RawBatch(
             partition=info.name,
             start=start,
-            payloads=stretch.payloads,
-            positions=stretch.positions,
-            wire=stretch.wire,
-            header=stretch.header,
+            payloads=found.payloads,
+            positions=found.positions,
+            wire=found.wire,
+            header=found.header,
             table=table,
-            places=LazyTexts(lambda at: str(starts[at]), range(len(starts))),
+            stable_positions=LazyTexts(lambda at: str(starts[at]), range(len(starts))),
             ids=ids,
             arrived_at=info.modified,
         )
 
     def _reader(self, info: ObjectInfo, cursor: str) -> Reader:
-        """The reader of this version of a file, at the cursor; the one in use where it is that one.
+        """A reader of this version of a file, at the cursor; the current one where it fits.
 
         Raises:
             DataLostError: the file is not the one that the cursor was given for.
@@ -262,22 +263,22 @@ class FilesSource:
             reading, reader = self._reading
             if (reading.name, reading.version) == (info.name, info.version):
                 return reader
-        place = Place.parse(cursor)
-        if place is not None and place.end == 0:
-            place = None  # it is there, and nothing of it was read
-        if place is not None:
-            verify(self._objects, info, place)
-        reader = self._new_reader(info, place)
+        parsed = FileCursor.parse(cursor)
+        if parsed is not None and parsed.end == 0:
+            parsed = None  # the file exists, and no record of it was read
+        if parsed is not None:
+            verify(self._objects, info, parsed)
+        reader = self._new_reader(info, parsed)
         self._reading = info, reader
         return reader
 
-    def _new_reader(self, info: ObjectInfo, place: Place | None) -> Reader:
-        form = form_of(info.name)
+    def _new_reader(self, info: ObjectInfo, cursor: FileCursor | None) -> Reader:
+        form = format_of(info.name)
         if form == "parquet" or form == "arrow":
             return TableReader(
                 self._objects,
                 info,
-                place,
+                cursor,
                 form=form,
                 check_schema=lambda found: self._check_schema(info.name, found),
             )
@@ -285,14 +286,14 @@ class FilesSource:
             return LineReader(
                 self._objects,
                 info,
-                place,
+                cursor,
                 block_bytes=self._block_bytes,
                 check_header=lambda names: self._check(info.name, [(name, None) for name in names]),
             )
-        return LineReader(self._objects, info, place, block_bytes=self._block_bytes)
+        return LineReader(self._objects, info, cursor, block_bytes=self._block_bytes)
 
     def _check_schema(self, name: str, found: Any) -> None:
-        """Hold a table's schema to the pipeline's. One that we wrote says itself what it was written for."""
+        """Check a table's schema against the pipeline's; one that Holdfast wrote has a fingerprint of it."""
         if FINGERPRINT_KEY not in (found.metadata or {}):
             try:
                 columns = [(field.name, field.type) for field in found]
@@ -311,8 +312,8 @@ class FilesSource:
         problem = columns_problem(columns, self._schema, self._config.table)
         if problem is not None:
             raise SchemaChangedError(
-                f"The file {name!r} has not the declared columns: {problem}. Take it away or write it anew "
-                "under a new name, or make a new pipeline for the new form."
+                f"The file {name!r} has not the declared columns: {problem}. Remove it or write it again "
+                "under a new name, or make a new pipeline for the new columns."
             )
 
 
@@ -322,7 +323,7 @@ def build(config: FilesConfig, context: SourceContext) -> FilesSource:
 
 
 def _id_stem(name: str) -> str:
-    """What ids of records of that file begin with: an id may not be as long as a name."""
+    """The beginning of the ids of a file's records; shortened, because a name may be longer than an id."""
     if len(name) <= _LONGEST_ID_NAME:
         return name
     return f"{name[:80]}~{hashlib.sha256(name.encode()).hexdigest()[:32]}"

@@ -1,4 +1,4 @@
-"""Readers of one version of one Parquet or Arrow file: rows, as Arrow record batches."""
+"""Reads the rows of one version of one Parquet or Arrow file, as Arrow record batches."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,12 +8,12 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from streams.base import LazyTexts, SourceError
-from streams.sources.files.cursor import FormName, Place, read_exactly, table_fingerprint
-from streams.sources.files.lines import Stretch, UnfinishedError
+from streams.sources.files.cursor import FileCursor, FormatName, read_exactly, table_fingerprint
+from streams.sources.files.lines import FileRecords, UnfinishedError
 from streams.sources.files.text import ObjectFile
 from streams.store.objects import ObjectInfo, ObjectStore
 
-_MAGIC: dict[FormName, bytes] = {"parquet": b"PAR1", "arrow": b"ARROW1"}
+_MAGIC: dict[FormatName, bytes] = {"parquet": b"PAR1", "arrow": b"ARROW1"}
 _BATCH_BYTES = 32 * 1024 * 1024
 _BATCH_ROWS = 65_536
 _BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError)
@@ -21,29 +21,29 @@ _BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryEr
 
 
 class TableReader:
-    """Some rows at a time: of Parquet about 32 MB, of Arrow one of its record batches is in memory."""
+    """Reads some rows at a time: of Parquet about 32 MB are in memory, of Arrow one record batch."""
 
     def __init__(
         self,
         objects: ObjectStore,
         info: ObjectInfo,
-        place: Place | None,
+        cursor: FileCursor | None,
         *,
-        form: FormName,
+        form: FormatName,
         check_schema: Callable[[Any], None],
     ) -> None:
-        """`check_schema` takes the file's Arrow schema, and raises where it is a wrong one.
+        """`check_schema` gets the file's Arrow schema, and raises where it is wrong.
 
         Raises:
-            UnfinishedError: the file has not the mark at both ends that tells that it is whole.
-            SourceError: it has, and cannot be read.
+            UnfinishedError: the magic bytes at its beginning or end are missing, so it is not complete.
+            SourceError: it is complete, and cannot be read.
         """
         self.waits = False
         self._name = info.name
         self._form = form
         _check_whole(objects, info, _MAGIC[form], form)
         self._fingerprint = table_fingerprint(objects, info)
-        self._row = 0 if place is None else place.end
+        self._row = 0 if cursor is None else cursor.end
         source = pa.PythonFile(ObjectFile(objects, info), "r")
         try:
             if form == "parquet":
@@ -60,7 +60,7 @@ class TableReader:
         self._ends = False
         self._at = 0
 
-    def read(self, most: int, *, settled: bool) -> Stretch | None:
+    def read(self, most: int, *, settled: bool) -> FileRecords | None:
         """See `Reader`."""
         try:
             while self._batch is None or self._at == self._batch.num_rows:
@@ -78,15 +78,15 @@ class TableReader:
         size, print_of_file = self._size, self._fingerprint
 
         def position(row: int) -> str:
-            return str(Place(row, row + 1, size, print_of_file, row == final))
+            return str(FileCursor(row, row + 1, size, print_of_file, row == final))
 
         starts = np.arange(row, self._row, dtype=np.int64)
-        return Stretch("arrow", [payload], LazyTexts(position, range(row, self._row)), starts)
+        return FileRecords("arrow", [payload], LazyTexts(position, range(row, self._row)), starts)
 
     def _unreadable(self, error: Exception) -> SourceError:
-        told = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         return SourceError(
-            f"The file {self._name!r} cannot be read as {self._form.capitalize()} ({told}): let it arrive "
+            f"The file {self._name!r} cannot be read as {self._form.capitalize()} ({reason}): let it arrive "
             "again under a new name, and take this one away."
         )
 
@@ -109,13 +109,13 @@ def _rows_of(size: int, rows: int) -> int:
 def _parquet_batches(file: Any, row: int) -> Iterator[tuple[Any, bool]]:
     """The rows from `row` on, and with each batch whether it is the last."""
     left = file.metadata.num_rows - row
-    for place in range(file.num_row_groups):
-        group = file.metadata.row_group(place)
+    for index in range(file.num_row_groups):
+        group = file.metadata.row_group(index)
         if row >= group.num_rows:
             row -= group.num_rows
             continue
         size = _rows_of(group.total_byte_size, group.num_rows)
-        for batch in file.iter_batches(batch_size=size, row_groups=[place]):
+        for batch in file.iter_batches(batch_size=size, row_groups=[index]):
             passed = min(row, batch.num_rows)
             row -= passed
             left -= batch.num_rows - passed
@@ -127,13 +127,13 @@ def _arrow_batches(reader: Any, row: int) -> Iterator[tuple[Any, bool]]:
     """The rows from `row` on, and with each batch whether it is the last."""
     count = reader.num_record_batches
     while count and not reader.get_batch(count - 1).num_rows:
-        count -= 1  # nothing comes after the last row, though batches of none may
-    for place in range(count):
-        batch = reader.get_batch(place)
+        count -= 1  # empty batches may follow the last row
+    for index in range(count):
+        batch = reader.get_batch(index)
         passed = min(row, batch.num_rows)
         row -= passed
         if passed < batch.num_rows:
-            yield batch.slice(passed), place == count - 1
+            yield batch.slice(passed), index == count - 1
 
 
 def _encoded(batch: Any) -> bytes:

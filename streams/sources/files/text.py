@@ -1,4 +1,4 @@
-"""The text of one version of a file, plain or compressed, block by block."""
+"""Reads the text of one version of a file, plain or compressed, block by block."""
 
 import gzip
 import io
@@ -12,7 +12,7 @@ from streams.base import DataLostError
 from streams.sources.files.cursor import (
     HEAD,
     WINDOW,
-    Place,
+    FileCursor,
     fingerprint,
     fingerprints,
     head_print,
@@ -28,7 +28,7 @@ class Text(Protocol):
     """The text of one version of a file."""
 
     unfinished: str
-    """Why the text stops too early, as a sentence; empty where it does not."""
+    """Why the text ends too early, as a sentence; empty where it does not."""
 
     def head(self, count: int) -> tuple[bytes, bool]:
         """The first bytes, and whether they are all."""
@@ -40,22 +40,22 @@ class Text(Protocol):
         ...
 
     def prints(self, start: int, ends: NDArray[np.int64]) -> NDArray[np.uint32]:
-        """(n,) fingerprints of places in the last block, counted from `start`."""
+        """(n,) fingerprints before these ends in the last block, counted from `start`."""
         ...
 
     def head_print(self, end: int) -> int:
-        """The fingerprint of the head, for a place that ends there in the text."""
+        """The fingerprint of the head, for a record that ends there in the text."""
         ...
 
 
 class PlainText:
-    """Every block is read together with what stands before it, which must be what stood there before."""
+    """Text of a plain file. Each block is read with the bytes before it, which must not have changed."""
 
-    def __init__(self, objects: ObjectStore, info: ObjectInfo, place: Place | None) -> None:
+    def __init__(self, objects: ObjectStore, info: ObjectInfo, cursor: FileCursor | None) -> None:
         self.unfinished = ""
         self._objects = objects
         self._info = info
-        self._expected = None if place is None else (place.end, place.fingerprint)
+        self._expected = None if cursor is None else (cursor.end, cursor.fingerprint)
         self._start = 0
         self._padded = bytes(WINDOW)
         self._head = read_exactly(objects, info, 0, min(HEAD, info.size))
@@ -87,9 +87,9 @@ class PlainText:
 
 
 class ZippedText:
-    """Read once from its beginning: a place in it is reached by unpacking all that stands before."""
+    """Text of a .gz, unpacked from its beginning: to go on at a cursor, all before it is unpacked again."""
 
-    def __init__(self, objects: ObjectStore, info: ObjectInfo, place: Place | None) -> None:
+    def __init__(self, objects: ObjectStore, info: ObjectInfo, cursor: FileCursor | None) -> None:
         self.unfinished = ""
         self._objects = objects
         self._info = info
@@ -122,17 +122,17 @@ class ZippedText:
         return self._head
 
     def _hold(self, count: int) -> None:
-        """More than `count` bytes, so that it is known whether something follows them; all, where it ends."""
+        """Unpack more than `count` bytes, so that it is known whether any follow, or up to the text's end."""
         try:
             while len(self._held) <= count and not self._ended and not self.unfinished:
                 found = self._stream.read1(_STEP_BYTES)
                 self._held += found
                 self._ended = not found
         except (EOFError, OSError, zlib.error) as error:
-            told = str(error)[:200] or type(error).__name__
+            reason = str(error)[:200] or type(error).__name__
             self.unfinished = (
-                f"The file {self._info.name!r} is not a whole .gz ({told}): let it arrive again under a new "
-                "name, and take this one away."
+                f"The file {self._info.name!r} is not a whole .gz ({reason}): let it arrive again under a "
+                "new name, and take this one away."
             )
 
     def _opened(self) -> gzip.GzipFile:
@@ -141,7 +141,7 @@ class ZippedText:
 
 
 class ObjectFile(io.RawIOBase):
-    """An object as a file to read; of one version, so that no two are mixed."""
+    """One version of an object as a readable file; a read of another version fails."""
 
     def __init__(self, objects: ObjectStore, info: ObjectInfo) -> None:
         self._objects = objects

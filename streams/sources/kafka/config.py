@@ -1,7 +1,8 @@
-"""What a pipeline says about its Kafka topic, and which settings of librdkafka it may pass on.
+"""Configuration of a Kafka source, and the librdkafka settings that it may pass on.
 
-Only settings by name: some of librdkafka's run a shell command or load a library, and a declaration comes
-over the network. Secrets are taken from the environment alone, so that none is stored or shown.
+Only listed settings may be passed on: some of librdkafka's run a shell command or load a library, and a
+declaration comes over the network. Secrets are read from the environment only, so that none is stored or
+shown.
 """
 
 import json
@@ -25,7 +26,7 @@ SECRET = frozenset(
         "ssl.keystore.password",
     }
 )
-"""Settings that are taken from the environment alone."""
+"""Settings that are read from the environment only."""
 
 ALLOWED = SECRET | {
     "broker.address.family",
@@ -62,7 +63,7 @@ ALLOWED = SECRET | {
     "ssl.key.location",
     "ssl.keystore.location",
 }
-"""Settings of librdkafka that may be passed on; what decides about exactly-once is not among them."""
+"""Settings of librdkafka that may be passed on. None of them affects exactly-once reading."""
 
 
 class KafkaConfig(SourceConfig):

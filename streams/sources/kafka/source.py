@@ -1,8 +1,8 @@
 """A Kafka topic as a source: every partition of the topic is a partition.
 
 No consumer group is joined and nothing is committed to the broker: the cursors committed with an experience
-are the only truth. A cursor is the offset of the next message, as in Kafka's own tools; where a message holds
-many records, "offset:row" is inside of one: `row` of its records are taken.
+are the only truth. A cursor is the offset of the next message, as in Kafka's own tools. Where a message holds
+many records, "offset:row" is inside of one, of which `row` records were read.
 """
 
 import math
@@ -24,10 +24,10 @@ PATIENCE_SECONDS = 30.0
 """How long brokers may be away before that is an error."""
 
 _FETCH_SECONDS = 1.0
-"""How long a poll waits for messages that are known to be there, though its own time is up."""
+"""How long a poll waits past its own timeout for messages that are known to exist."""
 
 _ARROW_MESSAGES = 16
-"""Messages of many records that are held at a time."""
+"""How many messages of many records are held at a time."""
 
 _ADVICE = "Restore the topic, or make a new pipeline for what is left, with start: oldest."
 _CURSOR = re.compile(r"(\d{1,18})(?::(\d{1,18}))?", re.ASCII)
@@ -58,7 +58,7 @@ class KafkaCursor(NamedTuple):
 
 
 class KafkaSource:
-    """All partitions of one topic, those included that it is given later."""
+    """All partitions of one topic, including those added later."""
 
     def __init__(
         self,
@@ -74,11 +74,11 @@ class KafkaSource:
         self._look_seconds = look_seconds
         self._looked_at = 0.0
         self._opened = self._assigned = False
-        self._places: dict[int, KafkaCursor | None] = {}
+        self._cursors: dict[int, KafkaCursor | None] = {}
         self._reached: dict[int, int] = {}
         self._waited_for: dict[int, int] = {}
         self._begun: dict[int, int] = {}
-        """Where each partition began of which nothing was read, once it held a message."""
+        """Where each partition begins that held a message before any of it was read."""
         self._held: deque[Any] = deque()
         self._faults: list[Fault] = []
 
@@ -98,22 +98,22 @@ class KafkaSource:
             SourceError: the broker cannot be reached, does not give the topic, or a cursor is not Kafka's.
         """
         self.close()
-        self._places = {int(name): KafkaCursor.parse(text) for name, text in cursors.items()}
+        self._cursors = {int(name): KafkaCursor.parse(text) for name, text in cursors.items()}
         self._begun = {}
         self._assign()
         self._opened = True
 
     def poll(self, max_records: int, timeout_seconds: float) -> Sequence[RawBatch]:
-        """The next messages of all partitions. One without a value is an empty payload: a dead letter.
+        """The next messages of all partitions. One without a value is an empty payload, and a dead letter.
 
         Raises:
             DataLostError: messages after those that were read are gone.
-            SourceError: the broker refuses, or was away for long. The next poll goes on where this one was.
+            SourceError: the broker refuses, or was unreachable for long. The next poll goes on from here.
         """
         if not self._opened:
             raise SourceError("The source was polled before it was opened.")
         deadline = time.monotonic() + timeout_seconds
-        self._face_faults()
+        self._raise_fault()
         self._look_for_partitions()
         if not self._assigned:
             self._assign()
@@ -122,7 +122,7 @@ class KafkaSource:
             if batches or self._faults or time.monotonic() >= deadline:
                 break
         if not batches:
-            self._face_faults()
+            self._raise_fault()
             self._topic.check_trouble()
         return batches
 
@@ -146,18 +146,18 @@ class KafkaSource:
         self._topic.disconnect()
 
     def _assign(self) -> None:
-        """Read every partition from its place on, once it is known that all from there on is still there."""
+        """Read every partition from its cursor on, after checking that the broker still has that offset."""
         partitions = self._topic.partitions()
         self._looked_at = time.monotonic()
-        for partition, place in self._places.items():
-            if place is not None and partition not in partitions:
+        for partition, cursor in self._cursors.items():
+            if cursor is not None and partition not in partitions:
                 raise DataLostError(
                     f"Topic {self._config.topic!r} has no partition {partition} any more, which was read up "
-                    f"to offset {place.offset}: the topic was made anew. Nothing was skipped. {_ADVICE}"
+                    f"to offset {cursor.offset}: the topic was created again. Nothing was skipped. {_ADVICE}"
                 )
         self._reached, self._waited_for = {}, {}
         for partition in partitions:
-            self._places.setdefault(partition, None)
+            self._cursors.setdefault(partition, None)
             self._reached[partition] = self._begin(partition)
         self._topic.assign(self._reached)
         self._assigned = True
@@ -165,23 +165,23 @@ class KafkaSource:
     def _begin(self, partition: int) -> int:
         """The offset to read from, which is still there."""
         low, high = self._topic.bounds(partition)
-        place = self._places[partition]
-        if place is None:
+        cursor = self._cursors[partition]
+        if cursor is None:
             begun = self._begun.get(partition, 0 if self._config.start == "beginning" else low)
             if not low <= begun <= high:
                 raise self._lost(partition, begun, low, high)
             if high > low:
                 self._begun[partition] = begun
             return begun
-        if not low <= place.offset <= high - (place.row > 0):
-            raise self._lost(partition, place.offset, low, high)
-        return place.offset
+        if not low <= cursor.offset <= high - (cursor.row > 0):
+            raise self._lost(partition, cursor.offset, low, high)
+        return cursor.offset
 
     def _lost(self, partition: int, offset: int, low: int, high: int) -> DataLostError:
         if offset < low:
             why = f"the oldest that Kafka still holds has offset {low}: {low - offset:,} were deleted unread"
         else:
-            why = f"the partition ends at {high}: the topic was made anew, or Kafka lost its newest data"
+            why = f"the partition ends at {high}: the topic was created again, or Kafka lost its newest data"
         return DataLostError(
             f"The next message wanted of {self._named(partition)} has offset {offset}, and {why}. "
             f"Nothing was skipped. {_ADVICE}"
@@ -195,8 +195,8 @@ class KafkaSource:
         if self._topic.partitions() != sorted(self._reached):
             self._disconnect()
 
-    def _face_faults(self) -> None:
-        """Raise what stands in the way of a partition, and read on from what was handed over next time."""
+    def _raise_fault(self) -> None:
+        """Raise the first fault of a partition; the next poll reads on from what was returned."""
         if not self._faults:
             return
         fault = self._faults[0]
@@ -226,13 +226,13 @@ class KafkaSource:
             while not messages and not faults and (left := until - time.monotonic()) > 0:
                 messages, faults = self._topic.take(count, left)
             if not messages:
-                # What lies there may be no message at all, such as the mark of a transaction: wait once.
+                # There may be no message before that end, only a transaction marker: wait for it once.
                 self._waited_for.update(behind)
         self._faults += faults
         return messages
 
     def _behind(self) -> dict[int, int]:
-        """The ends of the partitions that hold messages which were not waited for yet."""
+        """The ends of the partitions that have messages for which no poll has waited yet."""
         ends = {partition: self._topic.known_end(partition) for partition in self._reached}
         return {
             partition: end
@@ -257,7 +257,7 @@ class KafkaSource:
     def _row_batches(self, max_records: int) -> list[RawBatch]:
         """Many records a message, which may be read in several steps."""
         batches: list[RawBatch] = []
-        while self._held and max_records > 0 and not (batches and self._is_torn(self._held[0])):
+        while self._held and max_records > 0 and not (batches and self._was_replaced(self._held[0])):
             batch = self._rows(self._held[0], max_records)
             if batch is not None:
                 batches.append(batch)
@@ -265,15 +265,15 @@ class KafkaSource:
         return batches
 
     def _rows(self, message: Any, most: int) -> RawBatch | None:
-        """The next records of the first message that is held, which goes with its last; None: it has none."""
+        """The next records of the first held message, which is dropped after its last; None: it has none."""
         partition, offset, payload = message.partition(), message.offset(), message.value() or b""
-        if self._is_torn(message):
+        if self._was_replaced(message):
             raise DataLostError(
                 f"The message at offset {offset} of {self._named(partition)} is not the one that was read up "
-                f"to {self._text(partition)}: the topic was made anew. Nothing was skipped. {_ADVICE}"
+                f"to {self._text(partition)}: the topic was created again. Nothing was skipped. {_ADVICE}"
             )
-        place, start = self._places[partition], self._text(partition)
-        first, rows = (place.row if place is not None else 0), _row_count(payload)
+        cursor, start = self._cursors[partition], self._text(partition)
+        first, rows = (cursor.row if cursor is not None else 0), _row_count(payload)
         stop = min(rows, first + most)
         if stop == rows:
             self._held.popleft()
@@ -292,22 +292,22 @@ class KafkaSource:
             arrived_at=_arrived_at(message),
         )
 
-    def _is_torn(self, message: Any) -> bool:
-        """Whether some records of a message were read, and this is another message than that one."""
-        place = self._places[message.partition()]
-        if place is None or not place.row:
+    def _was_replaced(self, message: Any) -> bool:
+        """Whether another message is at the offset of one that was partly read."""
+        cursor = self._cursors[message.partition()]
+        if cursor is None or not cursor.row:
             return False
-        return message.offset() != place.offset or _row_count(message.value() or b"") <= place.row
+        return message.offset() != cursor.offset or _row_count(message.value() or b"") <= cursor.row
 
-    def _move(self, partition: int, place: KafkaCursor) -> None:
-        if self._places[partition] is None:
+    def _move(self, partition: int, cursor: KafkaCursor) -> None:
+        if self._cursors[partition] is None:
             self._begun.setdefault(partition, self._reached[partition])
-        self._places[partition] = place
-        self._reached[partition] = place.offset
+        self._cursors[partition] = cursor
+        self._reached[partition] = cursor.offset
 
     def _text(self, partition: int) -> str:
-        place = self._places[partition]
-        return "" if place is None else str(place)
+        cursor = self._cursors[partition]
+        return "" if cursor is None else str(cursor)
 
 
 def build(config: KafkaConfig, context: SourceContext) -> KafkaSource:
@@ -316,7 +316,7 @@ def build(config: KafkaConfig, context: SourceContext) -> KafkaSource:
 
 
 def _row_count(payload: bytes) -> int:
-    """Records in a message; 1 for what cannot be read, so that it becomes one dead letter."""
+    """Records in a message; 1 for an unreadable one, so that it becomes one dead letter."""
     rows = count_records(payload)
     return 1 if rows is None else rows
 

@@ -1,7 +1,7 @@
-"""One Kafka topic through librdkafka: what it holds, its messages in order, and the broker's troubles.
+"""Reads one Kafka topic through librdkafka: its partitions, its messages in order, and broker errors.
 
-Nothing is ever skipped or committed by itself: offsets are assigned by the caller, and one that the broker no
-longer has is an error.
+The caller assigns the offsets. Nothing is skipped or committed automatically, and an offset that the broker
+no longer has is an error.
 """
 
 import logging
@@ -22,7 +22,7 @@ ANSWER_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Fault:
-    """What stands in the way of one partition, in place of its next message."""
+    """An error of one partition, which came instead of its next message."""
 
     partition: int
     lost: bool
@@ -31,7 +31,7 @@ class Fault:
 
 
 class KafkaTopic:
-    """A connection that is made when it is first needed, and again after `disconnect`."""
+    """A connection to one topic, made when it is first needed, and again after `disconnect`."""
 
     def __init__(self, config: KafkaConfig, *, group: str, patience_seconds: float) -> None:
         """`group` is named to the broker, whose access rules may ask for it; it is never joined.
@@ -71,21 +71,21 @@ class KafkaTopic:
         Raises:
             SourceError: the broker cannot be asked.
         """
-        low, high = self._ask(self._connected().get_watermark_offsets, self._place(partition))
+        low, high = self._ask(self._connected().get_watermark_offsets, self._topic_partition(partition))
         self._ends[partition] = int(high)
         return int(low), int(high)
 
     def known_end(self, partition: int) -> int:
-        """The offset after the newest message that the broker has told of so far; without asking it."""
-        _, high = self._connected().get_watermark_offsets(self._place(partition), cached=True)
+        """The offset after the newest message that the broker has reported so far; does not ask it."""
+        _, high = self._connected().get_watermark_offsets(self._topic_partition(partition), cached=True)
         self._ends[partition] = max(int(high), self._ends.get(partition, 0))
         return self._ends[partition]
 
     def assign(self, offsets: Mapping[int, int]) -> None:
         """Read these partitions from these offsets on."""
         self._failing = {}
-        places = [self._place(partition, offset) for partition, offset in offsets.items()]
-        self._connected().assign(places)
+        assigned = [self._topic_partition(partition, offset) for partition, offset in offsets.items()]
+        self._connected().assign(assigned)
 
     def take(self, count: int, wait_seconds: float) -> tuple[Sequence[Any], list[Fault]]:
         """The next messages that have been fetched, waiting for the first one at most so long.
@@ -102,7 +102,7 @@ class KafkaTopic:
                 found += consumer.consume(count - 1, 0)
         faults: dict[int, Fault] = {}
         if any(message.error() is not None for message in found):
-            found = self._set_aside(found, faults)
+            found = self._without_faulty(found, faults)
         if found:
             self._trouble = None
             if self._failing:
@@ -110,8 +110,8 @@ class KafkaTopic:
                     self._failing.pop(partition, None)
         return found, list(faults.values())
 
-    def _set_aside(self, found: Sequence[Any], faults: dict[int, Fault]) -> list[Any]:
-        """The messages among what came, less those of a partition after its fault, which goes to `faults`."""
+    def _without_faulty(self, found: Sequence[Any], faults: dict[int, Fault]) -> list[Any]:
+        """The messages without those that follow a fault of their partition; the faults go to `faults`."""
         good = []
         for message in found:
             partition, error = message.partition(), message.error()
@@ -127,10 +127,10 @@ class KafkaTopic:
         return now - self._failing.setdefault(partition, now) >= self._patience_seconds
 
     def check_trouble(self) -> None:
-        """Hold the broker to a sign of life, once trouble with the connections has lasted for long.
+        """Ask the broker for its partitions, once the connections have failed for too long.
 
         Raises:
-            SourceError: there is none.
+            SourceError: it does not answer.
         """
         if self._trouble is None or time.monotonic() - self._trouble[0] < self._patience_seconds:
             return
@@ -175,19 +175,19 @@ class KafkaTopic:
         try:
             found = question(about, timeout=ANSWER_SECONDS)
         except KafkaException as error:
-            found, told = None, self._plain(error.args[0])
+            found, reason = None, self._plain(error.args[0])
         else:
-            told = "no answer in time"
+            reason = "no answer in time"
         if found is None:
             why = f" ({self._trouble[1]})" if self._trouble else ""
-            raise SourceError(f"Kafka at {self._config.bootstrap_servers} cannot be asked: {told}{why}.")
+            raise SourceError(f"Kafka at {self._config.bootstrap_servers} cannot be asked: {reason}{why}.")
         return found
 
     def _on_error(self, error: Any) -> None:
         since = self._trouble[0] if self._trouble else time.monotonic()
         self._trouble = (since, self._plain(error))
 
-    def _place(self, partition: int, *offset: int) -> Any:
+    def _topic_partition(self, partition: int, *offset: int) -> Any:
         from confluent_kafka import TopicPartition
 
         return TopicPartition(self._config.topic, partition, *offset)

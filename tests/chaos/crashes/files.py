@@ -9,7 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from streams.sources.files.cursor import Place as FilePlace
+from streams.sources.files.cursor import FileCursor
 from tests.chaos.crashes.records import LANES, Item, Variant, chunk
 
 CHUNKS_A_FILE = 4
@@ -78,7 +78,7 @@ class FilesStream:
         for lane, number in sent:
             file, part = divmod(number, CHUNKS_A_FILE)
             path = self._form(lane, file)[0]
-            place = FilePlace.parse(cursors.get(path.name, ""))
+            place = FileCursor.parse(cursors.get(path.name, ""))
             if part < CHUNKS_A_FILE - 1 or place is None or not path.exists():
                 continue
             if place.last and place.end == path.stat().st_size:

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 
 from service.errors import SettingsError
@@ -28,6 +30,16 @@ def differences(engine: sa.Engine) -> list[object]:
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         return list(compare_metadata(context, METADATA))
+
+
+def migrate_down(engine: sa.Engine, revision: str) -> None:
+    """What a person does who goes back to an older release."""
+    config = Config()
+    scripts = str(Path(module.__file__).parent / "migrations").replace("%", "%%")
+    config.set_main_option("script_location", scripts)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, revision)
 
 
 def test_migrations_from_empty_give_exactly_the_declared_tables(empty_database_url: str) -> None:
@@ -72,9 +84,40 @@ def test_dead_letters_of_the_release_before_get_their_names_and_can_be_replayed(
     for letter in found:
         assert (letter.whole, letter.form, letter.replayed_at) == (True, {"wire": "json"}, None)
         with engine.begin() as connection:
-            assert get(connection, "digits", letter.letter) == letter
+            assert get(connection, "digits", letter.name) == letter
     manifest.commit("digits", Commit(0, {"p": Span("2:1", "3:1")}, dead_letters=found))
     assert len(manifest.dead_letters("digits")) == 3
+    engine.dispose()
+
+
+def test_dead_letters_keep_their_names_when_the_column_is_renamed_and_back(empty_database_url: str) -> None:
+    engine = connect(empty_database_url)
+    migrate(engine, revision="0005")
+    with engine.begin() as connection:
+        insert = sa.text(
+            "INSERT INTO dead_letters (pipeline, letter, partition, position, reason, detail, payload, "
+            "whole_bytes, form, created_at) VALUES ('digits', :letter, 'p', :letter, 'malformed', 'No.', "
+            ":payload, 3, '{}', 7.5)"
+        )
+        for letter in ("0f3c5d7e9a1b2c4d", "1f3c5d7e9a1b2c4d"):
+            connection.execute(insert, {"letter": letter, "payload": b"\x00no"})
+        with pytest.raises(sa.exc.IntegrityError), connection.begin_nested():
+            connection.execute(insert, {"letter": "0f3c5d7e9a1b2c4d", "payload": b"\x00no"})
+    migrate(engine)
+    assert differences(engine) == []
+    with engine.begin() as connection:
+        found = get(connection, "digits", "0f3c5d7e9a1b2c4d")
+        assert found is not None
+        assert (found.name, found.payload, found.replayed_at) == ("0f3c5d7e9a1b2c4d", b"\x00no", None)
+        insert = sa.text(str(insert).replace("letter,", "name,", 1))
+        with pytest.raises(sa.exc.IntegrityError), connection.begin_nested():
+            connection.execute(insert, {"letter": "1f3c5d7e9a1b2c4d", "payload": b"\x00no"})
+    migrate_down(engine, "0005")
+    with engine.begin() as connection:
+        kept = connection.execute(sa.text("SELECT letter FROM dead_letters ORDER BY letter")).scalars().all()
+        assert kept == ["0f3c5d7e9a1b2c4d", "1f3c5d7e9a1b2c4d"]
+    migrate(engine)
+    assert differences(engine) == []
     engine.dispose()
 
 

@@ -83,7 +83,7 @@ def test_features_may_be_one_column(features: Any) -> None:
         [whole, pa.table({"id": ["n"], "label": ["no"]}), whole], promote_options="default"
     )
     found = table_rows(holed, FLAT)
-    assert found.places.tolist() == [0, 1, 3, 4]
+    assert found.indices.tolist() == [0, 1, 3, 4]
     assert found.records.features.tolist() == [[1, 2, 3], [4, 5, 6]] * 2
     assert "no features" in found.rejected[0].detail
 
@@ -149,7 +149,7 @@ def test_groups_and_split_keys_are_columns() -> None:
 )
 def test_a_bad_row_is_isolated_and_shown_as_a_json_record(changes: dict[str, Any], reason: str) -> None:
     found = table_rows(pa.table(columns(**changes)))
-    assert found.places.tolist() == [0, 2, 3]
+    assert found.indices.tolist() == [0, 2, 3]
     assert found.records.ids.to_pylist() == ["w", "y", "z"]
     (bad,) = found.rejected
     assert (bad.position, bad.reason) == ("p1", reason)
@@ -199,7 +199,7 @@ def test_what_is_shown_of_a_large_row_is_small() -> None:
         }
     )
     (bad,) = table_rows(whole, schema).rejected
-    assert bad.place == 1
+    assert bad.index == 1
     assert len(bad.payload) < 10_000
 
 
@@ -233,7 +233,7 @@ def test_features_of_another_size_are_another_type_or_a_bad_row() -> None:
         {"id": ["a", "b", "c"], "features": [[1, 2], [1, 2, 3], [1, None, 3]], "label": ["no"] * 3}
     )
     found = table_rows(loose, FLAT)
-    assert [(bad.place, bad.reason) for bad in found.rejected] == [(0, "wrong-shape"), (2, "malformed")]
+    assert [(bad.index, bad.reason) for bad in found.rejected] == [(0, "wrong-shape"), (2, "malformed")]
 
 
 def test_rows_without_ids_are_named_by_the_batch_step_by_step() -> None:
@@ -441,7 +441,7 @@ def test_changed_bytes_never_raise(which: int, data: st.DataObject) -> None:
     schema = (DIGITS, TABLE, TABLE, TABLE, FLAT)[which]
     sent = RawBatch("p", "", [bytes(payload[:cut])], ["a", "b"], "arrow")
     found = decode(sent, schema)
-    if [bad.place for bad in found.rejected] != [1] or len(found.records):
+    if [bad.index for bad in found.rejected] != [1] or len(found.records):
         check_partition(found, sent)
     count_records(sent.payloads[0])
 
@@ -472,7 +472,7 @@ def test_any_rows_are_accepted_or_refused_as_they_are_alone(rows: list[tuple[Any
     found = decode(sent, TABLE)
     check_partition(found, sent)
     alone = [decode(arrow(whole.slice(place, 1)), TABLE) for place in range(len(rows))]
-    assert found.places.tolist() == [place for place, one in enumerate(alone) if not one.rejected]
+    assert found.indices.tolist() == [place for place, one in enumerate(alone) if not one.rejected]
     assert [bad.reason for bad in found.rejected] == [bad.reason for one in alone for bad in one.rejected]
 
 

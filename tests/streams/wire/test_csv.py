@@ -77,7 +77,7 @@ def test_a_bad_line_is_isolated(line: bytes, reason: str, words: str) -> None:
 def test_lines_that_together_make_as_many_rows_are_told_apart() -> None:
     # The open quote takes the next line in, and the third line is two: four rows from four lines.
     found = lines(b'"a', b'b",1,2,3,yes,1', b"c,1,2,3,yes,1\nd,1,2,3,yes,1", b"e,1,2,3,yes,1")
-    assert found.places.tolist() == [1, 3]
+    assert found.indices.tolist() == [1, 3]
     assert found.records.ids.to_pylist() == ['b"', "e"]
 
 

@@ -130,8 +130,8 @@ def test_every_block_is_decoded_alike() -> None:
         rows[place] = row(str(place), features=[[1, 2, 3]])
     found = json_rows(*rows)
     assert len(found.rejected) == 6
-    assert found.records.ids.to_pylist() == [str(place) for place in found.places]
-    assert found.records.times.tolist() == found.places.tolist()
+    assert found.records.ids.to_pylist() == [str(place) for place in found.indices]
+    assert found.records.times.tolist() == found.indices.tolist()
 
 
 def test_line_breaks_within_and_between_records_do_not_matter() -> None:
@@ -147,8 +147,8 @@ def test_text_that_cannot_be_stored_is_refused_wherever_it_stands(text: bytes) -
     whole = b'{"id":"a","features":[1],"label":"x","groups":{"site":"s"},"split_key":"k"}'
     payloads = [whole.replace(old, b'"' + text + b'"') for old in (b'"a"', b'"x"', b'"s"', b'"k"')]
     found = decode_json([*payloads, whole], schema, positions=list("01234"))
-    assert found.places.tolist() == [4]
-    assert [bad.place for bad in found.rejected] == [0, 1, 2, 3]
+    assert found.indices.tolist() == [4]
+    assert [bad.index for bad in found.rejected] == [0, 1, 2, 3]
 
 
 def test_huge_numbers_are_refused() -> None:

@@ -36,7 +36,7 @@ def test_the_same_records_come_out_of_every_format(wire: WireName) -> None:
     found = decode(given_batch, TABLE)
     assert not found.rejected
     assert found.positions is given_batch.positions
-    assert found.places.tolist() == [0, 1, 2]
+    assert found.indices.tolist() == [0, 1, 2]
     assert found.records.ids.to_pylist() == ["x", "y", "z"]
     assert found.records.split_keys is found.records.ids
     assert found.records.labels.tolist() == [1, 0, 2]
@@ -74,7 +74,7 @@ def test_one_bad_record_costs_no_other(wire: WireName, changes: dict[str, Any], 
     check_partition(found, given_batch)
     assert found.records.ids.to_pylist() == ["before", "after"]
     (bad,) = found.rejected
-    assert (bad.position, bad.place, bad.reason) == ("p1", 1, reason)
+    assert (bad.position, bad.index, bad.reason) == ("p1", 1, reason)
     assert bad.detail.endswith(".")
     assert 0 < len(bad.payload) < 1000
 
@@ -88,7 +88,7 @@ def test_a_label_of_an_open_set_becomes_a_class_in_the_order_of_the_records(wire
     rows = [row("4", label="bear"), row("5", label="lynx"), row("6", label="fox")]
     found = decode(sent(wire, rows, OPEN), OPEN, labels)
     assert found.records.labels.tolist() == [2, 1]
-    assert [(bad.place, bad.reason) for bad in found.rejected] == [(1, "too-many-classes")]
+    assert [(bad.index, bad.reason) for bad in found.rejected] == [(1, "too-many-classes")]
     assert "'lynx'" in found.rejected[0].detail
     assert list(labels.names) == ["wolf", "fox", "bear"]
 
@@ -122,7 +122,7 @@ def test_features_and_labels_may_come_apart_where_it_is_declared(wire: WireName)
     assert records.labels.tolist() == [1, UNLABELLED, 1]
     assert not records.features[2].any()
     assert records.groups["site"].to_pylist() == ["north", "south", ""]
-    assert [(bad.place, bad.reason) for bad in found.rejected] == [(3, "malformed"), (4, "missing-group")]
+    assert [(bad.index, bad.reason) for bad in found.rejected] == [(3, "malformed"), (4, "missing-group")]
     assert "neither features nor a label" in found.rejected[0].detail
 
 
@@ -231,7 +231,7 @@ def test_no_bytes_raise_and_no_neighbour_matters(wire: WireName, data: st.DataOb
     check_partition(found, given_batch)
     assert {bad.reason for bad in found.rejected} <= set(get_args(Reason))
     alone = [decode(batch([payload], wire, **more), TABLE) for payload in found_payloads]
-    assert found.places.tolist() == [place for place, one in enumerate(alone) if not one.rejected]
+    assert found.indices.tolist() == [place for place, one in enumerate(alone) if not one.rejected]
     assert [bad.reason for bad in found.rejected] == [bad.reason for one in alone for bad in one.rejected]
     assert equal(found.records, join_records([one.records for one in alone if len(one.records)], TABLE))
 
@@ -252,7 +252,7 @@ def test_good_records_live_among_any(
     given_batch = sent(wire, [one for one, _ in mixed])
     found = decode(given_batch, TABLE)
     check_partition(found, given_batch)
-    assert found.places.tolist() == [place for place, (_, keep) in enumerate(mixed) if keep]
+    assert found.indices.tolist() == [place for place, (_, keep) in enumerate(mixed) if keep]
     assert found.records.ids.to_pylist() == [one["id"] for one, keep in mixed if keep]
 
 
@@ -263,4 +263,4 @@ def test_a_flood_of_poison_is_refused_payload_by_payload() -> None:
         given_batch = batch(mixed, wire, header=good.header, table=good.table)
         found = decode(given_batch, TABLE)
         check_partition(found, given_batch)
-        assert set(range(0, 1000, 7)) <= set(found.places.tolist())
+        assert set(range(0, 1000, 7)) <= set(found.indices.tolist())
