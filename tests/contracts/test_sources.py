@@ -42,7 +42,7 @@ class Stream:
 
 def pushed(engine: sql.Engine) -> Stream:
     for turn, size in enumerate((5, 1, 40, 17)):
-        names = [f"{turn}-{place}" for place in range(size)]
+        names = [f"{turn}-{index}" for index in range(size)]
         PushedLog(engine).append("digits", SCHEMA, records(names))
     return Stream("pushed", PushedConfig(), SCHEMA, engine)
 
@@ -56,8 +56,8 @@ def redis(engine: sql.Engine, server: redis_server.Server) -> Stream:
     with server.client() as client:
         client.flushall()
         for stream, size in (("north", 23), ("south", 37)):
-            for place in range(size):
-                client.xadd(stream, {"record": payload(f"{stream}-{place}")})
+            for index in range(size):
+                client.xadd(stream, {"record": payload(f"{stream}-{index}")})
     return Stream("redis", RedisConfig(url=server.url, streams=("north", "south")), SCHEMA, engine)
 
 
@@ -74,7 +74,7 @@ def files(engine: sql.Engine) -> Stream:
     folder = Path(str(engine.url.database)).parent / "arrived"
     folder.mkdir()
     for turn, size in enumerate((5, 1, 40, 17)):
-        lines = [payload(f"{turn}-{place}") + b"\n" for place in range(size)]
+        lines = [payload(f"{turn}-{index}") + b"\n" for index in range(size)]
         (folder / f"{turn}.ndjson").write_bytes(b"".join(lines))
     return Stream("files", FilesConfig(location=str(folder)), SCHEMA, engine)
 
@@ -156,12 +156,12 @@ def test_resumes_just_after_any_position(stream: Stream) -> None:
     source.open({})
     whole = read(source, stream.schema, sizes=[60])
     source.close()
-    for place in range(0, len(whole), 3):
-        cursors = {partition: position for partition, position, _ in whole[: place + 1]}
+    for index in range(0, len(whole), 3):
+        cursors = {partition: position for partition, position, _ in whole[: index + 1]}
         resumed = stream.source()
         resumed.open(cursors)
         rest = by_partition(read(resumed, stream.schema, sizes=[9]))
-        for partition, expected in by_partition(whole[place + 1 :]).items():
+        for partition, expected in by_partition(whole[index + 1 :]).items():
             assert rest[partition][: len(expected)] == expected
         resumed.close()
 

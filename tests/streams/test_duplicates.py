@@ -60,7 +60,7 @@ def restarted(model: Model) -> DuplicateWindow:
     return window
 
 
-def told(window: DuplicateWindow, names: list[str]) -> list[bool]:
+def recognised(window: DuplicateWindow, names: list[str]) -> list[bool]:
     return [bool(known) for known in window.knows(text_column(names))]
 
 
@@ -84,8 +84,8 @@ def test_it_knows_what_the_rule_says_and_a_restart_knows_the_same(
         else:
             assert window.add(text_column(turn)).tolist() == model.add(turn)
         known = [name in model.known() for name in IDS]
-        assert told(window, IDS) == known
-        assert told(restarted(model), IDS) == known
+        assert recognised(window, IDS) == known
+        assert recognised(restarted(model), IDS) == known
 
 
 def test_of_equal_ids_within_one_batch_the_first_is_new() -> None:
@@ -98,7 +98,7 @@ def test_of_equal_ids_within_one_batch_the_first_is_new() -> None:
         True,
         False,
     ]
-    assert told(window, ["a", "d"]) == [True, False]
+    assert recognised(window, ["a", "d"]) == [True, False]
 
 
 def test_the_window_ends_at_the_border_of_an_experience() -> None:
@@ -107,11 +107,13 @@ def test_the_window_ends_at_the_border_of_an_experience() -> None:
     window.committed(4)
     window.add(text_column(["e", "f", "g", "h"]))
     window.committed(4)
-    assert told(window, list("abcdefgh")) == [True] * 8, "4 are fewer than 5: both experiences reach into it"
+    assert recognised(window, list("abcdefgh")) == [True] * 8, (
+        "4 are fewer than 5: both experiences reach into it"
+    )
     window.add(text_column(["i"]))
-    assert told(window, ["a"]) == [True], "what is not cut moves no border"
+    assert recognised(window, ["a"]) == [True], "what is not cut moves no border"
     window.committed(1)
-    assert told(window, list("abcdefghi")) == [False] * 4 + [True] * 5
+    assert recognised(window, list("abcdefghi")) == [False] * 4 + [True] * 5
 
 
 def test_an_id_that_came_back_after_its_time_is_known_by_its_later_place() -> None:
@@ -145,10 +147,10 @@ def test_records_that_cannot_be_recalled_still_fill_their_window() -> None:
     window.committed(10)
     window.add(text_column(["c"]))
     window.committed(1)
-    assert told(window, ["a", "b", "c"]) == [True] * 3
+    assert recognised(window, ["a", "b", "c"]) == [True] * 3
     window.add(text_column([f"d{number}" for number in range(9)]))
     window.committed(9)
-    assert told(window, ["a", "b", "c"]) == [False, False, True]
+    assert recognised(window, ["a", "b", "c"]) == [False, False, True]
 
 
 def test_both_hashes_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,4 +172,4 @@ def test_it_costs_memory_and_time_for_the_window_alone() -> None:
     assert sum(len(run[0]) for run in window._runs) <= 2 * 1_100
     assert len(window._runs) <= 12
     assert len(window._ends) <= 22
-    assert told(window, ["379-0", "380-0", "399-49"]) == [False, True, True]
+    assert recognised(window, ["379-0", "380-0", "399-49"]) == [False, True, True]

@@ -11,31 +11,31 @@ from hypothesis import strategies as st
 from streams import late_labels
 from streams.split import part_of
 from streams.triggers.catalog import RecordsTrigger
-from tests.support.ingest_environment import BOUNDARIES, JOINED, SPLIT, Kind, World, world
+from tests.support.ingest_environment import BOUNDARIES, JOINED, SPLIT, Environment, Kind, environment
 
 PARTITIONS = ("p", "q")
-Turn = Callable[[World], Any]
+Turn = Callable[[Environment], Any]
 
 IDS = st.sampled_from([f"r{number}" for number in range(8)])
 
 
-def _arming(boundary: str, occurrence: int, world: World) -> None:
-    world.bomb.arm(boundary, occurrence)
+def _arming(boundary: str, occurrence: int, environment: Environment) -> None:
+    environment.bomb.arm(boundary, occurrence)
 
 
-def _polling(chunk: int, world: World) -> None:
+def _polling(chunk: int, environment: Environment) -> None:
     """The next ingest reads so much at a time, and the partitions in the other order."""
-    world.chunk = chunk
-    world.sent = dict(reversed(world.sent.items()))
-    world.crash()
+    environment.chunk = chunk
+    environment.sent = dict(reversed(environment.sent.items()))
+    environment.crash()
 
 
-def _later(seconds: float, world: World) -> None:
-    world.now += seconds
+def _later(seconds: float, environment: Environment) -> None:
+    environment.now += seconds
 
 
 CONTROL = st.one_of(
-    st.sampled_from([World.step, World.cut, World.crash]),
+    st.sampled_from([Environment.step, Environment.cut, Environment.crash]),
     st.tuples(st.sampled_from(BOUNDARIES), st.integers(1, 3)).map(lambda bomb: partial(_arming, *bomb)),
     st.sampled_from([1, 2, 5, 100]).map(lambda chunk: partial(_polling, chunk)),
     st.sampled_from([1.0, 300.0, 1500.0]).map(lambda seconds: partial(_later, seconds)),
@@ -47,10 +47,10 @@ def _sending(kinds: Sequence[Kind], *, timed: bool) -> st.SearchStrategy[Turn]:
     message = st.tuples(IDS, st.sampled_from(kinds), st.sampled_from(PARTITIONS), ages)
 
     def turn(messages: list[tuple[str, Kind, str, float | None]]) -> Turn:
-        def send(world: World) -> None:
+        def send(environment: Environment) -> None:
             for name, kind, partition, age in messages:
-                time = {} if age is None else {"time": world.now + age}
-                world.send(name, kind, partition, **time)
+                time = {} if age is None else {"time": environment.now + age}
+                environment.send(name, kind, partition, **time)
 
         return send
 
@@ -59,7 +59,7 @@ def _sending(kinds: Sequence[Kind], *, timed: bool) -> st.SearchStrategy[Turn]:
 
 def _schedules(kinds: Sequence[Kind], *, timed: bool = False) -> st.SearchStrategy[list[Turn]]:
     # Mostly reading: without it the best of schedules finds nothing.
-    control = st.one_of(st.just(World.step), st.just(World.step), CONTROL)
+    control = st.one_of(st.just(Environment.step), st.just(Environment.step), CONTROL)
     rounds = st.tuples(_sending(kinds, timed=timed), control, control)
     return st.lists(rounds, min_size=4, max_size=9).map(
         lambda drawn: [turn for each in drawn for turn in each]
@@ -79,15 +79,15 @@ HALVES = given(
 )
 
 
-def run(place: World, turns: Sequence[Turn]) -> None:
-    """Take every turn, and the books are right after each; then all that can be is cut, and again."""
+def run(position: Environment, turns: Sequence[Turn]) -> None:
+    """Take every turn, and what is stored is right after each; then all that can be is cut, and again."""
     for turn in turns:
-        turn(place)
-        place.check()
-    place.finish()
-    place.check()
-    place.crash()
-    place.finish()
+        turn(position)
+        position.check()
+    position.finish()
+    position.check()
+    position.crash()
+    position.finish()
 
 
 @SOME
@@ -108,18 +108,18 @@ def test_every_record_is_in_exactly_one_place_in_many_more_schedules(
 
 
 def records_once(turns: list[Turn], window: int, trigger: RecordsTrigger) -> None:
-    with world(partitions=PARTITIONS, window=window, trigger=trigger) as place:
-        run(place, turns)
-        books = place.check()
-        good = [message for message in place.messages if message.kind == "complete"]
-        poison = [message for message in place.messages if message.kind == "poison"]
-        assert books.letters == {(message.partition, message.place) for message in poison}
-        learnt = [name for name, _, _ in books.learnt]
+    with environment(partitions=PARTITIONS, window=window, trigger=trigger) as position:
+        run(position, turns)
+        stored = position.check()
+        good = [message for message in position.messages if message.kind == "complete"]
+        poison = [message for message in position.messages if message.kind == "poison"]
+        assert stored.dead_letters == {(message.partition, message.position) for message in poison}
+        learnt = [name for name, _, _ in stored.learnt]
         trained = {name for name in learnt if part_of(name, SPLIT) == "train"}
         wanted = {message.id for message in good if part_of(message.id, SPLIT) == "train"}
         assert trained == wanted, "only what falls in a holdout may still wait for a record to train on"
         if window == 0:
-            assert books.duplicates == 0
+            assert stored.duplicates == 0
             assert sum(name in wanted for name in learnt) == sum(message.id in wanted for message in good)
         if window == 1000:
             assert len(learnt) == len(set(learnt))
@@ -127,56 +127,56 @@ def records_once(turns: list[Turn], window: int, trigger: RecordsTrigger) -> Non
 
 @SOME
 @HALVES
-def test_every_half_is_in_exactly_one_place(
-    turns: list[Turn], window: int, trigger: RecordsTrigger, halves: int
+def test_every_unmatched_record_is_in_exactly_one_place(
+    turns: list[Turn], window: int, trigger: RecordsTrigger, uncommitted: int
 ) -> None:
-    halves_once(turns, window, trigger, halves=halves)
+    late_labels_once(turns, window, trigger, uncommitted=uncommitted)
 
 
 @pytest.mark.slow
 @MANY
 @HALVES
-def test_every_half_is_in_exactly_one_place_in_many_more_schedules(
-    turns: list[Turn], window: int, trigger: RecordsTrigger, halves: int
+def test_every_unmatched_record_is_in_exactly_one_place_in_many_more_schedules(
+    turns: list[Turn], window: int, trigger: RecordsTrigger, uncommitted: int
 ) -> None:
-    halves_once(turns, window, trigger, halves=halves)
+    late_labels_once(turns, window, trigger, uncommitted=uncommitted)
 
 
-def halves_once(turns: list[Turn], window: int, trigger: RecordsTrigger, *, halves: int) -> None:
+def late_labels_once(turns: list[Turn], window: int, trigger: RecordsTrigger, *, uncommitted: int) -> None:
     with (
         pytest.MonkeyPatch.context() as patch,
-        world(partitions=PARTITIONS, schema=JOINED, window=window, trigger=trigger) as place,
+        environment(partitions=PARTITIONS, schema=JOINED, window=window, trigger=trigger) as position,
     ):
-        patch.setattr(late_labels, "_MAX_UNCOMMITTED", halves)
-        run(place, turns)
-        books = place.check()
+        patch.setattr(late_labels, "_MAX_UNCOMMITTED", uncommitted)
+        run(position, turns)
+        stored = position.check()
         if window == 1000:
-            learnt = [name for name, _, _ in books.learnt]
+            learnt = [name for name, _, _ in stored.learnt]
             assert len(learnt) == len(set(learnt))
 
 
 @SOME
 @given(st.permutations(range(12)), st.lists(CONTROL, min_size=24, max_size=24), TRIGGERS)
-def test_halves_meet_in_any_order_over_any_crash(
+def test_features_and_labels_are_joined_in_any_order_over_any_crash(
     order: list[int], turns: list[Turn], trigger: RecordsTrigger
 ) -> None:
     with (
         pytest.MonkeyPatch.context() as patch,
-        world(partitions=PARTITIONS, schema=JOINED, trigger=trigger) as place,
+        environment(partitions=PARTITIONS, schema=JOINED, trigger=trigger) as position,
     ):
         patch.setattr(late_labels, "_MAX_UNCOMMITTED", 4)
         for number, turn in zip([*order, *order[::-1]], turns, strict=True):
             kind: Kind = (
-                "label" if any(message.id == f"r{number}" for message in place.messages) else "features"
+                "label" if any(message.id == f"r{number}" for message in position.messages) else "features"
             )
-            place.send(f"r{number}", kind, PARTITIONS[number % 2 if kind == "label" else 0])
-            turn(place)
-            place.now = 1e9  # nothing ages
-            place.check()
-        place.finish()
-        books = place.check()
-        learnt = [name for name, _, _ in books.learnt]
+            position.send(f"r{number}", kind, PARTITIONS[number % 2 if kind == "label" else 0])
+            turn(position)
+            position.now = 1e9  # nothing ages
+            position.check()
+        position.finish()
+        stored = position.check()
+        learnt = [name for name, _, _ in stored.learnt]
         assert len(set(learnt)) == len(learnt)
-        assert place.open().pending == 12 - len(learnt)
+        assert position.open().pending == 12 - len(learnt)
         left = {f"r{number}" for number in range(12)} - set(learnt)
         assert all(part_of(name, SPLIT) != "train" for name in left), "it waits for a record to train on"

@@ -32,8 +32,8 @@ def slowly(text: str, swapped: bool = False) -> int:
     """The function as the module's docstring tells it, a byte string at a time."""
     data = text.encode()
     state = len(data) * 0x9E3779B97F4A7C15 & MASK
-    for place in range(0, len(data), 8):
-        word = int.from_bytes(data[place : place + 8].ljust(8, b"\0"), "big" if swapped else "little")
+    for index in range(0, len(data), 8):
+        word = int.from_bytes(data[index : index + 8].ljust(8, b"\0"), "big" if swapped else "little")
         state = (state ^ word) * 0x9E3779B97F4A7C15 & MASK
         state ^= state >> 32
     state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & MASK
@@ -71,12 +71,12 @@ def test_equal_texts_have_equal_hashes_however_they_lie_in_memory(
     expected = hash_texts(column)
     first = data.draw(st.integers(0, len(texts)))
     last = data.draw(st.integers(first, len(texts)))
-    places = np.array(data.draw(st.lists(st.integers(0, len(texts) - 1))), dtype=np.int64)
+    indices = np.array(data.draw(st.lists(st.integers(0, len(texts) - 1))), dtype=np.int64)
     mask = np.array(data.draw(st.lists(st.booleans(), min_size=len(texts), max_size=len(texts))))
     cut = column.slice(first, last - first)
     assert np.array_equal(hash_texts(cut), expected[first:last])
     assert np.array_equal(hash_texts(compact(cut)), expected[first:last])
-    assert np.array_equal(hash_texts(column.take(pa.array(places))), expected[places])
+    assert np.array_equal(hash_texts(column.take(pa.array(indices))), expected[indices])
     assert np.array_equal(hash_texts(column.filter(pa.array(mask))), expected[mask])
     whole = pa.concat_arrays([cut, column, column.slice(first)])
     assert np.array_equal(

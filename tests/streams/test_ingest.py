@@ -33,7 +33,7 @@ TABLE = RecordSchema(columns=("a", "b"), classes=("down", "up"))
 NO_HOLDOUT = Split(gate=1e-12, audit=0.0)  # as good as none: a gate of 0 is refused
 
 
-class Place:
+class Environment:
     """A database and a store, on which ingests are opened one after the other."""
 
     def __init__(self, folder: Path) -> None:
@@ -91,8 +91,8 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def environment(tmp_path: Path) -> Environment:
+    return Environment(tmp_path)
 
 
 def names(count: int, prefix: str = "r") -> list[str]:
@@ -116,36 +116,36 @@ def drain(ingest: Ingest) -> list[ExperienceRow]:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1_000])
-def test_cuts_exactly_the_count_however_polls_fall(place: Place, chunk: int) -> None:
-    ingest = place.ingest(ListSource({"p": payloads(95)}, chunk=chunk), count=20)
+def test_cuts_exactly_the_count_however_polls_fall(environment: Environment, chunk: int) -> None:
+    ingest = environment.ingest(ListSource({"p": payloads(95)}, chunk=chunk), count=20)
     rows = drain(ingest)
     assert [row.rows for row in rows] == [20, 20, 20, 20]
-    assert [row.index for row in rows] == [0, 1, 2, 3] == place.queued
+    assert [row.index for row in rows] == [0, 1, 2, 3] == environment.queued
     assert [row.positions["p"].end for row in rows] == ["20", "40", "60", "80"]
     assert rows[0].cut_reason == "20 records have arrived."
-    assert sorted(place.ids()) == sorted(names(80))
+    assert sorted(environment.ids()) == sorted(names(80))
     assert ingest.pending == 15
 
 
-def test_a_restart_gives_the_same_slices(place: Place, tmp_path: Path) -> None:
+def test_a_restart_gives_the_same_slices(environment: Environment, tmp_path: Path) -> None:
     sent = {"p": payloads(100)}
     digests = []
     for _ in range(5):
-        ingest = place.ingest(ListSource(sent, chunk=33), count=20)
+        ingest = environment.ingest(ListSource(sent, chunk=33), count=20)
         row = ingest.step(0.0) or ingest.step(0.0)
         assert row is not None
         digests.append(row.train.digest)
         ingest.close()
     (tmp_path / "straight").mkdir()
-    straight = Place(tmp_path / "straight")
+    straight = Environment(tmp_path / "straight")
     assert [row.train.digest for row in drain(straight.ingest(ListSource(sent), count=20))] == digests
 
 
-def test_a_part_is_fixed_by_the_split_key(place: Place) -> None:
+def test_a_part_is_fixed_by_the_split_key(environment: Environment) -> None:
     sent = [payload(f"{turn}-{key}", split_key=f"person-{key}") for turn in range(3) for key in range(40)]
-    drain(place.ingest(ListSource({"p": sent}), count=40))
+    drain(environment.ingest(ListSource({"p": sent}), count=40))
     found: dict[str, set[str]] = {}
-    for parts in place.parts():
+    for parts in environment.parts():
         for part, members in parts.items():
             for name in members:
                 found.setdefault(name.split("-")[1], set()).add(part)
@@ -181,75 +181,75 @@ def test_a_pipeline_without_a_holdout_is_refused() -> None:
         Split(gate=0.0)
 
 
-def test_poison_becomes_a_dead_letter_and_its_neighbours_live(place: Place) -> None:
+def test_poison_becomes_a_dead_letter_and_its_neighbours_live(environment: Environment) -> None:
     sent = payloads(50)
     for position in (3, 10, 49):
         sent[position] = b"poison"
-    ingest = place.ingest(ListSource({"p": sent}), count=20)
+    ingest = environment.ingest(ListSource({"p": sent}), count=20)
     assert [row.rows for row in drain(ingest)] == [20, 20]
-    letters = place.manifest.dead_letters("digits")
+    letters = environment.manifest.dead_letters("digits")
     assert {(letter.partition, letter.position, letter.payload) for letter in letters} == {
         ("p", position, b"poison") for position in ("4", "11", "50")
     }
-    again = place.ingest(ListSource({"p": sent}), count=20)
+    again = environment.ingest(ListSource({"p": sent}), count=20)
     drain(again)
-    assert len(place.manifest.dead_letters("digits")) == 3, "read again, stored once"
+    assert len(environment.manifest.dead_letters("digits")) == 3, "read again, stored once"
     assert again.pending == ingest.pending == 7
 
 
-def test_dead_letters_do_not_wait_for_a_cut(place: Place) -> None:
-    ingest = place.ingest(ListSource({"p": [b"poison"] * 10, "q": [payload("a"), b"x"]}), count=1_000)
+def test_dead_letters_do_not_wait_for_a_cut(environment: Environment) -> None:
+    ingest = environment.ingest(ListSource({"p": [b"poison"] * 10, "q": [payload("a"), b"x"]}), count=1_000)
     assert ingest.step(0.0) is None
-    assert len(place.manifest.dead_letters("digits")) == 11
-    assert place.manifest.cursors("digits") == {"p": "10"}, "q has a record that is not yet cut"
+    assert len(environment.manifest.dead_letters("digits")) == 11
+    assert environment.manifest.cursors("digits") == {"p": "10"}, "q has a record that is not yet cut"
     assert ingest.pending == 1
 
 
-def test_a_forced_cut_takes_everything_the_source_holds(place: Place) -> None:
-    place.push(names(30))
-    ingest = place.pushed(count=1_000)
+def test_a_forced_cut_takes_everything_the_source_holds(environment: Environment) -> None:
+    environment.push(names(30))
+    ingest = environment.pushed(count=1_000)
     assert ingest.step(0.0) is None
-    place.push(names(25, "late"))
+    environment.push(names(25, "late"))
     row = ingest.cut("Asked for by a person.")
     assert row is not None
     assert (row.rows, row.cut_reason, ingest.pending) == (55, "Asked for by a person.", 0)
-    assert place.manifest.pending_records("digits") == 0
+    assert environment.manifest.pending_records("digits") == 0
     assert ingest.cut("Again.") is None
 
 
-def test_an_experience_has_something_to_train_on(place: Place) -> None:
+def test_an_experience_has_something_to_train_on(environment: Environment) -> None:
     held = [name for name in names(200) if part_of(name, Split()) != "train"][:5]
     trained = [name for name in names(200) if part_of(name, Split()) == "train"][:2]
-    place.push(held)
-    ingest = place.pushed(count=2)
+    environment.push(held)
+    ingest = environment.pushed(count=2)
     assert ingest.step(0.0) is None
     assert ingest.cut("Now.") is None
     assert ingest.pending == 5
-    place.push(trained)
+    environment.push(trained)
     row = ingest.step(0.0)
     assert row is not None
     assert (row.train.rows, row.rows, ingest.pending) == (1, 6, 1)
 
 
-def test_two_ingests_of_a_pipeline_fence_each_other(place: Place) -> None:
+def test_two_ingests_of_a_pipeline_fence_each_other(environment: Environment) -> None:
     sent = {"p": payloads(100)}
-    slow, fast = (place.ingest(ListSource(sent), count=10) for _ in range(2))
+    slow, fast = (environment.ingest(ListSource(sent), count=10) for _ in range(2))
     assert slow.step(0.0) is not None
     with pytest.raises(FencedError):
         fast.step(0.0)
-    fast = place.ingest(ListSource(sent), count=10)
+    fast = environment.ingest(ListSource(sent), count=10)
     drain(fast)
     with pytest.raises(FencedError):
         slow.step(0.0)
-    assert sorted(place.ids()) == sorted(names(100))
+    assert sorted(environment.ids()) == sorted(names(100))
 
 
-def test_what_another_ingest_has_trimmed_is_fenced_off_and_not_lost(place: Place) -> None:
+def test_what_another_ingest_has_trimmed_is_fenced_off_and_not_lost(environment: Environment) -> None:
     for turn in range(6):
-        place.push(names(10, f"{turn}-"))
-    slow = place.pushed(count=15)
+        environment.push(names(10, f"{turn}-"))
+    slow = environment.pushed(count=15)
     assert slow.step(0.0) is None
-    drain(place.pushed(count=15))
+    drain(environment.pushed(count=15))
     with pytest.raises(FencedError):
         slow.step(0.0)
 
@@ -258,34 +258,34 @@ def test_what_another_ingest_has_trimmed_is_fenced_off_and_not_lost(place: Place
 
         def open(self, cursors: Mapping[str, str]) -> None:
             for turn in range(6):
-                place.push(names(10, f"more-{turn}-"))
-            drain(place.pushed(count=15))
+                environment.push(names(10, f"more-{turn}-"))
+            drain(environment.pushed(count=15))
             super().open(cursors)
 
     with pytest.raises(FencedError):
-        place.ingest(LateSource("digits", SCHEMA, engine=place.engine), count=15)
+        environment.ingest(LateSource("digits", SCHEMA, engine=environment.engine), count=15)
 
 
-def test_what_is_lost_is_lost_while_nobody_else_commits(place: Place) -> None:
+def test_what_is_lost_is_lost_while_nobody_else_commits(environment: Environment) -> None:
     for turn in range(2):
-        place.push(names(10, f"{turn}-"))
-    ingest = place.pushed(count=15)
+        environment.push(names(10, f"{turn}-"))
+    ingest = environment.pushed(count=15)
     assert ingest.step(0.0) is None
-    with place.engine.begin() as connection:
+    with environment.engine.begin() as connection:
         connection.execute(sql.text("DELETE FROM pushed_batches WHERE sequence = 2"))
     with pytest.raises(DataLostError):
         ingest.step(0.0)
     with pytest.raises(DataLostError):
-        place.pushed(count=15)
+        environment.pushed(count=15)
 
 
-def test_a_dead_letter_of_a_file_that_grows_is_stored_once(place: Place, tmp_path: Path) -> None:
+def test_a_dead_letter_of_a_file_that_grows_is_stored_once(environment: Environment, tmp_path: Path) -> None:
     folder = tmp_path / "incoming"
     folder.mkdir()
 
     def read() -> int:
         config = FilesConfig(location=str(folder))
-        ingest = place.ingest(FilesSource(config, SCHEMA), count=1_000)
+        ingest = environment.ingest(FilesSource(config, SCHEMA), count=1_000)
         assert ingest.step(0.0) is None
         return ingest.pending
 
@@ -295,33 +295,33 @@ def test_a_dead_letter_of_a_file_that_grows_is_stored_once(place: Place, tmp_pat
     with file.open("ab") as more:
         more.write(payload("c") + b"\n")
     assert read() == 3
-    (letter,) = place.manifest.dead_letters("digits")
+    (letter,) = environment.manifest.dead_letters("digits")
     assert (letter.partition, letter.payload) == ("records.ndjson", b"poison")
     assert letter.position == str(len(payload("a")) + 1), "where its line begins"
 
 
 def test_a_file_that_goes_before_it_is_in_an_experience_stops_the_next_ingest(
-    place: Place, tmp_path: Path
+    environment: Environment, tmp_path: Path
 ) -> None:
     folder = tmp_path / "incoming"
     folder.mkdir()
     source = FilesSource(FilesConfig(location=str(folder)), SCHEMA)
-    ingest = place.ingest(source, count=1_000)
+    ingest = environment.ingest(source, count=1_000)
     file = folder / "records.ndjson"
     file.write_bytes(payload("a") + b"\n")
     assert ingest.step(0.5) is None
     assert ingest.pending == 1
     file.unlink()
     with pytest.raises(DataLostError, match=r"records\.ndjson.*gone and nothing of it was read"):
-        place.ingest(FilesSource(FilesConfig(location=str(folder)), SCHEMA), count=1_000)
+        environment.ingest(FilesSource(FilesConfig(location=str(folder)), SCHEMA), count=1_000)
 
 
-def test_a_name_that_is_used_again_holds_other_letters(place: Place, tmp_path: Path) -> None:
+def test_a_name_that_is_used_again_holds_other_letters(environment: Environment, tmp_path: Path) -> None:
     folder = tmp_path / "incoming"
     folder.mkdir()
     now = [1e9]
     source = FilesSource(FilesConfig(location=str(folder), settle_seconds=0), SCHEMA)
-    ingest = place.ingest(source, count=2, split=NO_HOLDOUT, clock=lambda: now[0])
+    ingest = environment.ingest(source, count=2, split=NO_HOLDOUT, clock=lambda: now[0])
     for day in range(4):
         file = folder / "today.ndjson"
         file.write_bytes(
@@ -331,20 +331,20 @@ def test_a_name_that_is_used_again_holds_other_letters(place: Place, tmp_path: P
         file.unlink()
         now[0] += 3600
         ingest.step(0.5)
-        assert place.manifest.cursors("digits") == {}
-    letters = place.manifest.dead_letters("digits")
+        assert environment.manifest.cursors("digits") == {}
+    letters = environment.manifest.dead_letters("digits")
     assert sorted(letter.payload for letter in letters) == [b"poison %d" % day for day in (0, 1, 2, 2)]
     assert len({letter.name for letter in letters}) == 4
 
 
 def test_rows_that_are_named_by_their_place_are_no_duplicates_of_an_earlier_file(
-    place: Place, tmp_path: Path
+    environment: Environment, tmp_path: Path
 ) -> None:
     folder = tmp_path / "incoming"
     folder.mkdir()
     now = [1e9]
     source = FilesSource(FilesConfig(location=str(folder), settle_seconds=0), TABLE)
-    ingest = place.ingest(
+    ingest = environment.ingest(
         source, count=2, schema=TABLE, split=NO_HOLDOUT, clock=lambda: now[0], duplicate_window=1000
     )
     for _ in range(3):
@@ -354,10 +354,10 @@ def test_rows_that_are_named_by_their_place_are_no_duplicates_of_an_earlier_file
         file.unlink()
         now[0] += 3600
         ingest.step(0.5)
-    assert place.manifest.totals("digits") == (3, 6)
+    assert environment.manifest.totals("digits") == (3, 6)
 
 
-def test_a_failed_commit_can_be_tried_again(place: Place) -> None:
+def test_a_failed_commit_can_be_tried_again(environment: Environment) -> None:
     failures = [LookupError("no queue")]
 
     def also(connection: sql.Connection, row: ExperienceRow) -> None:
@@ -367,42 +367,42 @@ def test_a_failed_commit_can_be_tried_again(place: Place) -> None:
     ingest = Ingest(
         IngestConfig("digits", SCHEMA, RecordsTrigger(records=10), NO_HOLDOUT),
         source=ListSource({"p": payloads(10)}),
-        store=place.store,
-        manifest=place.manifest,
+        store=environment.store,
+        manifest=environment.manifest,
         also=also,
     )
     with pytest.raises(LookupError):
         ingest.step(0.0)
-    assert place.manifest.cursors("digits") == {}
+    assert environment.manifest.cursors("digits") == {}
     row = ingest.step(0.0)
     assert row is not None
-    assert place.ids() == names(10)
+    assert environment.ids() == names(10)
 
 
-def test_partitions_have_one_order_in_a_slice(place: Place, tmp_path: Path) -> None:
+def test_partitions_have_one_order_in_a_slice(environment: Environment, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    other = Place(tmp_path / "other")
+    other = Environment(tmp_path / "other")
     sent = {"b": payloads(10, "b"), "a": payloads(10, "a")}
     turned = dict(sorted(sent.items()))
-    (one,) = drain(place.ingest(ListSource(sent), count=20, split=NO_HOLDOUT))
+    (one,) = drain(environment.ingest(ListSource(sent), count=20, split=NO_HOLDOUT))
     (two,) = drain(other.ingest(ListSource(turned), count=20, split=NO_HOLDOUT))
     assert one.train.digest == two.train.digest
-    assert place.ids() == names(10, "a") + names(10, "b")
+    assert environment.ids() == names(10, "a") + names(10, "b")
 
 
-def test_consumed_batches_leave_the_pushed_log(place: Place) -> None:
+def test_consumed_batches_leave_the_pushed_log(environment: Environment) -> None:
     for turn in range(6):
-        place.push(names(10, f"{turn}-"))
-    ingest = place.pushed(count=25)
+        environment.push(names(10, f"{turn}-"))
+    ingest = environment.pushed(count=25)
     assert [row.positions["pushed"].end for row in drain(ingest)] == ["3:5", "5:10"]
-    with place.engine.begin() as connection:
+    with environment.engine.begin() as connection:
         query = sql.text("SELECT sequence FROM pushed_batches ORDER BY sequence")
         assert connection.execute(query).scalars().all() == [5, 6]
     ingest.close()
     ingest.close()
-    again = place.pushed(count=10)
+    again = environment.pushed(count=10)
     drain(again)
-    assert sorted(place.ids()) == sorted(name for turn in range(6) for name in names(10, f"{turn}-"))
+    assert sorted(environment.ids()) == sorted(name for turn in range(6) for name in names(10, f"{turn}-"))
 
 
 def real_records(prefix: str, features: Features, labels: NDArray[np.int64]) -> Records:
@@ -417,16 +417,16 @@ REAL: Mapping[str, RecordSchema] = {
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_real_data_comes_through_bit_for_bit(place: Place, name: str) -> None:
+def test_real_data_comes_through_bit_for_bit(environment: Environment, name: str) -> None:
     schema = REAL[name]
     features: Features
     features, labels = mnist_test() if name == "mnist" else elec2()
     sent = real_records(name, features, labels)
-    log = PushedLog(place.engine)
+    log = PushedLog(environment.engine)
     for start in range(0, len(sent), 3_000):
         log.append("digits", schema, sent.take(slice(start, start + 3_000)))
-    source = PushedSource("digits", schema, engine=place.engine)
-    ingest = place.ingest(source, count=4_000, schema=schema)
+    source = PushedSource("digits", schema, engine=environment.engine)
+    ingest = environment.ingest(source, count=4_000, schema=schema)
     rows = drain(ingest)
     rest = ingest.cut("The end.")
     assert [row.rows for row in rows] == [4_000] * (len(sent) // 4_000)
@@ -434,7 +434,7 @@ def test_real_data_comes_through_bit_for_bit(place: Place, name: str) -> None:
     found = np.zeros(len(sent), dtype=np.int64)
     for row in [*rows, rest]:
         for part in PARTS:
-            experience = place.store.open(getattr(row, part).digest, index=row.index)
+            experience = environment.store.open(getattr(row, part).digest, index=row.index)
             places = np.array([int(each.split("-")[1]) for each in experience.record_ids])
             found[places] += 1
             assert np.array_equal(experience.inputs, features[places])

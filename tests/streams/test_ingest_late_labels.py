@@ -1,4 +1,4 @@
-"""Late labels through the whole loop: in whatever order the halves come, and whatever dies meanwhile."""
+"""Late labels through the whole loop: in whatever order features and labels come, and whatever crashes."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,45 +16,47 @@ from streams.ingest import Ingest, IngestConfig
 from streams.split import Split, part_of
 from streams.state.manifest import ExperienceRow
 from streams.triggers.catalog import RecordsTrigger
-from tests.support.ingest_environment import JOINED, PIPELINE, FragileSource, World
+from tests.support.ingest_environment import JOINED, PIPELINE, Environment, FragileSource
 
 ALL_TRAINED = Split(gate=1e-12, audit=0.0)
 WITHIN = 1000.0
 
 
-def joined(folder: Path, **options: Any) -> World:
-    return World(folder, **{"schema": JOINED, "split": ALL_TRAINED, "partitions": ("p", "q"), **options})
+def joined(folder: Path, **options: Any) -> Environment:
+    return Environment(
+        folder, **{"schema": JOINED, "split": ALL_TRAINED, "partitions": ("p", "q"), **options}
+    )
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> World:
+def environment(tmp_path: Path) -> Environment:
     return joined(tmp_path)
 
 
-def learnt(place: World) -> list[str]:
-    return [name for name, _, _ in place.check().learnt]
+def learnt(environment: Environment) -> list[str]:
+    return [name for name, _, _ in environment.check().learnt]
 
 
 @pytest.mark.parametrize("restart", [False, True])
 @pytest.mark.parametrize("order", [("features", "label"), ("label", "features")])
 @pytest.mark.parametrize("partitions", ["pp", "pq", "qp"])
-def test_a_record_is_complete_when_both_halves_came(
-    place: World, order: Sequence[Any], partitions: str, restart: bool
+def test_a_record_is_complete_when_features_and_label_came(
+    environment: Environment, order: Sequence[Any], partitions: str, restart: bool
 ) -> None:
     for kind, partition in zip(order, partitions, strict=True):
         for number in range(5):
-            place.send(f"r{number}", kind, partition)
-            place.send(f"{kind}-{number}", "complete", partition)
+            environment.send(f"r{number}", kind, partition)
+            environment.send(f"{kind}-{number}", "complete", partition)
         if restart:
-            place.cut()  # the halves are stored
-            place.crash()
-            place.check()
-    place.finish()
+            environment.cut()  # the unmatched records are stored
+            environment.crash()
+            environment.check()
+    environment.finish()
     names = [f"r{number}" for number in range(5)]
     others = [f"{kind}-{number}" for kind in order for number in range(5)]
-    assert sorted(learnt(place)) == sorted(names + others)
-    assert place.open().waiting == 0
-    assert place.state().duplicates == place.state().aged_out == 0
+    assert sorted(learnt(environment)) == sorted(names + others)
+    assert environment.open().waiting == 0
+    assert environment.state().duplicates == environment.state().aged_out == 0
 
 
 def test_groups_keys_and_times_are_those_of_the_features_and_the_label_that_of_the_label(
@@ -66,95 +68,95 @@ def test_groups_keys_and_times_are_those_of_the_features_and_the_label_that_of_t
         groups=("site",),
         labels_within_seconds=WITHIN,
     )
-    place = joined(tmp_path, schema=schema)
-    place.send("a", "label", time=1e9 + 5, split_key="of the label")
-    place.send("a", "features", time=1e9 + 1, split_key="of the features", groups={"site": "north"})
-    place.send("b", "features", time=1e9 + 2, groups={"site": "south"})
-    place.step()
-    place.crash()
-    place.send("b", "label", time=1e9 + 9)
-    row = place.cut()
+    environment = joined(tmp_path, schema=schema)
+    environment.send("a", "label", time=1e9 + 5, split_key="of the label")
+    environment.send("a", "features", time=1e9 + 1, split_key="of the features", groups={"site": "north"})
+    environment.send("b", "features", time=1e9 + 2, groups={"site": "south"})
+    environment.step()
+    environment.crash()
+    environment.send("b", "label", time=1e9 + 9)
+    row = environment.cut()
     assert row is not None
-    records = place.store.records(row.train.digest, schema)
+    records = environment.store.records(row.train.digest, schema)
     assert records.ids.to_pylist() == ["a", "b"]
     assert records.features[:, 0].tolist() == [1, 2]
     assert records.labels.tolist() == [0, 3]
     assert records.times.tolist() == [1e9 + 1, 1e9 + 2]
     assert records.split_keys.to_pylist() == ["of the features", "b"]
     assert records.groups["site"].to_pylist() == ["north", "south"]
-    place.check()
+    environment.check()
 
 
 def test_a_record_lands_in_the_part_of_its_features_key(tmp_path: Path) -> None:
-    place = joined(tmp_path, split=Split(gate=0.4, audit=0.1))
+    environment = joined(tmp_path, split=Split(gate=0.4, audit=0.1))
     for number in range(40):
-        place.send(f"r{number}", "label", split_key="the label's key says nothing")
-        place.send(f"r{number}", "features", split_key=f"person-{number}")
-    place.finish()
-    for row in place.manifest.experiences(PIPELINE):
+        environment.send(f"r{number}", "label", split_key="the label's key says nothing")
+        environment.send(f"r{number}", "features", split_key=f"person-{number}")
+    environment.finish()
+    for row in environment.manifest.experiences(PIPELINE):
         for name in ("train", "gate", "audit"):
-            keys = place.store.records(getattr(row, name).digest, JOINED).split_keys.to_pylist()
-            assert {part_of(key, place.split) for key in keys} <= {name}
-    assert len(learnt(place)) == 40
+            keys = environment.store.records(getattr(row, name).digest, JOINED).split_keys.to_pylist()
+            assert {part_of(key, environment.split) for key in keys} <= {name}
+    assert len(learnt(environment)) == 40
 
 
 @pytest.mark.parametrize("kind", ["features", "label"])
 @pytest.mark.parametrize("stored", [False, True])
-def test_a_half_whose_other_half_never_comes_ages_out_by_event_time(
-    place: World, kind: Any, stored: bool
+def test_an_unmatched_record_ages_out_by_event_time(
+    environment: Environment, kind: Any, stored: bool
 ) -> None:
-    place.send("alone", kind, time=1e9)
-    place.send("a", time=1e9 + WITHIN)
-    place.cut()
+    environment.send("alone", kind, time=1e9)
+    environment.send("a", time=1e9 + WITHIN)
+    environment.cut()
     if stored:
-        place.crash()
-    assert (place.check().aged_out, place.open().waiting) == (0, 1), "not too old by a second"
-    place.send("b", time=1e9 + WITHIN + 20)
-    place.cut()
-    assert (place.check().aged_out, place.open().waiting) == (1, 0)
-    assert place.manifest.waiting(PIPELINE) == []
-    place.crash()
-    place.finish()
-    assert (place.check().aged_out, learnt(place)) == (1, ["a", "b"])
+        environment.crash()
+    assert (environment.check().aged_out, environment.open().waiting) == (0, 1), "not too old by a second"
+    environment.send("b", time=1e9 + WITHIN + 20)
+    environment.cut()
+    assert (environment.check().aged_out, environment.open().waiting) == (1, 0)
+    assert environment.manifest.waiting(PIPELINE) == []
+    environment.crash()
+    environment.finish()
+    assert (environment.check().aged_out, learnt(environment)) == (1, ["a", "b"])
 
 
 @pytest.mark.parametrize("kind", ["features", "label"])
-def test_without_an_event_time_the_clock_decides(place: World, kind: Any) -> None:
-    place.send("alone", kind)
-    place.send("a")
-    place.cut()
-    place.now += WITHIN
-    place.send("b")
-    place.cut()
-    assert place.check().aged_out == 0
-    place.now += 20
-    place.send("c")
-    place.cut()
-    assert (place.check().aged_out, place.open().waiting) == (1, 0)
+def test_without_an_event_time_the_clock_decides(environment: Environment, kind: Any) -> None:
+    environment.send("alone", kind)
+    environment.send("a")
+    environment.cut()
+    environment.now += WITHIN
+    environment.send("b")
+    environment.cut()
+    assert environment.check().aged_out == 0
+    environment.now += 20
+    environment.send("c")
+    environment.cut()
+    assert (environment.check().aged_out, environment.open().waiting) == (1, 0)
 
 
 @pytest.mark.parametrize("restart", [False, True])
 @pytest.mark.parametrize("ahead", ["features", "label"])
 def test_nothing_ages_out_because_one_partition_is_read_ahead_of_another(
-    place: World, ahead: Any, restart: bool
+    environment: Environment, ahead: Any, restart: bool
 ) -> None:
-    """A backlog of more time than a half may wait: one partition holds a tenth of what the other does."""
-    place.chunk = 1
-    halves: Sequence[Any] = ("label", "features") if ahead == "label" else ("features", "label")
+    """A backlog longer than a record may wait unmatched; one partition has a tenth of the other's records."""
+    environment.chunk = 1
+    kinds: Sequence[Any] = ("label", "features") if ahead == "label" else ("features", "label")
     for day in range(30):
         time = 1e9 + day * WITHIN
-        place.send(f"{day}", "complete", "q", time=time)
-        place.send(f"late {day}", halves[1], "q", time=time)
+        environment.send(f"{day}", "complete", "q", time=time)
+        environment.send(f"late {day}", kinds[1], "q", time=time)
         if day % 10 == 0:
-            place.send(f"late {day}", halves[0], "p", time=time)
+            environment.send(f"late {day}", kinds[0], "p", time=time)
     for _ in range(20):
-        place.step()
-        place.check()
+        environment.step()
+        environment.check()
     if restart:
-        place.crash()
-    place.finish()
-    assert {f"late {day}" for day in (0, 10, 20)} <= set(learnt(place))
-    assert place.check().aged_out == 25, "those whose other half never came, but for the last two"
+        environment.crash()
+    environment.finish()
+    assert {f"late {day}" for day in (0, 10, 20)} <= set(learnt(environment))
+    assert environment.check().aged_out == 25, "those that stayed unmatched, but for the last two"
 
 
 class OldSource(FragileSource):
@@ -165,157 +167,169 @@ class OldSource(FragileSource):
         return [replace(batch, arrived_at=1e9 - 10 * WITHIN) for batch in batches]
 
 
-def test_nothing_ages_out_because_the_ingest_was_away(place: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_ages_out_because_the_ingest_was_away(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tests.support.ingest_environment.FragileSource", OldSource)
-    place.chunk = 1
-    place.send("late", "features", "p")
+    environment.chunk = 1
+    environment.send("late", "features", "p")
     for number in range(10):
-        place.send(f"{number}", "complete", "p")
-        place.send(f"again {number}", "complete", "q")
-    place.send("late", "label", "q")
-    place.finish()
-    assert "late" in learnt(place)
-    assert place.check().aged_out == 0
+        environment.send(f"{number}", "complete", "p")
+        environment.send(f"again {number}", "complete", "q")
+    environment.send("late", "label", "q")
+    environment.finish()
+    assert "late" in learnt(environment)
+    assert environment.check().aged_out == 0
 
 
-def test_restarts_do_not_keep_halves_alive(place: World) -> None:
+def test_restarts_do_not_keep_unmatched_records_from_ageing(environment: Environment) -> None:
     """The clock of what waits goes on over a restart, once all that came meanwhile is read."""
-    place.send("alone", "features")
-    place.send("a")
-    place.cut()
+    environment.send("alone", "features")
+    environment.send("a")
+    environment.cut()
     for number in range(4):
-        place.now += 0.3 * WITHIN
-        place.crash()
-        place.send(f"{number}")
-        place.drain()
-        place.now += 0.02 * WITHIN
-        place.cut()
-        assert place.check().aged_out == (number == 3)
+        environment.now += 0.3 * WITHIN
+        environment.crash()
+        environment.send(f"{number}")
+        environment.drain()
+        environment.now += 0.02 * WITHIN
+        environment.cut()
+        assert environment.check().aged_out == (number == 3)
 
 
-def test_what_came_while_the_ingest_was_away_is_read_before_anything_ages_out(place: World) -> None:
-    place.chunk = 1
-    place.send("late", "features")
-    place.send("a")
-    place.cut()
-    place.crash()
+def test_what_came_while_the_ingest_was_away_is_read_before_anything_ages_out(
+    environment: Environment,
+) -> None:
+    environment.chunk = 1
+    environment.send("late", "features")
+    environment.send("a")
+    environment.cut()
+    environment.crash()
     for number in range(5):
-        place.send(f"{number}", partition="q")
-    place.send("late", "label", "q")
-    place.now += 2 * WITHIN
-    place.finish()
-    assert "late" in learnt(place)
-    assert place.check().aged_out == 0
+        environment.send(f"{number}", partition="q")
+    environment.send("late", "label", "q")
+    environment.now += 2 * WITHIN
+    environment.finish()
+    assert "late" in learnt(environment)
+    assert environment.check().aged_out == 0
 
 
-def test_what_never_gets_its_other_half_ages_out_though_nothing_is_cut(place: World) -> None:
+def test_unmatched_records_age_out_though_nothing_is_cut(
+    environment: Environment,
+) -> None:
     for number in range(3):
-        place.send(f"{number}", "features")
-    place.drain()
-    assert place.check().aged_out == 0
-    place.now += WITHIN + 1
-    place.drain()
-    assert (place.check().aged_out, place.open().waiting) == (3, 0)
-    assert place.check().cursors == {"p": 3}, "it is not read again"
+        environment.send(f"{number}", "features")
+    environment.drain()
+    assert environment.check().aged_out == 0
+    environment.now += WITHIN + 1
+    environment.drain()
+    assert (environment.check().aged_out, environment.open().waiting) == (3, 0)
+    assert environment.check().cursors == {"p": 3}, "it is not read again"
 
 
 @pytest.mark.parametrize("restart", [False, True])
 @pytest.mark.parametrize("order", [("features", "label"), ("label", "features")])
 @pytest.mark.parametrize("partitions", ["pp", "pq", "qp"])
-def test_halves_that_are_too_far_apart_never_meet(
-    place: World, order: Sequence[Any], partitions: str, restart: bool
+def test_features_and_labels_too_far_apart_are_never_joined(
+    environment: Environment, order: Sequence[Any], partitions: str, restart: bool
 ) -> None:
     times = {"features": 1e9, "label": 1e9 + WITHIN + 1}
     for kind, partition in zip(order, partitions, strict=True):
-        place.send("apart", kind, partition, time=times[kind])
-        place.send("near", kind, partition, time=min(times[kind], 1e9 + WITHIN))
+        environment.send("apart", kind, partition, time=times[kind])
+        environment.send("near", kind, partition, time=min(times[kind], 1e9 + WITHIN))
         if restart:
-            place.cut()
-            place.crash()
-    place.finish()
-    place.send("later", time=1e9 + 3 * WITHIN)
-    place.finish()
-    assert (sorted(learnt(place)), place.check().aged_out) == (["later", "near"], 2)
+            environment.cut()
+            environment.crash()
+    environment.finish()
+    environment.send("later", time=1e9 + 3 * WITHIN)
+    environment.finish()
+    assert (sorted(learnt(environment)), environment.check().aged_out) == (["later", "near"], 2)
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_a_clock_that_is_far_ahead_makes_nothing_else_old(place: World, restart: bool) -> None:
-    place.send("wrong", "features", time=place.now + 1e8)
-    place.send("right", "features", time=place.now)
-    place.send("a", time=place.now)
-    place.cut()
+def test_a_clock_that_is_far_ahead_makes_nothing_else_old(environment: Environment, restart: bool) -> None:
+    environment.send("wrong", "features", time=environment.now + 1e8)
+    environment.send("right", "features", time=environment.now)
+    environment.send("a", time=environment.now)
+    environment.cut()
     if restart:
-        place.crash()
-    place.now += 10
-    place.send("b", time=place.now)
-    place.cut()
-    assert (place.check().aged_out, place.open().waiting) == (0, 2)
-    place.send("right", "label", time=place.now)
-    place.cut()
-    assert "right" in learnt(place)
-    place.now += WITHIN + 20
-    place.send("c", time=place.now)
-    place.cut()
-    assert (place.check().aged_out, place.open().waiting) == (1, 0), (
+        environment.crash()
+    environment.now += 10
+    environment.send("b", time=environment.now)
+    environment.cut()
+    assert (environment.check().aged_out, environment.open().waiting) == (0, 2)
+    environment.send("right", "label", time=environment.now)
+    environment.cut()
+    assert "right" in learnt(environment)
+    environment.now += WITHIN + 20
+    environment.send("c", time=environment.now)
+    environment.cut()
+    assert (environment.check().aged_out, environment.open().waiting) == (1, 0), (
         "it is too old by the clock that is right"
     )
 
 
 @pytest.mark.parametrize("kind", ["features", "label"])
 @pytest.mark.parametrize("chunk", [1, 100])
-def test_a_half_that_comes_again_while_it_waits_is_a_duplicate(place: World, kind: Any, chunk: int) -> None:
-    place.chunk = chunk
+def test_an_unmatched_record_that_comes_again_while_it_waits_is_a_duplicate(
+    environment: Environment, kind: Any, chunk: int
+) -> None:
+    environment.chunk = chunk
     for _ in range(3):
-        place.send("a", kind)
-    place.send("b")
-    place.cut()
-    place.crash()
-    place.send("a", kind)
-    place.send("a", "label" if kind == "features" else "features")
-    place.cut()
-    books = place.check()
-    assert (books.duplicates, learnt(place)) == (3, ["b", "a"])
-    assert {books.learnt[1][1], books.learnt[1][2]} == {0, 5}, "the first of them counts"
+        environment.send("a", kind)
+    environment.send("b")
+    environment.cut()
+    environment.crash()
+    environment.send("a", kind)
+    environment.send("a", "label" if kind == "features" else "features")
+    environment.cut()
+    stored = environment.check()
+    assert (stored.duplicates, learnt(environment)) == (3, ["b", "a"])
+    assert {stored.learnt[1][1], stored.learnt[1][2]} == {0, 5}, "the first of them counts"
 
 
 @pytest.mark.parametrize("window", [0, 100])
 @pytest.mark.parametrize("restart", [False, True])
-def test_a_half_that_comes_again_after_its_record_was_cut(tmp_path: Path, window: int, restart: bool) -> None:
-    place = joined(tmp_path, window=window)
-    place.send("a", "features")
-    place.send("a", "label")
-    place.cut()
+def test_features_or_a_label_that_come_again_after_their_record_was_cut(
+    tmp_path: Path, window: int, restart: bool
+) -> None:
+    environment = joined(tmp_path, window=window)
+    environment.send("a", "features")
+    environment.send("a", "label")
+    environment.cut()
     if restart:
-        place.crash()
-    place.send("a", "features")
-    place.send("b")
-    place.cut()
-    books = place.check()
-    assert books.duplicates == (1 if window else 0), "without a window nothing is known of it"
-    assert place.open().waiting == (0 if window else 1)
-    place.now += WITHIN + 20
-    place.send("c")
-    place.cut()
-    assert place.check().aged_out == (0 if window else 1)
-    assert learnt(place) == ["a", "b", "c"]
+        environment.crash()
+    environment.send("a", "features")
+    environment.send("b")
+    environment.cut()
+    stored = environment.check()
+    assert stored.duplicates == (1 if window else 0), "without a window nothing is known of it"
+    assert environment.open().waiting == (0 if window else 1)
+    environment.now += WITHIN + 20
+    environment.send("c")
+    environment.cut()
+    assert environment.check().aged_out == (0 if window else 1)
+    assert learnt(environment) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("chunk", [1, 100])
 def test_a_record_that_is_dropped_counts_as_many_messages_as_it_had(tmp_path: Path, chunk: int) -> None:
-    place = joined(tmp_path, window=100)
-    place.chunk = chunk
-    place.send("a")
-    place.send("a", "features")
-    place.send("a", "label")
-    place.finish()
-    place.send("b")
-    place.finish()
-    assert (learnt(place), place.check().duplicates) == (["a", "b"], 2), "counted once the offset passes them"
+    environment = joined(tmp_path, window=100)
+    environment.chunk = chunk
+    environment.send("a")
+    environment.send("a", "features")
+    environment.send("a", "label")
+    environment.finish()
+    environment.send("b")
+    environment.finish()
+    assert (learnt(environment), environment.check().duplicates) == (["a", "b"], 2), (
+        "counted once the offset passes them"
+    )
 
 
-def test_a_dropped_record_whose_halves_lie_on_both_sides_of_a_cut(tmp_path: Path) -> None:
-    place = joined(tmp_path, window=100, trigger=RecordsTrigger(records=2))
-    place.chunk = 100
+def test_a_dropped_record_whose_features_and_label_are_on_both_sides_of_a_cut(tmp_path: Path) -> None:
+    environment = joined(tmp_path, window=100, trigger=RecordsTrigger(records=2))
+    environment.chunk = 100
     for name, kind in (
         ("a", "features"),
         ("b", "complete"),
@@ -323,85 +337,85 @@ def test_a_dropped_record_whose_halves_lie_on_both_sides_of_a_cut(tmp_path: Path
         ("a", "label"),
         ("c", "complete"),
     ):
-        place.send(name, kind)  # type: ignore[arg-type]
-    place.step()
-    assert learnt(place) == ["b", "a"]
-    assert place.check().waiting == [("a", "features", 0)]
-    place.crash()
-    place.finish()
-    books = place.check()
-    assert [name for name, _, _ in books.learnt] == ["b", "a", "c"]
-    assert books.duplicates + len(books.waiting) == 2
+        environment.send(name, kind)  # type: ignore[arg-type]
+    environment.step()
+    assert learnt(environment) == ["b", "a"]
+    assert environment.check().waiting == [("a", "features", 0)]
+    environment.crash()
+    environment.finish()
+    stored = environment.check()
+    assert [name for name, _, _ in stored.learnt] == ["b", "a", "c"]
+    assert stored.duplicates + len(stored.waiting) == 2
 
 
-def test_a_forced_cut_stores_what_waits(place: World) -> None:
-    place.send("a", "features", "p")
-    place.send("b", "label", "q")
-    place.send("c", "complete", "q")
-    assert place.cut() is not None
-    books = place.check()
-    assert books.cursors == {"p": 1, "q": 2}
-    assert sorted(books.waiting) == [("a", "features", 0), ("b", "label", 1)]
-    assert place.cut() is None
-    assert place.manifest.count_waiting(PIPELINE) == 2
-    assert place.manifest.digests() >= {part.digest for part in place.manifest.waiting(PIPELINE)}
+def test_a_forced_cut_stores_what_waits(environment: Environment) -> None:
+    environment.send("a", "features", "p")
+    environment.send("b", "label", "q")
+    environment.send("c", "complete", "q")
+    assert environment.cut() is not None
+    stored = environment.check()
+    assert stored.cursors == {"p": 1, "q": 2}
+    assert sorted(stored.waiting) == [("a", "features", 0), ("b", "label", 1)]
+    assert environment.cut() is None
+    assert environment.manifest.count_waiting(PIPELINE) == 2
+    assert environment.manifest.digests() >= {part.digest for part in environment.manifest.waiting(PIPELINE)}
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_many_halves_are_stored_without_a_cut(
-    place: World, monkeypatch: pytest.MonkeyPatch, restart: bool
+def test_many_unmatched_records_are_stored_without_a_cut(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch, restart: bool
 ) -> None:
     monkeypatch.setattr(late_labels, "_MAX_UNCOMMITTED", 4)
-    place.trigger = RecordsTrigger(records=100)
+    environment.trigger = RecordsTrigger(records=100)
     for number in range(10):
-        place.send(f"r{number}", "features")
+        environment.send(f"r{number}", "features")
     for number in range(9, -1, -1):
-        place.send(f"r{number}", "label", "q")
-        place.send(f"c{number}", "complete", "q")
+        environment.send(f"r{number}", "label", "q")
+        environment.send(f"c{number}", "complete", "q")
     for _ in range(30):
-        place.step()
-        place.check()
+        environment.step()
+        environment.check()
         if restart:
-            place.crash()
-    place.drain()
-    assert place.manifest.experiences(PIPELINE) == []
-    assert len(place.manifest.waiting(PIPELINE)) > 1
-    assert place.open().pending == 20
-    place.finish()
-    assert sorted(learnt(place)) == sorted(f"{kind}{number}" for kind in "rc" for number in range(10))
-    assert place.manifest.waiting(PIPELINE) == []
+            environment.crash()
+    environment.drain()
+    assert environment.manifest.experiences(PIPELINE) == []
+    assert len(environment.manifest.waiting(PIPELINE)) > 1
+    assert environment.open().pending == 20
+    environment.finish()
+    assert sorted(learnt(environment)) == sorted(f"{kind}{number}" for kind in "rc" for number in range(10))
+    assert environment.manifest.waiting(PIPELINE) == []
 
 
 @pytest.mark.parametrize("kind", ["features", "poison"])
 def test_a_stream_of_what_is_kept_nowhere_moves_on(
-    place: World, monkeypatch: pytest.MonkeyPatch, kind: Any
+    environment: Environment, monkeypatch: pytest.MonkeyPatch, kind: Any
 ) -> None:
     monkeypatch.setattr(late_labels, "_MAX_UNCOMMITTED", 10)
     for _ in range(100):
-        place.send("again", kind)
-    place.drain()
-    books = place.check()
-    assert books.cursors["p"] >= 90
-    late = place.open()._late
+        environment.send("again", kind)
+    environment.drain()
+    stored = environment.check()
+    assert stored.cursors["p"] >= 90
+    late = environment.open()._late
     assert late is not None
     assert sum(len(positions) for _, _, positions in late._join._log) < 20
     assert len(late._dropped) < 20
 
 
-def test_nothing_grows_over_many_cuts(place: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    place.window = 10
-    place.trigger = RecordsTrigger(records=4)
-    place.chunk = 7
+def test_nothing_grows_over_many_cuts(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment.window = 10
+    environment.trigger = RecordsTrigger(records=4)
+    environment.chunk = 7
     sizes = set()
     for turn in range(20):
         for number in range(4):
-            place.send(f"{turn}-{number}", "features")
+            environment.send(f"{turn}-{number}", "features")
         for number in range(3, -1, -1):
-            place.send(f"{turn}-{number}", "label", "q")
-        place.send(f"{turn}-0", "label", "q")
-        place.drain()
+            environment.send(f"{turn}-{number}", "label", "q")
+        environment.send(f"{turn}-0", "label", "q")
+        environment.drain()
         if turn >= 5:
-            ingest = place.open()
+            ingest = environment.open()
             late = ingest._late
             assert late is not None
             sizes.add(
@@ -414,10 +428,10 @@ def test_nothing_grows_over_many_cuts(place: World, monkeypatch: pytest.MonkeyPa
                     len(ingest._pending._chunks),
                 )
             )
-            assert len(place.manifest.waiting(PIPELINE)) <= 1
+            assert len(environment.manifest.waiting(PIPELINE)) <= 1
             assert sum(len(run[0]) for run in ingest._seen_ids._runs) <= 30
     assert max(map(max, sizes)) <= 4
-    assert len(learnt(place)) == 80
+    assert len(learnt(environment)) == 80
 
 
 class Refusal:
@@ -432,18 +446,20 @@ class Refusal:
             raise self.error
 
 
-def retried(place: World, source: FragileSource, refusal: Refusal, *, in_hook: bool) -> Ingest:
+def retried(environment: Environment, source: FragileSource, refusal: Refusal, *, in_hook: bool) -> Ingest:
     def also(connection: sql.Connection, row: ExperienceRow) -> None:
         if in_hook:
             refusal.reach()
 
     return Ingest(
-        IngestConfig(PIPELINE, place.schema, RecordsTrigger(records=3), ALL_TRAINED, duplicate_window=50),
+        IngestConfig(
+            PIPELINE, environment.schema, RecordsTrigger(records=3), ALL_TRAINED, duplicate_window=50
+        ),
         source=source,
-        store=place.store,
-        manifest=place.manifest,
+        store=environment.store,
+        manifest=environment.manifest,
         also=also,
-        clock=lambda: place.now,
+        clock=lambda: environment.now,
     )
 
 
@@ -451,7 +467,9 @@ def retried(place: World, source: FragileSource, refusal: Refusal, *, in_hook: b
 def test_a_source_that_cannot_trim_costs_nothing_when_the_step_is_tried_again(
     tmp_path: Path, late: bool
 ) -> None:
-    place = joined(tmp_path) if late else World(tmp_path, split=ALL_TRAINED, partitions=("p", "q"))
+    environment = (
+        joined(tmp_path) if late else Environment(tmp_path, split=ALL_TRAINED, partitions=("p", "q"))
+    )
 
     class Untrimmable(FragileSource):
         def trim(self, cursors: Any) -> None:
@@ -459,81 +477,83 @@ def test_a_source_that_cannot_trim_costs_nothing_when_the_step_is_tried_again(
 
     for number in range(6):
         if late:
-            place.send(f"r{number}", "features", "p")
-            place.send(f"r{number}", "label", "q")
+            environment.send(f"r{number}", "features", "p")
+            environment.send(f"r{number}", "label", "q")
         else:
-            place.send(f"r{number}", "complete", "pq"[number % 2])
+            environment.send(f"r{number}", "complete", "pq"[number % 2])
     refusal = Refusal(SourceError("It cannot trim now."), 2)
-    ingest = retried(place, Untrimmable(place.sent, chunk=100, bomb=place.bomb), refusal, in_hook=False)
+    ingest = retried(
+        environment, Untrimmable(environment.sent, chunk=100, bomb=environment.bomb), refusal, in_hook=False
+    )
     for _ in range(8):
         try:
             ingest.step(0.0)
         except SourceError:
             continue
     assert refusal.left == 0
-    assert sorted(learnt(place)) == [f"r{number}" for number in range(6)]
+    assert sorted(learnt(environment)) == [f"r{number}" for number in range(6)]
 
 
-def test_a_commit_that_failed_leaves_the_halves_as_they_were(place: World) -> None:
-    place.send("old", "features", time=place.now - 2 * WITHIN)
-    place.send("w", "features", time=place.now)
-    place.send("r", "complete", time=place.now)
-    place.cut()
-    place.crash()
-    place.send("w", "label", time=place.now)
+def test_a_commit_that_failed_leaves_the_unmatched_records_as_they_were(environment: Environment) -> None:
+    environment.send("old", "features", time=environment.now - 2 * WITHIN)
+    environment.send("w", "features", time=environment.now)
+    environment.send("r", "complete", time=environment.now)
+    environment.cut()
+    environment.crash()
+    environment.send("w", "label", time=environment.now)
     for number in range(5):
-        place.send(f"r{number}", "complete", time=place.now)
+        environment.send(f"r{number}", "complete", time=environment.now)
     refusal = Refusal(LookupError("no queue"), 1)
-    source = FragileSource(place.sent, chunk=100, bomb=place.bomb)
-    ingest = retried(place, source, refusal, in_hook=True)
+    source = FragileSource(environment.sent, chunk=100, bomb=environment.bomb)
+    ingest = retried(environment, source, refusal, in_hook=True)
     with pytest.raises(LookupError):
         ingest.step(0.0)
-    place.check()
+    environment.check()
     while ingest.step(0.0) is not None:
-        place.check()
-    books = place.check()
-    assert [name for name, _, _ in books.learnt] == ["r", "w", *(f"r{number}" for number in range(5))]
-    assert (books.aged_out, books.duplicates, books.waiting) == (1, 0, [])
+        environment.check()
+    stored = environment.check()
+    assert [name for name, _, _ in stored.learnt] == ["r", "w", *(f"r{number}" for number in range(5))]
+    assert (stored.aged_out, stored.duplicates, stored.waiting) == (1, 0, [])
 
 
 def test_open_classes_never_change_their_meaning(tmp_path: Path) -> None:
     schema = RecordSchema(
         shape=(1,), open_classes=True, max_classes=6, classes=("m0",), labels_within_seconds=WITHIN
     )
-    place = joined(tmp_path, schema=schema, trigger=RecordsTrigger(records=2))
-    place.send("a", "features")  # 0
-    place.send("x", "label", "q")  # class m1
-    place.send("y", "features")
-    place.send("y", "label", "q")  # class m3
-    place.send("z", "complete")  # class m4
-    place.step()
-    meanings = [place.manifest.classes(PIPELINE)]
+    environment = joined(tmp_path, schema=schema, trigger=RecordsTrigger(records=2))
+    environment.send("a", "features")  # 0
+    environment.send("x", "label", "q")  # class m1
+    environment.send("y", "features")
+    environment.send("y", "label", "q")  # class m3
+    environment.send("z", "complete")  # class m4
+    environment.step()
+    meanings = [environment.manifest.classes(PIPELINE)]
     for more in ("a", "x", "beyond", "far-beyond"):
-        place.crash()
-        place.send(more, "features" if more == "x" else "label", "p")
-        place.drain()
-        place.cut()
-        meanings.append(place.manifest.classes(PIPELINE))
+        environment.crash()
+        environment.send(more, "features" if more == "x" else "label", "p")
+        environment.drain()
+        environment.cut()
+        meanings.append(environment.manifest.classes(PIPELINE))
     for before, after in pairwise(meanings):
         assert after[: len(before)] == before
     names = meanings[-1]
     assert len(names) == 6
     assert names[0] == "m0"
     found: dict[Any, Any] = {}
-    for row in place.manifest.experiences(PIPELINE):
-        records = place.store.records(row.train.digest, schema)
+    for row in environment.manifest.experiences(PIPELINE):
+        records = environment.store.records(row.train.digest, schema)
         found |= dict(zip(records.ids.to_pylist(), (names[label] for label in records.labels), strict=True))
     assert found == {"x": "m1", "y": "m3", "z": "m4", "a": "m5"}
-    assert place.manifest.count_dead_letters(PIPELINE) == {"too-many-classes": 1}
+    assert environment.manifest.count_dead_letters(PIPELINE) == {"too-many-classes": 1}
 
 
-def test_features_of_what_waits_are_shown_to_the_trigger_once(place: World) -> None:
+def test_features_of_what_waits_are_shown_to_the_trigger_once(environment: Environment) -> None:
     seen: list[float] = []
-    place.send("a", "features")
-    place.send("b", "complete")
-    ingest = place.open()
+    environment.send("a", "features")
+    environment.send("b", "complete")
+    ingest = environment.open()
     watch = ingest._pending._watch
     watch.see_features = lambda features: seen.extend(np.ravel(features).tolist())  # type: ignore[method-assign]
-    place.step()
-    place.step()
+    environment.step()
+    environment.step()
     assert seen == [0.0]

@@ -11,25 +11,25 @@ from tests.support.stream_parts import records
 
 
 def chunk(partition: str, kept: str, first: int = 0) -> Chunk:
-    """A chunk told as a text: a letter is a record of that id, a dot is a duplicate that was dropped."""
+    """A chunk written as text: a character is a record of that id, a dot is a duplicate that was dropped."""
     names = [name for name in kept if name != "."]
-    dropped = [sum(name != "." for name in kept[:place]) for place, name in enumerate(kept) if name == "."]
+    dropped = [sum(name != "." for name in kept[:index]) for index, name in enumerate(kept) if name == "."]
     return Chunk(
         partition=partition,
         records=records(names),
-        positions=[str(first + place + 1) for place, name in enumerate(kept) if name != "."],
+        positions=[str(first + index + 1) for index, name in enumerate(kept) if name != "."],
         parts=np.zeros(len(names), dtype=np.uint8),
         arrived_at=np.nan,
         dropped=np.array(dropped, dtype=np.int64),
     )
 
 
-def told(chunks: list[Chunk]) -> list[str]:
+def summary(chunks: list[Chunk]) -> list[str]:
     """The chunks as such texts."""
     found = []
     for each in chunks:
         names = each.records.ids.to_pylist()
-        marks = ["." * int((each.dropped == place).sum()) for place in range(len(names) + 1)]
+        marks = ["." * int((each.dropped == index).sum()) for index in range(len(names) + 1)]
         text = "".join(mark + name for mark, name in zip(marks, [*names, ""], strict=True))
         found.append(f"{each.partition}:{text}")
     return found
@@ -37,28 +37,28 @@ def told(chunks: list[Chunk]) -> list[str]:
 
 def test_a_cut_within_a_chunk_leaves_the_duplicates_after_it() -> None:
     taken, left = divide([chunk("p", "a.b.c")], 2)
-    assert (told(taken), told(left)) == (["p:a.b"], ["p:.c"])
+    assert (summary(taken), summary(left)) == (["p:a.b"], ["p:.c"])
     assert (taken[0].positions, left[0].positions) == (["1", "3"], ["5"])
 
 
 def test_duplicates_at_the_end_of_a_chunk_stay_when_its_partition_ends_there() -> None:
     taken, left = divide([chunk("p", "ab.."), chunk("q", "cd")], 4)
-    assert (told(taken), told(left)) == (["p:ab", "q:cd"], ["p:.."])
+    assert (summary(taken), summary(left)) == (["p:ab", "q:cd"], ["p:.."])
 
 
 def test_duplicates_before_a_later_record_of_their_partition_go_with_it() -> None:
     taken, left = divide([chunk("p", "a."), chunk("p", ".."), chunk("q", "c"), chunk("p", ".b.")], 3)
-    assert (told(taken), told(left)) == (["p:a.", "p:..", "q:c", "p:.b"], ["p:."])
+    assert (summary(taken), summary(left)) == (["p:a.", "p:..", "q:c", "p:.b"], ["p:."])
 
 
 def test_a_partition_of_duplicates_alone_stays() -> None:
     taken, left = divide([chunk("p", "..."), chunk("q", "ab"), chunk("r", "c")], 2)
-    assert (told(taken), told(left)) == (["q:ab"], ["p:...", "r:c"])
+    assert (summary(taken), summary(left)) == (["q:ab"], ["p:...", "r:c"])
 
 
 def test_more_than_there_is_takes_everything() -> None:
     taken, left = divide([chunk("p", "ab"), chunk("q", "c")], 10)
-    assert (told(taken), told(left)) == (["p:ab", "q:c"], [])
+    assert (summary(taken), summary(left)) == (["p:ab", "q:c"], [])
 
 
 def test_nothing_of_nothing_is_nothing() -> None:
@@ -83,11 +83,11 @@ def test_each_partition_is_cut_at_a_record_and_nothing_is_lost(
     assert sum(len(each) for each in taken) == min(count, total)
     for name in "pq":
         before, after = (
-            "".join(text[2:] for text in told(side) if text.startswith(name)) for side in (taken, left)
+            "".join(text[2:] for text in summary(side) if text.startswith(name)) for side in (taken, left)
         )
         assert before + after == "".join(text for partition, text in texts if partition == name)
         assert not before.endswith("."), "what comes after the last record was not consumed"
-    places = [place for side in (taken, left) for each in side for place in each.positions]
-    assert Counter(places) == Counter(place for each in chunks for place in each.positions)
+    indices = [index for side in (taken, left) for each in side for index in each.positions]
+    assert Counter(indices) == Counter(index for each in chunks for index in each.positions)
     ids = [name for side in (taken, left) for each in side for name in each.records.ids.to_pylist()]
     assert ids == [name for each in chunks for name in each.records.ids.to_pylist()]

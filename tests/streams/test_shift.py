@@ -118,7 +118,7 @@ def test_the_distances_are_scipys_also_with_ties_and_unequal_sizes() -> None:
         reference = np.column_stack([random.random(one), random.poisson(1, one), random.normal(size=one)])
         window = np.column_stack([random.random(other), random.poisson(2, other), random.normal(size=other)])
         distances, varying = ks_distances(Columns.of(reference), window)
-        expected = [ks_2samp(reference[:, place], window[:, place]).statistic for place in range(3)]
+        expected = [ks_2samp(reference[:, index], window[:, index]).statistic for index in range(3)]
         np.testing.assert_allclose(distances, expected, atol=1e-12)
         assert varying.all()
 

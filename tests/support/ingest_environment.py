@@ -1,7 +1,7 @@
-"""One stream in a small world: a real database and store, ingests that crash, and the books of what was sent.
+"""One stream in an environment of its own: a real database and store, and ingests that crash.
 
 Every message carries its own number, in its features, and its own label, so that from what is stored alone
-it can be told where each message is. `World.check` holds the promise of `streams.ingest` at any moment.
+it is known where each message is. `Environment.check` tests the promise of `streams.ingest` at any moment.
 """
 
 import json
@@ -31,7 +31,7 @@ from tests.support.stream_parts import ListSource, sqlite_engine
 
 PIPELINE = "digits"
 MESSAGES = 200
-"""Most messages of one world: each has a class of its own."""
+"""Most messages of one environment: each has a class of its own."""
 PLAIN = RecordSchema(shape=(1,), classes=tuple(f"m{number}" for number in range(MESSAGES)))
 JOINED = PLAIN.model_copy(update={"labels_within_seconds": 1000.0})
 SPLIT = Split(gate=0.2, audit=0.1)
@@ -98,12 +98,12 @@ class Message:
     id: str
     kind: Kind
     partition: str
-    place: int
+    position: int
     """1, 2, 3 ... within the partition: its cursor."""
 
 
 @dataclass
-class Books:
+class Stored:
     """What the database and the store say, and nothing else."""
 
     revision: int
@@ -111,8 +111,8 @@ class Books:
     learnt: list[tuple[str, int, int]] = field(default_factory=list)
     """(id, message of the features, message of the label) of every record of every experience, in order."""
     waiting: list[tuple[str, Kind, int]] = field(default_factory=list)
-    """(id, kind, message) of every stored half."""
-    letters: set[tuple[str, int]] = field(default_factory=set)
+    """(id, kind, message) of every stored record that is unmatched."""
+    dead_letters: set[tuple[str, int]] = field(default_factory=set)
     duplicates: int = 0
     aged_out: int = 0
 
@@ -123,8 +123,8 @@ class Books:
         return learnt + [number for _, _, number in self.waiting]
 
 
-class World:
-    """One pipeline; at most one ingest of it lives at a time."""
+class Environment:
+    """One pipeline; at most one ingest of it is open at a time."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class World:
         self.chunk = 3
         self.ingest: Ingest | None = None
         self._parts: dict[str, list[tuple[str, int, int]]] = {}
-        self._books: Books | None = None
+        self._stored: Stored | None = None
         self._checked = -1
         sql.event.listen(self.engine, "commit", self._committing)
 
@@ -174,13 +174,13 @@ class World:
         return number
 
     def open(self) -> Ingest:
-        """The ingest that lives, or a new one."""
+        """The open ingest, or a new one."""
         if self.ingest is None:
             self.ingest = self.another()
         return self.ingest
 
     def another(self, partitions: Sequence[str] | None = None) -> Ingest:
-        """An ingest beside the one that lives."""
+        """Another ingest next to the open one."""
         sent = {name: self.sent[name] for name in partitions or self.sent}
         return Ingest(
             IngestConfig(
@@ -237,7 +237,7 @@ class World:
 
     def _progress(self) -> tuple[int, ...]:
         ingest = self.open()
-        read = sum(int(place) for place in ingest._read.values())
+        read = sum(int(position) for position in ingest._read.values())
         return read, ingest.pending, ingest.waiting, self.manifest.revision(PIPELINE)
 
     def finish(self) -> None:
@@ -251,12 +251,12 @@ class World:
         with reading(self.engine) as connection:
             return stream_status.read(connection, PIPELINE)
 
-    def books(self) -> Books:
+    def stored(self) -> Stored:
         state = self.state()
-        if self._books is not None and self._books.revision == state.revision:
-            return self._books
+        if self._stored is not None and self._stored.revision == state.revision:
+            return self._stored
         cursors = {name: int(cursor) for name, cursor in self.manifest.cursors(PIPELINE).items()}
-        found = self._books = Books(
+        found = self._stored = Stored(
             state.revision, cursors, duplicates=state.duplicates, aged_out=state.aged_out
         )
         for row in self.manifest.experiences(PIPELINE):
@@ -264,7 +264,7 @@ class World:
                 found.learnt += self._learnt(part)
         for waiting in self.manifest.waiting(PIPELINE):
             found.waiting += self._alive(waiting)
-        found.letters = {
+        found.dead_letters = {
             (letter.partition, int(letter.position))
             for letter in self.manifest.dead_letters(PIPELINE, limit=MESSAGES)
         }
@@ -293,40 +293,42 @@ class World:
         for record_id, carries, features, label in rows:
             yield record_id, CARRIES[carries], label if carries == LABEL_ONLY else features
 
-    def check(self) -> Books:
+    def check(self) -> Stored:
         """Every message that an offset has passed is in exactly one place, and no other message is in any."""
-        books = self.books()
-        if books.revision == self._checked:
-            return books
-        self._checked = books.revision
+        stored = self.stored()
+        if stored.revision == self._checked:
+            return stored
+        self._checked = stored.revision
         passed = [
-            message for message in self.messages if message.place <= books.cursors.get(message.partition, 0)
+            message
+            for message in self.messages
+            if message.position <= stored.cursors.get(message.partition, 0)
         ]
         good = {message.number for message in passed if message.kind != "poison"}
-        held = books.messages
+        held = stored.messages
         assert max(Counter(held).values(), default=0) <= 1, "a message is in two places"
         assert set(held) <= good, "a message is kept, and will be read again"
-        poison = {(message.partition, message.place) for message in passed if message.kind == "poison"}
-        assert poison <= books.letters, "an offset has passed what is no dead letter"
-        assert len(good) - len(held) == books.duplicates + books.aged_out, (
+        poison = {(message.partition, message.position) for message in passed if message.kind == "poison"}
+        assert poison <= stored.dead_letters, "an offset has passed what is no dead letter"
+        assert len(good) - len(held) == stored.duplicates + stored.aged_out, (
             "messages are lost, or counted twice"
         )
-        for record_id, features, label in books.learnt:
+        for record_id, features, label in stored.learnt:
             assert self.messages[features].id == self.messages[label].id == record_id
             whole = features == label
             assert self.messages[features].kind == ("complete" if whole else "features")
             assert self.messages[label].kind == ("complete" if whole else "label")
-        for record_id, kind, number in books.waiting:
+        for record_id, kind, number in stored.waiting:
             assert (self.messages[number].id, self.messages[number].kind) == (record_id, kind)
-        return books
+        return stored
 
 
 @contextmanager
-def world(**options: Any) -> Iterator[World]:
-    """A world of its own, where possible in memory: so that a property can be asked for often."""
+def environment(**options: Any) -> Iterator[Environment]:
+    """A new environment, in memory where possible: so that a property can be tested often."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        made = World(Path(folder), **options)
+        made = Environment(Path(folder), **options)
         try:
             yield made
         finally:

@@ -51,23 +51,23 @@ class ListSource:
     def __init__(self, payloads: Mapping[str, Sequence[bytes]], *, chunk: int = 1_000_000) -> None:
         self._payloads = payloads
         self._chunk = chunk
-        self._places: dict[str, int] = {}
+        self._offsets: dict[str, int] = {}
         self.closed = 0
 
     def partitions(self) -> Sequence[str]:
         return sorted(self._payloads)
 
     def open(self, cursors: Mapping[str, str]) -> None:
-        self._places = {name: int(cursors.get(name) or 0) for name in self._payloads}
+        self._offsets = {name: int(cursors.get(name) or 0) for name in self._payloads}
 
     def poll(self, max_records: int, timeout_seconds: float) -> Sequence[RawBatch]:
         batches = []
-        for name, start in self._places.items():
+        for name, start in self._offsets.items():
             stop = min(start + self._chunk, start + max_records, len(self._payloads[name]))
             max_records -= stop - start
             if start < stop:
-                self._places[name] = stop
-                positions = [str(place + 1) for place in range(start, stop)]
+                self._offsets[name] = stop
+                positions = [str(index + 1) for index in range(start, stop)]
                 cursor = str(start) if start else ""
                 batches.append(RawBatch(name, cursor, self._payloads[name][start:stop], positions))
         if not batches:

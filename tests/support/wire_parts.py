@@ -27,7 +27,7 @@ def row(name: str, **changes: Any) -> dict[str, Any]:
 
 def batch(payloads: Sequence[bytes], wire: WireName, **more: Any) -> RawBatch:
     """A batch of these payloads, one record each, at positions p0, p1, ..."""
-    return RawBatch("p", "", payloads, [f"p{place}" for place in range(len(payloads))], wire, **more)
+    return RawBatch("p", "", payloads, [f"p{index}" for index in range(len(payloads))], wire, **more)
 
 
 def csv_line(cells: Sequence[Any]) -> bytes:
@@ -71,7 +71,7 @@ def sent(wire: WireName, rows: Sequence[Row], schema: RecordSchema = TABLE) -> R
     kinds = [pa.string(), pa.string(), pa.float64(), *[pa.float64()] * schema.size]
     kinds += [pa.string()] * len(schema.groups)
     columns = {
-        name: pa.array([line[place] for line in cells], kinds[place]) for place, name in enumerate(header)
+        name: pa.array([line[index] for line in cells], kinds[index]) for index, name in enumerate(header)
     }
     return arrow(pa.table(columns), table=TIMED)
 
@@ -87,7 +87,7 @@ def ipc(found: pa.Table, *, file: bool = False, compression: str | None = None) 
 
 def arrow(found: pa.Table, *, file: bool = False, **more: Any) -> RawBatch:
     """A batch of all the rows of a table, at positions p0, p1, ..."""
-    positions = [f"p{place}" for place in range(found.num_rows)]
+    positions = [f"p{index}" for index in range(found.num_rows)]
     return RawBatch("p", "", [ipc(found, file=file)], positions, "arrow", **more)
 
 
@@ -117,5 +117,5 @@ def check_partition(found: Decoded, given: RawBatch) -> None:
     assert refused == sorted(refused)
     assert sorted([*accepted, *refused]) == list(range(len(given.positions)))
     assert len(found.records) == len(found.positions) == len(accepted)
-    assert list(found.positions) == [given.positions[place] for place in accepted]
-    assert [bad.position for bad in found.rejected] == [given.positions[place] for place in refused]
+    assert list(found.positions) == [given.positions[index] for index in accepted]
+    assert [bad.position for bad in found.rejected] == [given.positions[index] for index in refused]

@@ -64,9 +64,9 @@ def test_rotated_digits_show_every_image_under_every_angle() -> None:
 def test_rotation_turns_the_image_and_keeps_its_label() -> None:
     config = DatasetsConfig(angles=(0.0, 90.0))
     upright, turned = (digits_step(config, step) for step in range(2))
-    place = {key: row for row, key in enumerate(turned.split_keys.tolist())}
+    index = {key: row for row, key in enumerate(turned.split_keys.tolist())}
     for row, key in enumerate(upright.split_keys.tolist()[:50]):
-        other = place[key]
+        other = index[key]
         assert upright.labels[row] == turned.labels[other]
         assert np.allclose(np.rot90(upright.features[row]), turned.features[other], atol=1e-4)
 
@@ -94,7 +94,7 @@ def test_a_split_step_is_as_long_as_the_rarest_pair_and_the_seed_decides_who_is_
 def test_permuted_digits_show_every_image_in_one_other_order_of_pixels_a_step() -> None:
     assert (PERMUTED.steps, PERMUTED.records_per_step) == (3, 1797)
     upright = digits_step(DatasetsConfig(angles=(0.0,)), 0)
-    place = {key: row for row, key in enumerate(upright.split_keys.tolist())}
+    index = {key: row for row, key in enumerate(upright.split_keys.tolist())}
     orders = set()
     for step in range(3):
         records = digits_step(PERMUTED, step)
@@ -102,7 +102,7 @@ def test_permuted_digits_show_every_image_in_one_other_order_of_pixels_a_step() 
             encode_json(records, DIGITS_SCHEMA), DIGITS_SCHEMA, positions=records.ids.to_pylist()
         ).rejected
         assert records.ids[0].as_py() == f"{records.split_keys[0]}@p{step}"
-        rows = [place[key] for key in records.split_keys.tolist()]
+        rows = [index[key] for key in records.split_keys.tolist()]
         assert (upright.labels[rows] == records.labels).all()
         before, after = (found.reshape(1797, 64) for found in (upright.features[rows], records.features))
         orders.add(
@@ -166,13 +166,13 @@ def test_mnist_is_streamed_step_by_step_and_resumes_anywhere(protocol: str) -> N
     assert whole.ids.equals(expected.ids)
     assert (whole.features == expected.features).all()
     size = config.records_per_step
-    for place in (1, BLOCK_RECORDS - 1, BLOCK_RECORDS, size - 1, size, size + 700, len(whole) - 1):
+    for index in (1, BLOCK_RECORDS - 1, BLOCK_RECORDS, size - 1, size, size + 700, len(whole) - 1):
         again = DatasetsSource(config)
-        again.open({"digits": str(place)})
+        again.open({"digits": str(index)})
         (batch,) = again.poll(10, 0.0)
-        assert batch.start == str(place)
+        assert batch.start == str(index)
         rows = decode(batch, MNIST_SCHEMA).records
-        assert rows.ids.equals(whole.ids[place : place + len(rows)])
+        assert rows.ids.equals(whole.ids[index : index + len(rows)])
         again.close()
 
 
@@ -183,15 +183,15 @@ def test_mnist_shows_its_images_as_the_protocols_say() -> None:
         records = digits_step(split, step)
         assert len(records) == split.records_per_step == RAREST_PAIR["test"]
         assert set(records.labels.tolist()) == {2 * step, 2 * step + 1}
-        places = [int(name.removeprefix("test-")) for name in records.ids.tolist()]
-        assert (records.features == images[places]).all()
-        assert (records.labels == labels[places]).all()
+        indices = [int(name.removeprefix("test-")) for name in records.ids.tolist()]
+        assert (records.features == images[indices]).all()
+        assert (records.labels == labels[indices]).all()
     rotated = mnist_config("rotated-mnist", angles=(0.0, 90.0, 37.0))
     assert rotated.records_per_step == IMAGES["test"]
     for step, turned in enumerate((images, np.rot90(images, axes=(1, 2)))):
         records = digits_step(rotated, step)
-        places = [int(name.removeprefix("test-")) for name in records.split_keys.tolist()]
-        assert (records.features == turned[places]).all()
+        indices = [int(name.removeprefix("test-")) for name in records.split_keys.tolist()]
+        assert (records.features == turned[indices]).all()
 
 
 def test_a_quick_rotation_is_the_rotation_of_scipy() -> None:
@@ -199,8 +199,8 @@ def test_a_quick_rotation_is_the_rotation_of_scipy() -> None:
 
     images, _ = mnist_test()
     records = digits_step(mnist_config("rotated-mnist", angles=(37.0,)), 0).take(slice(300))
-    places = [int(name.removeprefix("test-")) for name in records.split_keys.tolist()]
-    exact = rotate(images[places].astype(np.float64), 37.0, axes=(2, 1), reshape=False, order=1)
+    indices = [int(name.removeprefix("test-")) for name in records.split_keys.tolist()]
+    exact = rotate(images[indices].astype(np.float64), 37.0, axes=(2, 1), reshape=False, order=1)
     assert np.abs(records.features - exact).max() <= 0.501
 
 
@@ -253,7 +253,7 @@ def test_files_that_are_not_mnists_are_named(tmp_path: Path, damage: str) -> Non
 
 @pytest.mark.parametrize("cursor", ["-1", "9999", "x", "1:2"])
 def test_a_cursor_of_another_stream_is_refused(cursor: str) -> None:
-    with pytest.raises(SourceError, match="not a place"):
+    with pytest.raises(SourceError, match="not a position"):
         DatasetsSource(SPLIT).open({"digits": cursor})
 
 

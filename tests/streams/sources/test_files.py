@@ -74,22 +74,22 @@ def lines(*names: str) -> bytes:
 
 
 def table(first: int, count: int) -> pa.Table:
-    places = range(first, first + count)
-    columns = {"a": [float(place) for place in places], "b": [0.5] * count, "label": ["up"] * count}
+    indices = range(first, first + count)
+    columns = {"a": [float(index) for index in indices], "b": [0.5] * count, "label": ["up"] * count}
     return pa.table(columns)
 
 
 def write_text(path: Path, count: int, make: Callable[[int], bytes], head: bytes = b"") -> None:
-    content = head + b"".join(make(place) for place in range(count))
+    content = head + b"".join(make(index) for index in range(count))
     path.write_bytes(gzip.compress(content) if path.suffix.lower() == ".gz" else content)
 
 
 def write_json(path: Path, count: int) -> None:
-    write_text(path, count, lambda place: payload(f"{path.name}-{place}") + b"\n")
+    write_text(path, count, lambda index: payload(f"{path.name}-{index}") + b"\n")
 
 
 def write_csv(path: Path, count: int) -> None:
-    write_text(path, count, lambda place: b"%d,0.5,up\r\n" % place, b"\xef\xbb\xbfa,b,label\r\n")
+    write_text(path, count, lambda index: b"%d,0.5,up\r\n" % index, b"\xef\xbb\xbfa,b,label\r\n")
 
 
 def write_parquet(path: Path, count: int) -> None:
@@ -127,9 +127,9 @@ def test_every_form_is_read_whole_and_goes_on_at_every_place(name: str, tmp_path
     assert len(set(said(whole))) == len({position for _, position, _ in whole}) == count
     for most in (1, 3, 7):
         assert read(source_of(tmp_path), most=most) == whole
-    for place in range(count):
-        resumed = source_of(tmp_path, {name: whole[place][1]})
-        assert read(resumed, most=4) == whole[place + 1 :]
+    for index in range(count):
+        resumed = source_of(tmp_path, {name: whole[index][1]})
+        assert read(resumed, most=4) == whole[index + 1 :]
 
 
 @every_form
@@ -158,7 +158,7 @@ def test_a_file_that_was_replaced_stops_the_source(name: str, tmp_path: Path) ->
     WRITERS[name](tmp_path / f"other-than-before.{form}", 9)
     (tmp_path / f"other-than-before.{form}").rename(tmp_path / name)
     if "csv" in name.lower():  # other rows, of the same length
-        write_text(tmp_path / name, 9, lambda place: b"%d,0.7,up\r\n" % place, b"\xef\xbb\xbfa,b,label\r\n")
+        write_text(tmp_path / name, 9, lambda index: b"%d,0.7,up\r\n" % index, b"\xef\xbb\xbfa,b,label\r\n")
     time.sleep(WAIT)
     for attempt in (lambda: source_of(tmp_path, {name: cursor}), lambda: read(running)):
         with pytest.raises(DataLostError, match=rf"{name}"):
@@ -358,7 +358,7 @@ def test_a_line_longer_than_a_block_is_one_payload(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("a.csv", b"a,c,label\n1,2,up\n", "missing: b; unknown: c"),
         ("a.csv", b"1,2,up\n3,4,up\n", "missing: a, b, label"),
@@ -368,14 +368,14 @@ def test_a_line_longer_than_a_block_is_one_payload(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_header_stops_the_source_and_is_spelled_out(
-    name: str, content: bytes, told: str, tmp_path: Path
+    name: str, content: bytes, message: str, tmp_path: Path
 ) -> None:
     write_csv(tmp_path / "0.csv", 2)
     (tmp_path / name).write_bytes(content)
     source = source_of(tmp_path)
     assert len(source.poll(10, 0.0)) == 1, "what comes before is read first"
     for _ in range(2):
-        with pytest.raises(SchemaChangedError, match=rf"{name}.*{told}"):
+        with pytest.raises(SchemaChangedError, match=rf"{name}.*{message}"):
             source.poll(10, 0.0)
 
 
@@ -444,7 +444,7 @@ def test_ids_stay_short_enough_under_long_names(tmp_path: Path) -> None:
 
 def test_a_cursor_of_another_source_is_refused(tmp_path: Path) -> None:
     for cursor in ("12", "a:b", "1-2/3", "0-1/1:zzzzzzzz"):
-        with pytest.raises(SourceError, match="not a place in a file"):
+        with pytest.raises(SourceError, match="not a cursor of a file"):
             source_of(tmp_path, {"a.ndjson": cursor})
 
 
@@ -652,7 +652,7 @@ def test_a_poll_waits_for_what_arrives_and_no_longer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"location": "relative/folder"}, "absolute"),
         ({"location": "s3://b"}, "not a location"),
@@ -661,8 +661,8 @@ def test_a_poll_waits_for_what_arrives_and_no_longer(tmp_path: Path) -> None:
         ({"location": "/x", "settle_seconds": -1}, "greater than or equal"),
     ],
 )
-def test_a_config_that_cannot_work_is_refused(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
+def test_a_config_that_cannot_work_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         FilesConfig(**settings)
 
 
@@ -676,9 +676,9 @@ def test_a_location_outside_the_allowed_roots_is_told(tmp_path: Path) -> None:
         assert FilesConfig(location=str(good)).location_problem(roots) is None
     folders = (outside, inside / "link", inside / ".." / "out", "/", f"{inside}2")
     for location in (*folders, "s3://bucket", "s3://bucket/prefix2"):
-        told = FilesConfig(location=str(location)).location_problem(roots)
-        assert told is not None
-        assert "not within" in told
+        message = FilesConfig(location=str(location)).location_problem(roots)
+        assert message is not None
+        assert "not within" in message
     assert FilesConfig(location="s3://bucket").location_problem([inside]) is not None
     assert FilesConfig(location=str(inside)).location_problem([]) is not None
 

@@ -101,10 +101,10 @@ def test_a_source_resumes_at_every_cursor(cluster: kafka_mock.Cluster, topic: st
     for name in ("0", "1"):
         mine = [entry for entry in whole if entry[0] == name]
         assert [entry[1:] for entry in mine] == [(str(n + 1), f"{name}-{n}") for n in range(6)]
-    for place in range(len(whole)):
-        cursors = {partition: position for partition, position, _ in whole[: place + 1]}
+    for index in range(len(whole)):
+        cursors = {partition: position for partition, position, _ in whole[: index + 1]}
         with opened(config(cluster, topic), cursors) as source:
-            assert sorted(read(source)) == sorted(whole[place + 1 :])
+            assert sorted(read(source)) == sorted(whole[index + 1 :])
 
 
 def test_opening_again_reads_from_the_other_cursors(cluster: kafka_mock.Cluster, topic: str) -> None:
@@ -166,11 +166,11 @@ def test_a_message_of_many_records_is_read_in_steps(cluster: kafka_mock.Cluster,
     first = [entry for entry in whole if entry[0] == "0"]
     assert [position for _, position, _ in first] == ["0:1", "0:2", "1", "2", "2:1", "2:2", "2:3", "2:4", "3"]
     assert names(first) == [name for each in rows for name in each]
-    for place in range(len(whole)):
-        cursors = {partition: position for partition, position, _ in whole[: place + 1]}
+    for index in range(len(whole)):
+        cursors = {partition: position for partition, position, _ in whole[: index + 1]}
         for size in (1, 100):
             with opened(settings, cursors) as source:
-                assert sorted(read(source, size=size)) == sorted(whole[place + 1 :])
+                assert sorted(read(source, size=size)) == sorted(whole[index + 1 :])
 
 
 @pytest.mark.parametrize("file", [False, True], ids=["stream", "file"])
@@ -179,7 +179,7 @@ def test_every_record_of_an_arrow_message_is_read_in_whatever_form_it_is_written
     cluster: kafka_mock.Cluster, topic: str, file: bool, compression: str | None
 ) -> None:
     count = 20_000
-    whole = encode_batch(records([str(place) for place in range(count)]), SCHEMA)
+    whole = encode_batch(records([str(index) for index in range(count)]), SCHEMA)
     written = ipc(pa.ipc.open_stream(whole).read_all(), file=file, compression=compression)
     cluster.create(topic)
     cluster.produce(topic, [written, arrow("after")])
@@ -190,7 +190,7 @@ def test_every_record_of_an_arrow_message_is_read_in_whatever_form_it_is_written
                 decoded = decode(batch, SCHEMA)
                 assert not decoded.rejected
                 found += decoded.records.ids.to_pylist()
-    assert found == [*(str(place) for place in range(count)), "after"]
+    assert found == [*(str(index) for index in range(count)), "after"]
 
 
 def test_a_message_of_many_records_that_cannot_be_read_is_one_dead_letter(
@@ -412,17 +412,17 @@ def test_an_error_of_one_partition_is_told_and_the_next_poll_goes_on(
         cluster.produce(topic, payloads(*(f"{partition}-{n}" for n in range(5))), partition=partition)
     cluster.fail_partition(topic, 0, AUTHORIZATION_FAILED)
     found: Read = []
-    told = []
+    message = []
     with opened(config(cluster, topic)) as source:
         deadline = time.monotonic() + 20
         while len(found) < 10 and time.monotonic() < deadline:
             try:
                 found += taken(source.poll(3, 0.2))
             except SourceError as error:
-                told.append(str(error))
-    # The mock repeats the error once when it is asked anew.
-    assert 1 <= len(told) <= 2
-    assert all("does not give partition 0" in text for text in told)
+                message.append(str(error))
+    # The mock repeats the error once when it is asked again.
+    assert 1 <= len(message) <= 2
+    assert all("does not give partition 0" in text for text in message)
     assert sorted(found) == [(str(p), str(n + 1), f"{p}-{n}") for p in (0, 1) for n in range(5)]
 
 
@@ -497,12 +497,12 @@ def test_a_real_kafka_is_read_like_the_mock(topic: str) -> None:
         whole: Read = []
         read_until(source, 2000, into=whole, size=300)
     assert len(set(names(whole))) == 2000
-    for place in (0, 700, 1998):
-        cursors = {partition: position for partition, position, _ in whole[: place + 1]}
+    for index in (0, 700, 1998):
+        cursors = {partition: position for partition, position, _ in whole[: index + 1]}
         with opened(settings, cursors) as source:
             rest: Read = []
-            read_until(source, 1999 - place, into=rest)
-            assert sorted(rest) == sorted(whole[place + 1 :])
+            read_until(source, 1999 - index, into=rest)
+            assert sorted(rest) == sorted(whole[index + 1 :])
     last = {partition: str(int(position) + 10**6) for partition, position, _ in whole}
     with pytest.raises(DataLostError, match="ends at"):
         KafkaSource(settings, group="test").open(last)

@@ -37,7 +37,7 @@ class Trimmed(ListSource):
 
 
 def some(count: int, prefix: str) -> list[bytes]:
-    return [payload(f"{prefix}{place}") for place in range(count)]
+    return [payload(f"{prefix}{index}") for index in range(count)]
 
 
 def found(batches: Sequence[RawBatch]) -> list[tuple[str, str]]:
@@ -135,7 +135,7 @@ def test_what_one_source_gave_is_not_lost_when_another_cannot_be_read(broken: st
             errors += 1
     assert 1 <= errors <= 10
     assert sorted(read) == sorted(
-        [("p", f"m{place}") for place in range(40)] + [("labels:p", f"l{place}") for place in range(40)]
+        [("p", f"m{index}") for index in range(40)] + [("labels:p", f"l{index}") for index in range(40)]
     )
 
 

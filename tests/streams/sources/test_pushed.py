@@ -26,7 +26,7 @@ def push(engine: sql.Engine, *sizes: int) -> list[str]:
     log = PushedLog(engine)
     names: list[str] = []
     for size in sizes:
-        batch = [f"r{len(names) + place}" for place in range(size)]
+        batch = [f"r{len(names) + index}" for index in range(size)]
         log.append("digits", SCHEMA, records(batch))
         names += batch
     return names
@@ -99,8 +99,8 @@ def test_opens_at_every_cursor(engine: sql.Engine, most: int) -> None:
     ids, positions = read(opened(engine), most)
     assert ids == names
     assert positions == ["1:1", "1:2", "1:3", "2:1", "3:1", "3:2", "3:3", "3:4"]
-    for place, cursor in enumerate(positions):
-        assert read(opened(engine, cursor), most) == (names[place + 1 :], positions[place + 1 :])
+    for index, cursor in enumerate(positions):
+        assert read(opened(engine, cursor), most) == (names[index + 1 :], positions[index + 1 :])
 
 
 def test_threads_append_without_a_gap(engine: sql.Engine) -> None:

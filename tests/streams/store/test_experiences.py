@@ -19,8 +19,8 @@ SCHEMA = RecordSchema(shape=(28, 28), dtype="uint8", classes=tuple("0123456789")
 
 def digits(count: int) -> Records:
     images, labels = mnist_test()
-    ids = text_column([f"digit-{place}" for place in range(count)])
-    writers = text_column([f"writer-{place % 7}" for place in range(count)])
+    ids = text_column([f"digit-{index}" for index in range(count)])
+    writers = text_column([f"writer-{index % 7}" for index in range(count)])
     return Records(ids, images[:count], labels[:count], np.full(count, np.nan), ids, {"writer": writers})
 
 
@@ -107,16 +107,16 @@ def test_a_missing_file_says_what_to_do(store: ExperienceStore) -> None:
 def test_garbage_goes_after_its_grace_period(store: ExperienceStore) -> None:
     kept, orphan, fresh = (store.write(digits(count), SCHEMA) for count in (3, 4, 5))
     folder = store.path(kept).parent
-    stranger = folder / "notes.txt"
+    foreign = folder / "notes.txt"
     left_over = folder / f"{orphan}.99-abcd.tmp"
-    for path in (stranger, left_over):
+    for path in (foreign, left_over):
         path.write_text("x")
     old = time.time() - 7200
-    for path in (store.path(kept), store.path(orphan), stranger, left_over):
+    for path in (store.path(kept), store.path(orphan), foreign, left_over):
         os.utime(path, (old, old))
     deleted = store.collect_garbage({kept}, grace_seconds=3600)
     assert sorted(deleted) == sorted([store.path(orphan).name, left_over.name])
-    assert stranger.exists()
+    assert foreign.exists()
     assert len(store.open(kept, index=0)) == 3
     assert len(store.open(fresh, index=0)) == 5
 

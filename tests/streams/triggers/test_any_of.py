@@ -20,7 +20,7 @@ def any_of(*children: dict[str, Any], **bounds: Any) -> AnyOfTrigger:
     return config
 
 
-def told(cut: Cut | None) -> tuple[int, str, list[str]]:
+def summary(cut: Cut | None) -> tuple[int, str, list[str]]:
     """Records, the child that made the cut, and what held it."""
     assert cut is not None
     return cut.records, cut.decision["child"], cut.decision["held_by"]
@@ -29,28 +29,28 @@ def told(cut: Cut | None) -> tuple[int, str, list[str]]:
 def test_the_first_to_fire_cuts_with_its_own_reason() -> None:
     config = any_of({"records": 8}, TEN_SECONDS)
     cut = fed(config.watch({}, ALONE), timed(*range(100, 120)))
-    assert told(cut) == (8, "records", [])
+    assert summary(cut) == (8, "records", [])
     assert cut is not None
     assert cut.reason == "8 records have arrived."
     assert cut.decision["decision"] == {"trigger": "records", "records": 8}
-    assert told(fed(config.watch({}, ALONE), timed(100, 105, 111, 112))) == (2, "seconds", [])
+    assert summary(fed(config.watch({}, ALONE), timed(100, 105, 111, 112))) == (2, "seconds", [])
 
 
 @pytest.mark.parametrize("sizes", [[], [1] * 20, [10, 1], [11]])
 def test_of_two_that_are_due_at_once_the_same_one_cuts_in_every_chunking(sizes: list[int]) -> None:
     # The count is due with the tenth record, the window with the eleventh; both would cut ten.
     config = any_of(TEN_SECONDS, {"records": 10})
-    assert told(fed(config.watch({}, ALONE), timed(*range(100, 120)), sizes)) == (10, "records", [])
+    assert summary(fed(config.watch({}, ALONE), timed(*range(100, 120)), sizes)) == (10, "records", [])
     # Both are due with the eleventh: the one that stands first cuts.
     config = any_of(TEN_SECONDS, {"records": 11})
-    assert told(fed(config.watch({}, ALONE), timed(*range(100, 120)), sizes)) == (10, "seconds", [])
+    assert summary(fed(config.watch({}, ALONE), timed(*range(100, 120)), sizes)) == (10, "seconds", [])
 
 
 @pytest.mark.parametrize("sizes", [[], [1] * 30, [4, 4]])
 def test_a_child_that_fired_too_soon_is_remembered(sizes: list[int]) -> None:
     config = any_of({"records": 3}, min_records=12)
     cut = fed(config.watch({}, ALONE), made(30), sizes)
-    assert told(cut) == (12, "records", ["min_records"])
+    assert summary(cut) == (12, "records", ["min_records"])
     assert cut is not None
     assert cut.reason == "3 records have arrived. Held by min_records until 12 records."
 
@@ -67,10 +67,10 @@ def test_the_seconds_between_cuts_are_counted_by_arrival_without_event_times() -
     watch = config.watch(state, ALONE)
     assert watch.see(made(5), 1005.0, 1005.0) is None
     assert watch.due(1009.0) is None
-    assert told(watch.due(1010.0)) == (5, "records", ["min_seconds"])
+    assert summary(watch.due(1010.0)) == (5, "records", ["min_seconds"])
     watch = config.watch(state, ALONE)
     assert watch.see(made(5), 1005.0, 1005.0) is None
-    assert told(watch.see(made(5), 1010.0, 1010.0)) == (5, "records", ["min_seconds"])
+    assert summary(watch.see(made(5), 1010.0, 1010.0)) == (5, "records", ["min_seconds"])
 
 
 def test_idle_time_ends_the_minimum_of_event_time_too() -> None:
@@ -80,7 +80,7 @@ def test_idle_time_ends_the_minimum_of_event_time_too() -> None:
     watch = config.watch(saved(first.state), ALONE)
     assert watch.see(timed(103, 104, 105), 5001.0, 5001.0) is None
     assert watch.due(5007.0) is None
-    assert told(watch.due(5008.0)) == (3, "records", ["min_seconds"])
+    assert summary(watch.due(5008.0)) == (3, "records", ["min_seconds"])
 
 
 def test_a_pending_record_waits_no_longer_than_it_may() -> None:
@@ -125,7 +125,7 @@ def test_the_child_that_cut_goes_on_from_its_state_and_the_others_start_anew() -
     times = [100, 108, 117, 119, *range(121, 127), 140]
     cuts = cuts_of(config, timed(*times))
     # The window goes on at 110, so that 121 ends it. After six by count a window begins with the next record.
-    assert [told(cut)[:2] for cut in cuts] == [(2, "seconds"), (2, "seconds"), (6, "records")]
+    assert [summary(cut)[:2] for cut in cuts] == [(2, "seconds"), (2, "seconds"), (6, "records")]
     assert cuts[0].state["triggers"] == {
         "0": {"start": 110, "clock": {"recent": [100] * 4 + [108], "reading": 108}}
     }
@@ -137,7 +137,7 @@ def test_time_makes_a_child_due() -> None:
     cost = {"kind": "cost", "record_seconds_per_training_second": 10, "at_least": 1}
     watch = any_of(cost, {"records": 1000}).watch({}, around)
     assert watch.see(made(10), 1000.0, 1000.0) is None
-    assert told(watch.due(1001.0)) == (10, "cost", [])
+    assert summary(watch.due(1001.0)) == (10, "cost", [])
 
 
 def test_features_without_labels_reach_the_children() -> None:
@@ -146,13 +146,13 @@ def test_features_without_labels_reach_the_children() -> None:
     watch = any_of({"kind": "shift", "window": 100, "every": 100}, {"records": 1000}).watch({}, around)
     assert watch.see(made(10, features=random.normal(size=(10, 2)).astype(np.float32)), 0.0, 0.0) is None
     watch.see_features(random.normal(3.0, size=(200, 2)).astype(np.float32))
-    assert told(watch.due(0.0)) == (10, "shift", [])
+    assert summary(watch.due(0.0)) == (10, "shift", [])
 
 
 def test_a_performance_alarm_is_held_until_there_is_enough_to_learn_from() -> None:
     around = Surroundings(judge=lambda: Parrot(0.1))
     config = any_of({"kind": "performance", "at_least": 1}, min_records=400)
-    assert told(fed(config.watch({}, around), answered(np.ones(900, dtype=np.bool_)), [50] * 18)) == (
+    assert summary(fed(config.watch({}, around), answered(np.ones(900, dtype=np.bool_)), [50] * 18)) == (
         400,
         "performance",
         ["min_records"],

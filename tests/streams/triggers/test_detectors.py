@@ -36,9 +36,9 @@ Make = Callable[..., Detector]
 def alarm_after(detector: Detector, rate: float, random: np.random.Generator) -> int:
     """Records up to the alarm."""
     records = 0
-    while (place := detector.see(random.random(500) < rate)) is None:
+    while (index := detector.see(random.random(500) < rate)) is None:
         records += 500
-    return records + place + 1
+    return records + index + 1
 
 
 def answers(seed: int, *, before: int = 700, after: int = 400) -> NDArray[np.bool_]:
@@ -103,8 +103,8 @@ def test_the_e_detector_keeps_its_run_length_on_answers_that_cling_together() ->
     lengths = []
     for _ in range(60):
         rates = np.repeat(random.choice([0.0, ACCEPTABLE], 1_000), 20)
-        place = e_detector(500).see(random.random(len(rates)) < rates)
-        lengths.append(len(rates) if place is None else place)
+        index = e_detector(500).see(random.random(len(rates)) < rates)
+        lengths.append(len(rates) if index is None else index)
     assert np.mean(lengths) > 500
 
 
@@ -118,9 +118,9 @@ def test_chunks_and_saved_states_change_nothing(make: Make, seed: int) -> None:
     detector, start = make(), 0
     for piece in np.split(wrong, np.sort(np.random.default_rng(seed).integers(0, len(wrong), 30))):
         detector = type(detector).from_state(json.loads(json.dumps(detector.state())))  # type: ignore[attr-defined]
-        place = detector.see(piece)
-        if place is not None:
-            assert start + place == expected
+        index = detector.see(piece)
+        if index is not None:
+            assert start + index == expected
             break
         start += len(piece)
     assert detector.statistic == whole.statistic >= whole.threshold
@@ -131,9 +131,9 @@ def test_the_cusum_is_the_recursion_of_the_textbook() -> None:
     wrong = answers(9, after=50)
     detector = cusum(1e8)
     value, plan = 0, detector.plan
-    for place, is_wrong in enumerate(wrong):
+    for index, is_wrong in enumerate(wrong):
         value = max(0, value + (plan.up if is_wrong else -plan.down))
-        assert detector.see(wrong[place : place + 1]) is None
+        assert detector.see(wrong[index : index + 1]) is None
         assert detector.statistic == value
 
 

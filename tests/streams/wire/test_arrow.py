@@ -204,7 +204,7 @@ def test_what_is_shown_of_a_large_row_is_small() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"c": ...}, "missing: c"),
         ({"label": ..., "lable": ["no"] * 4}, "missing: label; unknown: lable"),
@@ -214,14 +214,14 @@ def test_what_is_shown_of_a_large_row_is_small() -> None:
         ({"a": [True, False, True, False]}, "of another type: a has bool, wants numbers"),
     ],
 )
-def test_other_columns_refuse_the_payload_and_are_spelled_out(changes: dict[str, Any], told: str) -> None:
+def test_other_columns_refuse_the_payload_and_are_spelled_out(changes: dict[str, Any], message: str) -> None:
     whole = pa.table(columns(**changes))
     found = table_rows(whole)
     (bad,) = found.rejected
     assert (bad.position, bad.reason, len(found.records)) == ("p3", "schema-mismatch", 0)
-    assert bad.detail == f"The table has not the declared columns: {told}."
+    assert bad.detail == f"The table has not the declared columns: {message}."
     types = [(field.name, field.type) for field in whole.schema]
-    assert columns_problem(types, TABLE, TableColumns()) == told
+    assert columns_problem(types, TABLE, TableColumns()) == message
 
 
 def test_features_of_another_size_are_another_type_or_a_bad_row() -> None:
@@ -240,7 +240,7 @@ def test_rows_without_ids_are_named_by_the_batch_step_by_step() -> None:
     payload = ipc(pa.table(columns(id=...)))
     found = []
     for skip in (0, 2):
-        names = LazyTexts(lambda place: f"part:{place}", range(skip, skip + 2))
+        names = LazyTexts(lambda index: f"part:{index}", range(skip, skip + 2))
         batch = RawBatch(
             "p", "", [payload], ["", ""], "arrow", skip=skip, ids=names, table=TableColumns(id=None)
         )
@@ -258,7 +258,7 @@ def _nulls(count: int) -> Any:
 
 def digits(count: int) -> Records:
     images, labels = mnist_test()
-    ids = text_column([f"digit-{place}" for place in range(count)])
+    ids = text_column([f"digit-{index}" for index in range(count)])
     return Records(ids, images[:count], labels[:count], np.full(count, np.nan), ids, {})
 
 
@@ -297,7 +297,7 @@ def test_a_payload_is_read_in_steps_of_any_size() -> None:
     for step in (1, 7, 400, 1000):
         found = []
         for skip in range(0, 200 if step == 1 else 1000, step):
-            positions = [str(place) for place in range(skip, min(1000, skip + step))]
+            positions = [str(index) for index in range(skip, min(1000, skip + step))]
             batch = RawBatch("p", "", [payload], positions, "arrow", skip=skip)
             decoded = decode(batch, DIGITS)
             assert decoded.positions is positions
@@ -364,7 +364,7 @@ def test_columns_of_nothing_cannot_claim_a_great_length() -> None:
 @pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
 def test_what_a_payload_unpacks_to_is_told_from_its_headers(compression: str | None, file: bool) -> None:
     labels = pa.array(["no", "yes"] * 500).dictionary_encode()
-    whole = pa.table({"id": [str(place) for place in range(1000)], "a": np.zeros(1000), "label": labels})
+    whole = pa.table({"id": [str(index) for index in range(1000)], "a": np.zeros(1000), "label": labels})
     sent = ipc(whole, file=file, compression=compression)
     read = (pa.ipc.open_file if file else pa.ipc.open_stream)(sent).read_all().get_total_buffer_size()
     found = size_of(sent)
@@ -386,16 +386,16 @@ def test_a_small_payload_that_unpacks_to_gigabytes_is_refused_unread(compression
 @pytest.mark.parametrize("which", [1, 4])
 def test_a_header_that_claims_more_buffers_than_it_holds_costs_no_memory(which: int) -> None:
     sent = bytearray(ipc(pa.table(columns()), compression="zstd"))
-    for place in range(len(sent) - 4):
+    for index in range(len(sent) - 4):
         changed = sent.copy()
-        changed[place : place + which] = b"\x7f" * which
+        changed[index : index + which] = b"\x7f" * which
         decode(RawBatch("p", "", [bytes(changed)], ["only"], "arrow"), TABLE)
 
 
 def test_real_data_comes_through_foreign_tables_bit_for_bit() -> None:
     images, labels = mnist_test()
     count = 1000
-    ids, digits_of = [str(place) for place in range(count)], labels[:count]
+    ids, digits_of = [str(index) for index in range(count)], labels[:count]
     for column in (
         pa.array([image.tobytes() for image in images[:count]], pa.binary(784)),
         pa.FixedSizeListArray.from_arrays(pa.array(images[:count].reshape(-1)), 784),
@@ -405,7 +405,7 @@ def test_real_data_comes_through_foreign_tables_bit_for_bit() -> None:
         assert found.records.labels.tolist() == digits_of.tolist()
     features, _ = elec2()
     schema = RecordSchema(columns=tuple("abcdef"), classes=("0", "1"))
-    spread = {name: features[:, place] for place, name in enumerate("abcdef")}
+    spread = {name: features[:, index] for index, name in enumerate("abcdef")}
     whole = pa.table(
         {"id": pa.array(np.arange(len(features))), **spread, "label": np.ones(len(features), np.int8)}
     )
@@ -465,14 +465,14 @@ def test_any_rows_are_accepted_or_refused_as_they_are_alone(rows: list[tuple[Any
     kinds = [pa.string(), pa.float64(), pa.float32(), pa.string()]
     names = ["id", "a", "b", "label"]
     whole = pa.table(
-        {name: pa.array([row[place] for row in rows], kinds[place]) for place, name in enumerate(names)}
+        {name: pa.array([row[index] for row in rows], kinds[index]) for index, name in enumerate(names)}
         | {"c": pa.array([1.0] * len(rows))}
     )
     sent = arrow(whole)
     found = decode(sent, TABLE)
     check_partition(found, sent)
-    alone = [decode(arrow(whole.slice(place, 1)), TABLE) for place in range(len(rows))]
-    assert found.indices.tolist() == [place for place, one in enumerate(alone) if not one.rejected]
+    alone = [decode(arrow(whole.slice(index, 1)), TABLE) for index in range(len(rows))]
+    assert found.indices.tolist() == [index for index, one in enumerate(alone) if not one.rejected]
     assert [bad.reason for bad in found.rejected] == [bad.reason for one in alone for bad in one.rejected]
 
 

@@ -105,7 +105,7 @@ def test_lines_may_end_as_windows_ends_them() -> None:
 
 
 def test_rows_without_ids_are_named_by_the_batch() -> None:
-    ids = LazyTexts(lambda place: f"file.csv:{place}", range(10, 13))
+    ids = LazyTexts(lambda index: f"file.csv:{index}", range(10, 13))
     header, table = ("a", "b", "c", "label"), TableColumns(id=None)
     found = lines(b"1,2,3,yes", b"x", b"1,2,3,no", header=header, table=table, ids=ids)
     assert found.records.ids.to_pylist() == ["file.csv:10", "file.csv:12"]
@@ -114,7 +114,7 @@ def test_rows_without_ids_are_named_by_the_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "told"),
+    ("header", "message"),
     [
         (("id", "a", "b", "label", "time"), "missing: c."),
         ((*HEADER, "d"), "unknown: d."),
@@ -122,10 +122,10 @@ def test_rows_without_ids_are_named_by_the_batch() -> None:
         (("id", "a", "b", "C", "lable", "time"), "missing: c, label; unknown: C, lable."),
     ],
 )
-def test_a_header_that_does_not_fit_refuses_every_line(header: tuple[str, ...], told: str) -> None:
+def test_a_header_that_does_not_fit_refuses_every_line(header: tuple[str, ...], message: str) -> None:
     found = lines(b"1,2,3,4,5", b"1", header=header)
     assert [bad.reason for bad in found.rejected] == ["schema-mismatch", "schema-mismatch"]
-    assert found.rejected[0].detail.endswith(told)
+    assert found.rejected[0].detail.endswith(message)
 
 
 def test_images_are_columns_by_number() -> None:
@@ -134,7 +134,7 @@ def test_images_are_columns_by_number() -> None:
     header = ["label", *map(str, range(784))]
     rows = np.concatenate([labels[:200, None], images[:200].reshape(200, -1)], axis=1)
     sent = [",".join(map(str, one)).encode() for one in rows.tolist()]
-    names = [f"digit-{place}" for place in range(200)]
+    names = [f"digit-{index}" for index in range(200)]
     found = lines(*sent, header=header, schema=schema, table=TableColumns(id=None), ids=names)
     assert not found.rejected
     assert found.records.features.tobytes() == images[:200].tobytes()

@@ -36,7 +36,7 @@ def pixels(**changes: Any) -> bytes:
 
 
 def decoded(*payloads: bytes, schema: RecordSchema = SQUARE) -> Decoded:
-    return decode_json(payloads, schema, positions=[str(place) for place in range(len(payloads))])
+    return decode_json(payloads, schema, positions=[str(index) for index in range(len(payloads))])
 
 
 def equal(one: Records, other: Records) -> bool:
@@ -181,8 +181,8 @@ nearly = st.fixed_dictionaries(
 def test_any_bytes_become_a_record_or_a_rejection(payloads: list[bytes]) -> None:
     for schema in (SQUARE, PIXELS):
         found = decoded(*payloads, schema=schema)
-        places = sorted([*map(int, found.positions), *(int(bad.position) for bad in found.rejected)])
-        assert places == list(range(len(payloads)))
+        indices = sorted([*map(int, found.positions), *(int(bad.position) for bad in found.rejected)])
+        assert indices == list(range(len(payloads)))
         assert len(found.records) == len(found.positions)
         assert {bad.reason for bad in found.rejected} <= set(get_args(Reason))
 
@@ -245,7 +245,7 @@ def test_broken_arrow_becomes_a_rejection(payload: bytes) -> None:
 
 @settings(deadline=None, max_examples=300)
 @given(st.integers(0, len(PAYLOAD) - 1), st.integers(1, 255))
-def test_a_flipped_byte_in_arrow_never_raises(place: int, change: int) -> None:
+def test_a_flipped_byte_in_arrow_never_raises(index: int, change: int) -> None:
     payload = bytearray(PAYLOAD)
-    payload[place] ^= change
+    payload[index] ^= change
     decode(arrow_batch(bytes(payload), skip=0, take=2), SQUARE)

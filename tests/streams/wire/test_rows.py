@@ -75,7 +75,7 @@ def test_features_that_do_not_fit_are_isolated(features: Any, reason: str) -> No
 def test_other_columns_are_named() -> None:
     (bad,) = json_rows(row("a", features={"a": 1, "B": 2, "c": 3})).rejected
     assert bad.detail == "The features have not the declared columns: missing: b; unknown: B."
-    many = {f"column-{place}": place for place in range(50)}
+    many = {f"column-{index}": index for index in range(50)}
     (bad,) = json_rows(row("a", features=many)).rejected
     assert "column-19 and 30 more" in bad.detail
 
@@ -123,14 +123,14 @@ def test_what_is_missing_is_said_in_a_sentence(missing: str) -> None:
 
 def test_every_block_is_decoded_alike() -> None:
     count = 3 * BLOCK + 7
-    rows: list[Any] = [row(str(place), time=float(place)) for place in range(count)]
-    for place in (0, BLOCK - 1, BLOCK, count - 1):
-        rows[place] = b"{"
-    for place in (1, BLOCK + 1):
-        rows[place] = row(str(place), features=[[1, 2, 3]])
+    rows: list[Any] = [row(str(index), time=float(index)) for index in range(count)]
+    for index in (0, BLOCK - 1, BLOCK, count - 1):
+        rows[index] = b"{"
+    for index in (1, BLOCK + 1):
+        rows[index] = row(str(index), features=[[1, 2, 3]])
     found = json_rows(*rows)
     assert len(found.rejected) == 6
-    assert found.records.ids.to_pylist() == [str(place) for place in found.indices]
+    assert found.records.ids.to_pylist() == [str(index) for index in found.indices]
     assert found.records.times.tolist() == found.indices.tolist()
 
 
@@ -206,8 +206,8 @@ def test_msgpack_isolates_a_poison_record(changes: dict[str, Any], reason: str) 
 def test_mnist_comes_through_bit_for_bit(wire: str) -> None:
     images, labels = mnist_test()
     count = 1000
-    packed = [images[place].tobytes() for place in range(count)]
-    rows = [{"id": str(place), "label": int(labels[place])} for place in range(count)]
+    packed = [images[index].tobytes() for index in range(count)]
+    rows = [{"id": str(index), "label": int(labels[index])} for index in range(count)]
     if wire == "json":
         texts = [base64.b64encode(image).decode() for image in packed]
         sent = [one | {"features": text} for one, text in zip(rows, texts, strict=True)]

@@ -146,7 +146,7 @@ def test_our_own_forms_give_the_same_records_back(schema: RecordSchema) -> None:
     assert len(records) == len(rows)
     payload = encode_batch(records, schema, labels.names)
     assert equal(decode_batch(payload, schema), records)
-    given_batch = RawBatch("p", "", [payload], [str(place) for place in range(len(rows))], "arrow")
+    given_batch = RawBatch("p", "", [payload], [str(index) for index in range(len(rows))], "arrow")
     assert equal(decode(given_batch, schema).records, records)
     texts = encode_json(records, schema, labels.names)
     assert equal(decode_json(texts, schema, positions=[""] * len(texts)).records, records)
@@ -171,8 +171,8 @@ def test_elec2_comes_through_bit_for_bit(wire: WireName) -> None:
     schema = RecordSchema(columns=columns, classes=("0", "1"))
     count = 3000
     rows = [
-        {"id": str(place), "features": features[place].tolist(), "label": str(labels[place])}
-        for place in range(count)
+        {"id": str(index), "features": features[index].tolist(), "label": str(labels[index])}
+        for index in range(count)
     ]
     found = decode(sent(wire, rows, schema), schema)
     assert not found.rejected
@@ -208,11 +208,11 @@ def payloads(draw: st.DrawFn, wire: WireName) -> bytes:
     payload = _payload(wire, draw(nearly_rows if kind == "nearly" else good_rows))
     if kind != "mutated":
         return payload
-    place = draw(st.integers(0, len(payload) - 1))
+    index = draw(st.integers(0, len(payload) - 1))
     piece = draw(
         st.sampled_from([b"", b'"', b"\n", b"\r", b",", b"\0", b"\xff", b"{"]) | st.binary(max_size=3)
     )
-    return payload[:place] + piece + payload[place + draw(st.integers(0, 2)) :]
+    return payload[:index] + piece + payload[index + draw(st.integers(0, 2)) :]
 
 
 def _payload(wire: WireName, one: dict[str, Any]) -> bytes:
@@ -231,7 +231,7 @@ def test_no_bytes_raise_and_no_neighbour_matters(wire: WireName, data: st.DataOb
     check_partition(found, given_batch)
     assert {bad.reason for bad in found.rejected} <= set(get_args(Reason))
     alone = [decode(batch([payload], wire, **more), TABLE) for payload in found_payloads]
-    assert found.indices.tolist() == [place for place, one in enumerate(alone) if not one.rejected]
+    assert found.indices.tolist() == [index for index, one in enumerate(alone) if not one.rejected]
     assert [bad.reason for bad in found.rejected] == [bad.reason for one in alone for bad in one.rejected]
     assert equal(found.records, join_records([one.records for one in alone if len(one.records)], TABLE))
 
@@ -252,14 +252,14 @@ def test_good_records_live_among_any(
     given_batch = sent(wire, [one for one, _ in mixed])
     found = decode(given_batch, TABLE)
     check_partition(found, given_batch)
-    assert found.indices.tolist() == [place for place, (_, keep) in enumerate(mixed) if keep]
+    assert found.indices.tolist() == [index for index, (_, keep) in enumerate(mixed) if keep]
     assert found.records.ids.to_pylist() == [one["id"] for one, keep in mixed if keep]
 
 
 def test_a_flood_of_poison_is_refused_payload_by_payload() -> None:
     for wire in ROW_WIRES:
-        good = sent(wire, [row(str(place)) for place in range(1000)])
-        mixed = [one if place % 7 == 0 else one[:-3] for place, one in enumerate(good.payloads)]
+        good = sent(wire, [row(str(index)) for index in range(1000)])
+        mixed = [one if index % 7 == 0 else one[:-3] for index, one in enumerate(good.payloads)]
         given_batch = batch(mixed, wire, header=good.header, table=good.table)
         found = decode(given_batch, TABLE)
         check_partition(found, given_batch)
