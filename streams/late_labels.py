@@ -7,9 +7,6 @@ duplicate window, the count of dropped records, and the file of unmatched record
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from streams.base import RawBatch, RecordSchema
 from streams.duplicates import DuplicateWindow
 from streams.joining import Join, Joined, Pair, WaitingChange, WaitingPart
@@ -17,6 +14,7 @@ from streams.records import FEATURES_ONLY, Records
 from streams.state.experiences import Part
 from streams.state.waiting import WaitingCommit
 from streams.store.experiences import ExperienceStore
+from streams.triggers.base import Features
 from streams.wire.decode import Decoded
 
 _MAX_UNCOMMITTED = 50_000
@@ -31,7 +29,7 @@ class Completed:
     """Records that are complete now, without duplicates."""
     pairs: Sequence[Pair]
     """The records that each of `records` was joined from."""
-    features: NDArray[np.generic]
+    features: Features
     """(n, *shape) features that came without their label, matched since or not."""
 
 

@@ -13,6 +13,7 @@ from streams.base import RecordSchema
 from streams.joining import Pair
 from streams.records import Records, empty_records
 from streams.split import TRAIN
+from streams.triggers.base import Features
 from streams.triggers.catalog import Cut, Surroundings, TriggerConfig
 
 MAX_EXPERIENCE_BYTES = 256 * 1024 * 1024
@@ -183,7 +184,7 @@ class Pending:
         """Add records after all that are pending."""
         self._chunks.append(chunk)
 
-    def see_features(self, features: NDArray[np.generic]) -> None:
+    def see_features(self, features: Features) -> None:
         """Show the trigger features (n, *shape) whose label is still to come."""
         self._watch.see_features(features)
 

@@ -19,12 +19,12 @@ LETTER = DeadLetter("p", "1", "malformed", "It cannot be read.", b"x")
 CUT = CutExperience(
     Part("a" * 64, 3), Part("b" * 64, 1), Part("c" * 64, 0), schema_fingerprint="f" * 64, cut_reason="Enough."
 )
-WRITES = {
+WRITES: Mapping[type[object], set[str]] = {
     Manifest: {"commit", "forget"},
     PushedLog: {"append", "trim"},
 }
 """Public methods that must take the lock."""
-WITHIN = {
+WITHIN: Mapping[type[object], set[str]] = {
     Manifest: {"experiences_in", "remove_train"},
     PushedLog: {"append_in"},
 }
@@ -66,12 +66,14 @@ PUSHED: Mapping[str, tuple[Callable[[PushedLog], Any], Callable[[Any], bool]]] =
 }
 
 
-def _public(kind: type) -> set[str]:
+def _public(kind: type[object]) -> set[str]:
     return {name for name, _ in inspect.getmembers(kind, inspect.isfunction) if not name.startswith("_")}
 
 
 @pytest.mark.parametrize(("kind", "reads"), [(Manifest, MANIFEST), (PushedLog, PUSHED)])
-def test_every_public_method_is_a_tried_read_or_a_named_write(kind: type, reads: Mapping[str, Any]) -> None:
+def test_every_public_method_is_a_tried_read_or_a_named_write(
+    kind: type[object], reads: Mapping[str, Any]
+) -> None:
     assert reads.keys() | WRITES[kind] | WITHIN[kind] == _public(kind)
     assert not reads.keys() & (WRITES[kind] | WITHIN[kind])
 
