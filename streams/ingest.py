@@ -44,7 +44,7 @@ from streams.state.manifest import (
     WaitingCommit,
 )
 from streams.store.experiences import ExperienceStore
-from streams.triggers.catalog import Cut, Surroundings, TriggerConfig
+from streams.triggers.catalog import Cut, TriggerConfig, TriggerContext
 from streams.wire.decode import Decoded, decode
 
 _POLL_BYTES = 32 * 1024 * 1024
@@ -79,7 +79,7 @@ class Ingest:
         store: ExperienceStore,
         manifest: Manifest,
         also: AlsoInTransaction | None = None,
-        surroundings: Surroundings | None = None,
+        context: TriggerContext | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Open the source at the committed cursors. `also` runs in the transaction of every experience.
@@ -109,7 +109,7 @@ class Ingest:
         self._read = dict(self._committer.cursors)
         self._pending = Pending(
             config.trigger,
-            replace(surroundings or Surroundings(), reference=self._reference),
+            replace(context or TriggerContext(), reference=self._reference),
             state=manifest.trigger_state(pipeline),
         )
         self._recall_ids(config.duplicate_window)

@@ -14,7 +14,7 @@ from streams.joining import Pair
 from streams.records import Records, empty_records
 from streams.split import TRAIN
 from streams.triggers.base import Features
-from streams.triggers.catalog import Cut, Surroundings, TriggerConfig
+from streams.triggers.catalog import Cut, TriggerConfig, TriggerContext
 
 MAX_EXPERIENCE_BYTES = 256 * 1024 * 1024
 """Pending records of this size are cut, whatever the trigger says: one experience is one file in memory."""
@@ -153,17 +153,15 @@ def _settled(taken: Sequence[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
 class Pending:
     """The pending records of one ingest, and the trigger that watches them. Not thread-safe."""
 
-    def __init__(
-        self, trigger: TriggerConfig, surroundings: Surroundings, *, state: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, trigger: TriggerConfig, context: TriggerContext, *, state: Mapping[str, Any]) -> None:
         """`state` is what the trigger saved at the last cut."""
         self._trigger = trigger
-        self._surroundings = surroundings
+        self._context = context
         self._chunks: list[Chunk] = []
         self._begin_watch(state)
 
     def _begin_watch(self, state: Mapping[str, Any]) -> None:
-        self._watch = self._trigger.watch(state, self._surroundings)
+        self._watch = self._trigger.watch(state, self._context)
         self._shown = 0
         self._due: Cut | None = None
 

@@ -14,7 +14,7 @@ from service.state.database import updates
 from service.training.tasks import SERVED_FILE
 from streams.state.manifest import Manifest
 from streams.state.tables import reading
-from streams.triggers.catalog import Judge, Surroundings
+from streams.triggers.catalog import Judge, TriggerContext
 
 ENOUGH_RECORDS = 200
 """Holdout records that an error rate is taken over at least, the newest experiences first."""
@@ -57,9 +57,9 @@ class PipelineSurroundings:
         self._pipeline = pipeline
         self._judge: ChampionJudge | None = None
 
-    def surroundings(self) -> Surroundings:
+    def surroundings(self) -> TriggerContext:
         """For the trigger."""
-        return Surroundings(judge=self.judge, costs=self.costs)
+        return TriggerContext(judge=self.judge, costs=self.costs)
 
     def judge(self) -> Judge | None:
         """The champion of now; None before there is one."""

@@ -155,7 +155,7 @@ class PipelineIngest:
                 store=self._store,
                 manifest=Manifest(self._engine),
                 also=self._queue,
-                surroundings=self._surroundings.surroundings(),
+                context=self._surroundings.surroundings(),
             )
         return self._ingest
 

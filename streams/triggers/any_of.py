@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, model_validator
 
 from streams.records import Records
-from streams.triggers.base import Cut, Features, RecordWatch, Surroundings, TriggerConfig, TriggerState
+from streams.triggers.base import Cut, Features, RecordWatch, TriggerConfig, TriggerContext, TriggerState
 from streams.triggers.cost import CostTrigger
 from streams.triggers.event_time import MAX_JUMP_SECONDS, EventClock
 from streams.triggers.performance import PerformanceTrigger
@@ -76,9 +76,9 @@ class AnyOfTrigger(TriggerConfig):
         least = min(trigger.least_records for trigger in self.any)
         return self.min_records if self.max_seconds is not None else max(self.min_records, least)
 
-    def watch(self, state: TriggerState, surroundings: Surroundings) -> RecordWatch:
+    def watch(self, state: TriggerState, context: TriggerContext) -> RecordWatch:
         """See `TriggerConfig`."""
-        return AnyOfWatch(self, state, surroundings)
+        return AnyOfWatch(self, state, context)
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,12 @@ class AnyOfWatch(RecordWatch):
     After a cut the trigger that made it goes on from its own state, and the others start again.
     """
 
-    def __init__(self, config: AnyOfTrigger, state: TriggerState, surroundings: Surroundings) -> None:
+    def __init__(self, config: AnyOfTrigger, state: TriggerState, context: TriggerContext) -> None:
         super().__init__(config.kind)
         self._config = config
         kept: Mapping[str, TriggerState] = state.get("triggers", {})
         self._children = [
-            child.watch(kept.get(str(index), {}), surroundings) for index, child in enumerate(config.any)
+            child.watch(kept.get(str(index), {}), context) for index, child in enumerate(config.any)
         ]
         self._clock = EventClock(MAX_JUMP_SECONDS, state.get("clock"))
         self._last_reading = self._clock.reading

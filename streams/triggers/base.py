@@ -62,7 +62,7 @@ def _no_costs() -> Sequence[tuple[int, float]]:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class TriggerContext:
     """Inputs of a trigger other than the records, each asked for when it is needed."""
 
     reference: Callable[[], Features | None] = _no_reference
@@ -76,7 +76,7 @@ class Surroundings:
 class Watch(Protocol):
     """Follows the pending records from one cut to the next; after its cut a new one takes over.
 
-    However the records are chunked, the same records in the same surroundings give the same first cut.
+    However the records are chunked, the same records in the same context give the same first cut.
     """
 
     def see(self, records: Records, arrived_at: float, now: float) -> Cut | None:
@@ -174,9 +174,9 @@ class TriggerConfig(BaseModel):
         """Fewest records that it ever cuts."""
         return 1
 
-    def watch(self, state: TriggerState, surroundings: Surroundings) -> RecordWatch:
+    def watch(self, state: TriggerState, context: TriggerContext) -> RecordWatch:
         """A watch that begins just after the cut that saved this state; the state is empty before the first.
 
-        It asks for nothing of the surroundings before the first record.
+        It asks for nothing of the context before the first record.
         """
         raise NotImplementedError(f"The trigger {self.kind} has no watch.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Union
 from pydantic import BeforeValidator, Field
 
 from streams.triggers.any_of import SIMPLE_TRIGGERS, AnyOfTrigger, with_kind
-from streams.triggers.base import Cut, Judge, Surroundings, TriggerConfig, TriggerState, Watch
+from streams.triggers.base import Cut, Judge, TriggerConfig, TriggerContext, TriggerState, Watch
 from streams.triggers.cost import CostTrigger
 from streams.triggers.performance import PerformanceTrigger
 from streams.triggers.records import RecordsTrigger, SecondsTrigger
@@ -27,9 +27,9 @@ __all__ = [
     "RecordsTrigger",
     "SecondsTrigger",
     "ShiftTrigger",
-    "Surroundings",
     "TriggerChoice",
     "TriggerConfig",
+    "TriggerContext",
     "TriggerState",
     "Watch",
 ]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from streams.records import Records
-from streams.triggers.base import Cut, RecordWatch, Surroundings, TriggerConfig, TriggerState
+from streams.triggers.base import Cut, RecordWatch, TriggerConfig, TriggerContext, TriggerState
 from streams.triggers.event_time import MAX_JUMP_SECONDS, EventClock, has_time
 
 LATEST_UPDATES = 100
@@ -45,9 +45,9 @@ class CostTrigger(TriggerConfig):
     def least_records(self) -> int:
         return self.at_least
 
-    def watch(self, state: TriggerState, surroundings: Surroundings) -> RecordWatch:
+    def watch(self, state: TriggerState, context: TriggerContext) -> RecordWatch:
         """See `TriggerConfig`."""
-        return CostWatch(self, state, surroundings)
+        return CostWatch(self, state, context)
 
 
 class CostWatch(RecordWatch):
@@ -57,10 +57,10 @@ class CostWatch(RecordWatch):
     clock's reading, so that a straggler with an old time does not count as if it had waited since then.
     """
 
-    def __init__(self, config: CostTrigger, state: TriggerState, surroundings: Surroundings) -> None:
+    def __init__(self, config: CostTrigger, state: TriggerState, context: TriggerContext) -> None:
         super().__init__(config.kind)
         self._config = config
-        self._surroundings = surroundings
+        self._context = context
         self._clock = EventClock(MAX_JUMP_SECONDS, state.get("clock"))
         self._timed = 0
         self._waited = 0.0
@@ -69,7 +69,7 @@ class CostWatch(RecordWatch):
         before = self._clock.copy()
         waited = self._waiting(records.times, arrival)
         counts = self.seen + np.arange(1, len(records) + 1)
-        forecast = forecast_seconds(self._surroundings.costs(), counts)
+        forecast = forecast_seconds(self._context.costs(), counts)
         if forecast is None:
             due = counts >= self._config.first
         else:
@@ -85,7 +85,7 @@ class CostWatch(RecordWatch):
         """See `Watch`. Records go on waiting when none arrives."""
         if self.seen < self._config.at_least:
             return None
-        forecast = forecast_seconds(self._surroundings.costs(), np.array([self.seen]))
+        forecast = forecast_seconds(self._context.costs(), np.array([self.seen]))
         waited = self._waited + self.seen * max(0.0, now - self.arrived_at)
         if forecast is None or waited < forecast[0] * self._rate:
             return None

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from streams.records import Records
-from streams.triggers.base import Cut, Judge, RecordWatch, Surroundings, TriggerConfig, TriggerState
+from streams.triggers.base import Cut, Judge, RecordWatch, TriggerConfig, TriggerContext, TriggerState
 
 if TYPE_CHECKING:
     from streams.triggers.detectors import Detector
@@ -56,18 +56,18 @@ class PerformanceTrigger(TriggerConfig):
     def least_records(self) -> int:
         return self.at_least
 
-    def watch(self, state: TriggerState, surroundings: Surroundings) -> RecordWatch:
+    def watch(self, state: TriggerState, context: TriggerContext) -> RecordWatch:
         """See `TriggerConfig`."""
-        return PerformanceWatch(self, surroundings)
+        return PerformanceWatch(self, context)
 
 
 class PerformanceWatch(RecordWatch):
     """Runs a detector over the champion's answers to all records; a new champion restarts it."""
 
-    def __init__(self, config: PerformanceTrigger, surroundings: Surroundings) -> None:
+    def __init__(self, config: PerformanceTrigger, context: TriggerContext) -> None:
         super().__init__(config.kind)
         self._config = config
-        self._surroundings = surroundings
+        self._context = context
         self._detector: Detector | None = None
         self._version: int | None = None
         self._acceptable = 0.0
@@ -79,7 +79,7 @@ class PerformanceWatch(RecordWatch):
         config = self._config
         total = self.seen + len(records)
         if self._alarm is None:
-            judge = self._surroundings.judge()
+            judge = self._context.judge()
             if judge is None and self._version is None:
                 return self._without_champion() if total >= config.first else None
             if judge is not None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from streams.records import Records
-from streams.triggers.base import Cut, RecordWatch, Surroundings, TriggerConfig, TriggerState
+from streams.triggers.base import Cut, RecordWatch, TriggerConfig, TriggerContext, TriggerState
 from streams.triggers.event_time import MAX_JUMP_SECONDS, EventClock
 
 TEN_YEARS = 10 * 366 * 86_400
@@ -24,7 +24,7 @@ class RecordsTrigger(TriggerConfig):
     def least_records(self) -> int:
         return self.records
 
-    def watch(self, state: TriggerState, surroundings: Surroundings) -> RecordWatch:
+    def watch(self, state: TriggerState, context: TriggerContext) -> RecordWatch:
         """See `TriggerConfig`."""
         return RecordsWatch(self)
 
@@ -57,7 +57,7 @@ class SecondsTrigger(TriggerConfig):
         description="A record further ahead of the median time of the last five does not move the clock.",
     )
 
-    def watch(self, state: TriggerState, surroundings: Surroundings) -> RecordWatch:
+    def watch(self, state: TriggerState, context: TriggerContext) -> RecordWatch:
         """See `TriggerConfig`."""
         return SecondsWatch(self, state)
 

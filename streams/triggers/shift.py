@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from streams.records import Records
-from streams.triggers.base import Cut, Features, RecordWatch, Surroundings, TriggerConfig, TriggerState
+from streams.triggers.base import Cut, Features, RecordWatch, TriggerConfig, TriggerContext, TriggerState
 
 if TYPE_CHECKING:
     from streams.shift import Columns, Shift
@@ -42,18 +42,18 @@ class ShiftTrigger(TriggerConfig):
         256, ge=1, le=4096, description="At most so many feature values are compared, spread evenly."
     )
 
-    def watch(self, state: TriggerState, surroundings: Surroundings) -> RecordWatch:
+    def watch(self, state: TriggerState, context: TriggerContext) -> RecordWatch:
         """See `TriggerConfig`."""
-        return ShiftWatch(self, surroundings)
+        return ShiftWatch(self, context)
 
 
 class ShiftWatch(RecordWatch):
     """Keeps the last `window` rows of features, and compares them with the reference at every look."""
 
-    def __init__(self, config: ShiftTrigger, surroundings: Surroundings) -> None:
+    def __init__(self, config: ShiftTrigger, context: TriggerContext) -> None:
         super().__init__(config.kind)
         self._config = config
-        self._surroundings = surroundings
+        self._context = context
         self._asked = False
         self._reference: Columns | None = None
         self._columns: NDArray[np.int64] = np.empty(0, dtype=np.int64)
@@ -106,7 +106,7 @@ class ShiftWatch(RecordWatch):
         """Whether there is a reference that is large enough for a decision."""
         if not self._asked:
             self._asked = True
-            reference = self._surroundings.reference()
+            reference = self._context.reference()
             if reference is not None and len(reference):
                 self._compare_with(reference)
         return self._reference is not None

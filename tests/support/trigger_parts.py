@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streams.records import Records, text_column
-from streams.triggers.catalog import Cut, Surroundings, TriggerConfig, TriggerState, Watch
+from streams.triggers.catalog import Cut, TriggerConfig, TriggerContext, TriggerState, Watch
 
-ALONE = Surroundings()
+ALONE = TriggerContext()
 """No reference, no champion, no costs."""
 
 
@@ -82,7 +82,7 @@ def saved(state: TriggerState) -> Any:
 
 
 def cuts_of(
-    config: TriggerConfig, records: Records, *, chunk: int = 1_000_000, around: Surroundings = ALONE
+    config: TriggerConfig, records: Records, *, chunk: int = 1_000_000, around: TriggerContext = ALONE
 ) -> list[Cut]:
     """All cuts, as the ingest loop makes them: a new watch after each, from its saved state."""
     found: list[Cut] = []

@@ -21,7 +21,7 @@ from streams.sources.datasets import (
     digits_step,
 )
 from streams.sources.mnist import IMAGES, RAREST_PAIR
-from streams.triggers.catalog import RecordsTrigger, Surroundings
+from streams.triggers.catalog import RecordsTrigger, TriggerContext
 from streams.wire.decode import decode, decode_batch, decode_json, encode_batch, encode_json, json_fields
 from tests.support.real_data import DATA, mnist_test
 
@@ -128,7 +128,7 @@ def test_a_trigger_of_one_step_cuts_one_experience_a_step(config: DatasetsConfig
     while batches := source.poll(700, 0.0):
         pending += [decode(batch, DIGITS_SCHEMA).records for batch in batches]
     left, step = join_records(pending, DIGITS_SCHEMA), 0
-    while (cut := trigger.watch({}, Surroundings()).see(left, 0.0, 0.0)) is not None:
+    while (cut := trigger.watch({}, TriggerContext()).see(left, 0.0, 0.0)) is not None:
         assert left.ids[: cut.records].tolist() == digits_step(config, step).ids.tolist()
         left, step = left.take(slice(cut.records, None)), step + 1
     assert (step, len(left)) == (config.steps, 0)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from streams.triggers.catalog import AnyOfTrigger, Cut, Surroundings, TriggerChoice, TriggerConfig
+from streams.triggers.catalog import AnyOfTrigger, Cut, TriggerChoice, TriggerConfig, TriggerContext
 from tests.support.trigger_parts import ALONE, Parrot, answered, cuts_of, fed, made, saved, sizes_of, timed
 
 ADAPTER: TypeAdapter[TriggerConfig] = TypeAdapter(TriggerChoice)
@@ -133,7 +133,7 @@ def test_the_child_that_cut_goes_on_from_its_state_and_the_others_start_anew() -
 
 
 def test_time_makes_a_child_due() -> None:
-    around = Surroundings(costs=lambda: [(100, 1.0)])
+    around = TriggerContext(costs=lambda: [(100, 1.0)])
     cost = {"kind": "cost", "record_seconds_per_training_second": 10, "at_least": 1}
     watch = any_of(cost, {"records": 1000}).watch({}, around)
     assert watch.see(made(10), 1000.0, 1000.0) is None
@@ -142,7 +142,7 @@ def test_time_makes_a_child_due() -> None:
 
 def test_features_without_labels_reach_the_children() -> None:
     random = np.random.default_rng(0)
-    around = Surroundings(reference=lambda: random.normal(size=(500, 2)).astype(np.float32))
+    around = TriggerContext(reference=lambda: random.normal(size=(500, 2)).astype(np.float32))
     watch = any_of({"kind": "shift", "window": 100, "every": 100}, {"records": 1000}).watch({}, around)
     assert watch.see(made(10, features=random.normal(size=(10, 2)).astype(np.float32)), 0.0, 0.0) is None
     watch.see_features(random.normal(3.0, size=(200, 2)).astype(np.float32))
@@ -150,7 +150,7 @@ def test_features_without_labels_reach_the_children() -> None:
 
 
 def test_a_performance_alarm_is_held_until_there_is_enough_to_learn_from() -> None:
-    around = Surroundings(judge=lambda: Parrot(0.1))
+    around = TriggerContext(judge=lambda: Parrot(0.1))
     config = any_of({"kind": "performance", "at_least": 1}, min_records=400)
     assert summary(fed(config.watch({}, around), answered(np.ones(900, dtype=np.bool_)), [50] * 18)) == (
         400,

@@ -17,9 +17,9 @@ from streams.triggers.catalog import (
     RecordsTrigger,
     SecondsTrigger,
     ShiftTrigger,
-    Surroundings,
     TriggerChoice,
     TriggerConfig,
+    TriggerContext,
 )
 from tests.support.trigger_parts import Parrot, cuts_of, made, saved
 
@@ -42,7 +42,7 @@ EXAMPLES: list[TriggerConfig] = [
 EVERY = pytest.mark.parametrize("config", EXAMPLES, ids=lambda config: config.kind)
 
 REFERENCE = np.random.default_rng(99).normal(size=(500, 2)).astype(np.float32)
-AROUND = Surroundings(
+AROUND = TriggerContext(
     reference=lambda: REFERENCE,
     judge=lambda: Parrot(0.1),
     costs=lambda: [(100, 9.0), (200, 12.0), (150, 11.0), (400, 20.0)],

@@ -5,15 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from streams.triggers.catalog import CostTrigger, Surroundings
+from streams.triggers.catalog import CostTrigger, TriggerContext
 from streams.triggers.cost import forecast_seconds
 from tests.support.trigger_parts import ALONE, cuts_of, fed, made, saved, sizes_of
 
 EAGER = CostTrigger(record_seconds_per_training_second=10, at_least=1)
 
 
-def costing(*costs: tuple[int, float]) -> Surroundings:
-    return Surroundings(costs=lambda: costs)
+def costing(*costs: tuple[int, float]) -> TriggerContext:
+    return TriggerContext(costs=lambda: costs)
 
 
 FIXED = costing((100, 50.0), (200, 50.0), (300, 50.0))

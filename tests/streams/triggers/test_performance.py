@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
 
-from streams.triggers.catalog import Judge, PerformanceTrigger, Surroundings
+from streams.triggers.catalog import Judge, PerformanceTrigger, TriggerContext
 from tests.support.real_data import elec2
 from tests.support.trigger_parts import ALONE, Parrot, answered, cuts_of, fed, made, sizes_of
 
 BOTH = pytest.mark.parametrize("detector", ["cusum", "e-detector"])
 
 
-def judged_by(judge: Judge | None) -> Surroundings:
-    return Surroundings(judge=lambda: judge)
+def judged_by(judge: Judge | None) -> TriggerContext:
+    return TriggerContext(judge=lambda: judge)
 
 
 def rates(*pairs: tuple[int, float], seed: int = 0) -> NDArray[np.bool_]:
@@ -72,7 +72,7 @@ def test_an_early_alarm_waits_for_enough_records() -> None:
 
 def test_a_new_champion_starts_the_detector_anew() -> None:
     champions: list[Parrot] = [Parrot(0.1, version=1)]
-    watch = PerformanceTrigger(at_least=1).watch({}, Surroundings(judge=lambda: champions[-1]))
+    watch = PerformanceTrigger(at_least=1).watch({}, TriggerContext(judge=lambda: champions[-1]))
     almost = answered(rates((60, 0.25), seed=1))
     assert watch.see(almost, 0.0, 0.0) is None
     champions.append(Parrot(0.3, version=2))
@@ -86,7 +86,7 @@ def test_a_new_champion_starts_the_detector_anew() -> None:
 
 def test_a_champion_that_goes_away_leaves_the_bound() -> None:
     champions: list[Parrot | None] = [Parrot(0.1)]
-    watch = PerformanceTrigger(first=10, at_most=500).watch({}, Surroundings(judge=lambda: champions[-1]))
+    watch = PerformanceTrigger(first=10, at_most=500).watch({}, TriggerContext(judge=lambda: champions[-1]))
     assert watch.see(made(100), 0.0, 0.0) is None
     champions.append(None)
     assert watch.see(made(399), 0.0, 0.0) is None

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from streams.records import Records
-from streams.triggers.catalog import ShiftTrigger, Surroundings
+from streams.triggers.catalog import ShiftTrigger, TriggerContext
 from tests.support.trigger_parts import ALONE, fed, made, sizes_of
 
 QUICK = ShiftTrigger(window=200, every=100, first=300, alpha=0.001)
@@ -20,8 +20,8 @@ def normal(seed: int, count: int, *, moved: float = 0.0, place: int = 3) -> NDAr
     return values.reshape(count, 4, 2)
 
 
-def after(reference: NDArray[Any] | None) -> Surroundings:
-    return Surroundings(reference=lambda: reference)
+def after(reference: NDArray[Any] | None) -> TriggerContext:
+    return TriggerContext(reference=lambda: reference)
 
 
 def of(features: NDArray[Any]) -> Records:
@@ -158,7 +158,7 @@ def test_the_reference_is_asked_for_once_and_not_before_the_first_record() -> No
         asked.append(1)
         return normal(0, 1000)
 
-    watch = QUICK.watch({}, Surroundings(reference=reference))
+    watch = QUICK.watch({}, TriggerContext(reference=reference))
     assert not asked
     fed(watch, of(normal(1, 500)), [100] * 5)
     assert asked == [1]
