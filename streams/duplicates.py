@@ -89,7 +89,7 @@ class DuplicateWindow:
         """Runs are sorted, each at least twice the next, so that a look asks few of them."""
         run = _sorted(columns)
         while self._runs and len(self._runs[-1][0]) < 2 * len(run[0]):
-            # The newer first: of an id that came back after its time, the later ordinal counts.
+            # The newer run first: of an id that came again after it had expired, the later ordinal counts.
             run = _sorted(_joined([run, self._runs.pop()]))
         self._runs.append(run)
 

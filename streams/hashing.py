@@ -33,7 +33,7 @@ def hash_texts(texts: pa.StringArray, *, swapped: bool = False) -> NDArray[np.ui
     if not count:
         return found
     _, offsets_buffer, data = texts.buffers()
-    # By count: a buffer may be longer than what is in it.
+    # Limited by count, because a buffer may be longer than its content.
     offsets = np.frombuffer(offsets_buffer, dtype=np.int32, count=count + 1, offset=4 * texts.offset)
     whole = np.zeros(0, dtype=np.uint8) if data is None else np.frombuffer(data, dtype=np.uint8)
     with np.errstate(over="ignore"):
@@ -53,7 +53,7 @@ def _hash_block(
     shortest, longest = int(lengths.min()), int(lengths.max())
     np.multiply(lengths.astype(np.uint64), _A, out=found)
     for byte in range(0, longest, 8):
-        if shortest == longest:  # the commonest case by far, and it needs no gathering
+        if shortest == longest:  # by far the most common case, and the fastest: no row is gathered
             word = np.ndarray(
                 (len(lengths),), dtype="<u8", buffer=padded.data, offset=byte, strides=(longest,)
             )

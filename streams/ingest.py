@@ -290,10 +290,7 @@ class Ingest:
     ) -> Committed:
         prepared = late.prepare(pairs, cut=experience is not None, now=self._clock())
         committed = self._commit(
-            prepared.moves,
-            experience=experience,
-            duplicates=prepared.duplicates,
-            waiting=prepared.waiting,
+            prepared.moves, experience=experience, duplicates=prepared.duplicates, waiting=prepared.waiting
         )
         late.committed(prepared, committed.waiting)
         return committed

@@ -206,7 +206,7 @@ class Pending:
         if not self._chunks:
             return None
         forced = self._watch.forced(reason, now)
-        # The watch may have seen less: what came after its own cut, or just now.
+        # The watch has not seen records that came after its own cut, or just now.
         decision = {**forced.decision, "records": len(self)}
         return self._with_training_records(replace(forced, records=len(self), decision=decision))
 

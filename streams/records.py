@@ -178,7 +178,7 @@ def check_texts(column: pa.StringArray, *, what: str, reason: str) -> None:
     shortest, longest = _extreme_lengths(column)
     if shortest < 1:
         raise RecordInvalidError(f"The {what} is empty: send 1 to {MAX_TEXT_LENGTH} characters.", reason)
-    # As many bytes as characters at least: most columns need not be counted in characters.
+    # A text has at least as many bytes as characters, so most columns need no count of characters.
     if longest > MAX_TEXT_LENGTH:
         characters = pc.max(pc.utf8_length(column)).as_py()
         if characters > MAX_TEXT_LENGTH:
@@ -208,7 +208,7 @@ def _holds_nul(column: pa.StringArray) -> bool:
 def text_offsets(column: pa.StringArray) -> NDArray[np.int32]:
     """(n + 1,) where each text begins in the column's bytes, and where the last one ends."""
     _, offsets, _ = column.buffers()
-    # By count: a buffer may be longer than what is in it.
+    # Limited by count, because a buffer may be longer than its content.
     return np.frombuffer(offsets, dtype=np.int32, count=len(column) + 1, offset=4 * column.offset)
 
 

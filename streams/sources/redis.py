@@ -172,7 +172,7 @@ class RedisSource:
         commands = self._client.pipeline(transaction=False)
         for name, cursor in committed.items():
             if cursor.entry != ZERO:
-                # Whole nodes only, which is cheap; without LIMIT 0 a large backlog would never be caught up.
+                # Approximate trimming is cheap; without LIMIT 0 it would never catch up with a large backlog.
                 commands.xtrim(name, minid=id_text(cursor.entry), approximate=True, limit=0)
         try:
             commands.execute()
@@ -201,7 +201,7 @@ class RedisSource:
                 protocol=2,
                 socket_timeout=_SECONDS_ON_THE_SOCKET,
                 socket_connect_timeout=_SECONDS_TO_CONNECT,
-                # Once more, for a connection that the server closed while it was idle; then the caller waits.
+                # One retry, for a connection that the server closed while it was idle; then the caller waits.
                 retry=Retry(NoBackoff(), 1),
             )
         except (ValueError, TypeError):

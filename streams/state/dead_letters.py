@@ -125,7 +125,7 @@ def add(connection: sql.Connection, pipeline: str, letters: Sequence[DeadLetter]
     """Store dead letters; those stored already stay as they are. Returns how many records are new."""
     if not letters:
         return 0
-    # A dead letter may be stored before its offset can move, and is then met again after a restart.
+    # A dead letter may be stored before its offset can move, and is then read again after a restart.
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     named: dict[str, DeadLetter] = {}
     asked = {letter.name: letter for letter in letters}

@@ -122,7 +122,7 @@ def read(row: sql.Row[Any]) -> ExperienceRow:
     """An experience from its row."""
     return ExperienceRow(
         pipeline=row.pipeline,
-        # A row is a tuple too, whose `index` is the method.
+        # `row.index` would be the method of a tuple.
         index=row._mapping["index"],
         train=Part(row.train_digest, row.train_rows),
         gate=Part(row.gate_digest, row.gate_rows),

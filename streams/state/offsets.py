@@ -18,7 +18,7 @@ def move(connection: sql.Connection, pipeline: str, moves: Mapping[str, Span]) -
     Raises:
         FencedError: an offset is not at the start of its span; the transaction must end without a commit.
     """
-    names = sorted(moves)  # one order for all writers, so that none waits in a circle
+    names = sorted(moves)  # the same order in all writers, so that none deadlock
     stored = _stored(connection, pipeline, [name for name in names if not moves[name].start])
     new = [name for name in names if not moves[name].start and name not in stored]
     moved = [

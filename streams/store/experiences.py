@@ -98,7 +98,7 @@ class ExperienceStore:
         if len(parts) == 1:
             digests = [self._write(parts[0], schema)]
         else:
-            # Hashing, writing and waiting for the disk run without the interpreter's lock.
+            # Hashing, writing and waiting for the disk release the interpreter's lock.
             with ThreadPoolExecutor(_WRITERS) as pool:
                 digests = list(pool.map(lambda records: self._write(records, schema), parts))
         sync_folder(self._root)
@@ -200,7 +200,7 @@ class ExperienceStore:
                 _verify(mapped, digest, path)
                 self._verified[digest] = before
             if self._remote is not None:
-                # The time of use, for the cache; the time of writing stays, for the garbage collector.
+                # The time of use changes, for the cache; that of writing stays, for the garbage collector.
                 os.utime(path, ns=(time.time_ns(), before[2]))
             return read(mapped)
         except FileNotFoundError as error:
@@ -274,7 +274,7 @@ def _upload(file: Path, name: str, remote: ObjectStore) -> None:
         try:
             remote.create(name, data)
         except ObjectExistsError:
-            # It has the same content, unless damaged. Writing it again repairs it, and makes it young.
+            # It has the same content, unless damaged. Writing it again repairs it, and renews its time.
             remote.replace(name, data)
         finally:
             data.release()

@@ -201,7 +201,7 @@ class LocalObjects:
                     elif entry.is_file() and not name.endswith(_UNFINISHED) and self._inside(entry):
                         yield _info(name, entry.stat())
                 except FileNotFoundError:
-                    continue  # it went while the folder was read
+                    continue  # it was removed while the folder was read
 
     def _inside(self, entry: "os.DirEntry[str]") -> bool:
         return not entry.is_symlink() or Path(entry.path).resolve().is_relative_to(self._root.resolve())
@@ -233,7 +233,7 @@ class S3Objects:
             self._store = S3Store(
                 bucket,
                 prefix=prefix or None,
-                # Options given here replace what obstore takes from the environment, so that is asked too.
+                # Options given here replace those that obstore reads from the environment, so read these too.
                 client_options={
                     "timeout": timedelta(seconds=_REQUEST_SECONDS),
                     "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes", "on"),
@@ -273,7 +273,7 @@ class S3Objects:
     def create(self, name: str, data: Data) -> None:
         """See `ObjectStore`."""
         with _s3_errors(name, self._location):
-            # In parts, S3 could not hold the condition.
+            # A multipart upload does not support the condition.
             obstore.put(self._store, _checked(name), data, mode="create", use_multipart=False)
 
     def replace(self, name: str, data: Data) -> None:

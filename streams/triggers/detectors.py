@@ -144,7 +144,7 @@ class EDetector:
         """See `Detector`."""
         values, for_wrong, for_right = self._values, self._for_wrong, self._for_right
         limit = self._run_length * len(values)
-        # A plain loop: five products a record are too few for numpy, and blocks would round by their borders.
+        # A plain loop: five products a record are too few for numpy, and blocks would change the rounding.
         for index, is_wrong in enumerate(wrong.tolist()):
             factors = for_wrong if is_wrong else for_right
             values = [(value + 1.0) * factor for value, factor in zip(values, factors, strict=True)]
@@ -207,7 +207,7 @@ def _steps(acceptable: float, risen: float) -> tuple[int, int]:
     for_wrong = np.log(risen / acceptable)
     for_right = np.log((1.0 - acceptable) / (1.0 - risen))
     smaller = min(for_wrong, for_right)
-    # The finest unit is not needed: the first that meets the ratio well keeps the chain short.
+    # Take the first unit that meets the ratio well, not the finest: it keeps the chain short.
     for step in range(1, FINEST_STEP + 1):
         up, down = (round(part / smaller * step) for part in (for_wrong, for_right))
         if abs(down / (up + down) - for_right / (for_wrong + for_right)) < 0.05 * (risen - acceptable):

@@ -87,7 +87,7 @@ def to_arrow(records: Records, schema: RecordSchema, *, metadata: Mapping[bytes,
     }
     if not np.isnan(records.times).all():
         columns["time"] = pa.array(records.times, pa.float64())
-    # By value: the bytes must not depend on how the records came to be.
+    # Compared by value: the bytes must not depend on how the records were built.
     if not (records.split_keys is records.ids or records.split_keys.equals(records.ids)):
         columns["split_key"] = compact(records.split_keys)
     for name in schema.groups:
@@ -380,7 +380,7 @@ def _cell(scalar: Any, *, most: int) -> Any:
         if isinstance(scalar, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
             return scalar.values.slice(0, most).to_pylist()
         if isinstance(scalar, pa.StringScalar | pa.LargeStringScalar):
-            # A text that many rows name may be long: only what is shown of it is copied.
+            # A text that many rows refer to may be long: copy only the part that is shown.
             return bytes(memoryview(scalar.as_buffer())[:_SHOWN_BYTES]).decode("utf-8", "replace")
         value = scalar.as_py()
         return value[: 8 * most] if isinstance(value, bytes) else value

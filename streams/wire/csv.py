@@ -91,8 +91,8 @@ class _Parser:
         # A line with a line break or an open quote may give as many extra rows as other lines lose.
         if joined.count(b"\n") != len(lines) - 1 or b"\r" in joined:
             return None
-        # The empty line in front keeps a byte order mark from meaning more in the first line than in others;
-        # the empty row behind is lost to a quote that the last line leaves open.
+        # The empty line in front makes a byte order mark in the first line an ordinary character. The row at
+        # the end is missing from the result where the last line leaves a quote open.
         data = b"\n" + joined + b"\n" + b"," * (len(self._header) - 1) + b"\n"
         read_options = arrow_csv.ReadOptions(
             column_names=self._header, skip_rows=1, use_threads=False, block_size=len(data) + 1
@@ -112,7 +112,7 @@ class _Parser:
         """Whether a line has a fault that needs no parser to be seen."""
         text = line.decode("utf-8", "replace").removesuffix("\r")
         try:
-            # Its lenient mode sees the fields that the parser sees; an open quote is left to the parser.
+            # Its lenient mode finds the same fields as the parser; an open quote is left to the parser.
             fields = next(csv.reader([text]), []) if '"' in text else text.split(",")
         except csv.Error:
             return False

@@ -139,7 +139,7 @@ def _regular(features: Sequence[Any], shape: Sequence[int], schema: RecordSchema
         if set(map(len, lists)) != {extent}:
             raise TypeError("a list has another length")
         lists = list(chain.from_iterable(lists))
-    # It refuses lists of another length, and lists within.
+    # The packer refuses lists of another length, and nested lists.
     packed = b"".join(starmap(_packer(shape[-1]), lists))
     return np.frombuffer(packed, dtype="<f8").reshape(-1, schema.size)
 

@@ -161,7 +161,7 @@ def _texts(found: pa.Table, name: str) -> pa.StringArray:
 
 def _as_texts(column: Any) -> pa.StringArray:
     if pa.types.is_dictionary(column.type):
-        # Cut before it is repeated: a long text that many rows name would fill the memory.
+        # Shortened before it is repeated: a long text that many rows refer to would fill the memory.
         values = pc.utf8_slice_codeunits(column.dictionary.cast(pa.string()), 0, MAX_TEXT_LENGTH + 1)
         return values.take(column.indices)
     return column if column.type == pa.string() else column.cast(pa.string())

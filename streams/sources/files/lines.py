@@ -191,7 +191,7 @@ def _split(block: bytes) -> tuple[list[bytes], _Numbers, _Numbers]:
         ends[-1] -= 1
     if b"\r" in block:
         lines = [line.removesuffix(b"\r") for line in lines]
-    # Blank lines begin with a space or a line break: few others do, and only those are looked at.
+    # Only lines that begin with white space can be blank, and few lines do.
     maybe = np.flatnonzero(np.frombuffer(block, np.uint8)[starts] <= 32)
     blank = [int(at) for at in maybe if not lines[at].strip()]
     if blank:
