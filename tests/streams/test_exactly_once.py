@@ -71,7 +71,7 @@ TRIGGERS = st.sampled_from([RecordsTrigger(records=count) for count in (1, 2, 5)
 SOME = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 MANY = settings(SOME, max_examples=400)
 RECORDS = given(_schedules(["complete", "complete", "complete", "poison"]), WINDOWS, TRIGGERS)
-HALVES = given(
+LATE_LABELS = given(
     _schedules(["complete", "features", "label", "features", "label", "poison"], timed=True),
     WINDOWS,
     TRIGGERS,
@@ -79,15 +79,15 @@ HALVES = given(
 )
 
 
-def run(position: Environment, turns: Sequence[Turn]) -> None:
+def run(env: Environment, turns: Sequence[Turn]) -> None:
     """Take every turn, and what is stored is right after each; then all that can be is cut, and again."""
     for turn in turns:
-        turn(position)
-        position.check()
-    position.finish()
-    position.check()
-    position.crash()
-    position.finish()
+        turn(env)
+        env.check()
+    env.finish()
+    env.check()
+    env.crash()
+    env.finish()
 
 
 @SOME
@@ -108,11 +108,11 @@ def test_every_record_is_in_exactly_one_place_in_many_more_schedules(
 
 
 def records_once(turns: list[Turn], window: int, trigger: RecordsTrigger) -> None:
-    with environment(partitions=PARTITIONS, window=window, trigger=trigger) as position:
-        run(position, turns)
-        stored = position.check()
-        good = [message for message in position.messages if message.kind == "complete"]
-        poison = [message for message in position.messages if message.kind == "poison"]
+    with environment(partitions=PARTITIONS, window=window, trigger=trigger) as env:
+        run(env, turns)
+        stored = env.check()
+        good = [message for message in env.messages if message.kind == "complete"]
+        poison = [message for message in env.messages if message.kind == "poison"]
         assert stored.dead_letters == {(message.partition, message.position) for message in poison}
         learnt = [name for name, _, _ in stored.learnt]
         trained = {name for name in learnt if part_of(name, SPLIT) == "train"}
@@ -126,7 +126,7 @@ def records_once(turns: list[Turn], window: int, trigger: RecordsTrigger) -> Non
 
 
 @SOME
-@HALVES
+@LATE_LABELS
 def test_every_unmatched_record_is_in_exactly_one_place(
     turns: list[Turn], window: int, trigger: RecordsTrigger, uncommitted: int
 ) -> None:
@@ -135,7 +135,7 @@ def test_every_unmatched_record_is_in_exactly_one_place(
 
 @pytest.mark.slow
 @MANY
-@HALVES
+@LATE_LABELS
 def test_every_unmatched_record_is_in_exactly_one_place_in_many_more_schedules(
     turns: list[Turn], window: int, trigger: RecordsTrigger, uncommitted: int
 ) -> None:
@@ -145,11 +145,11 @@ def test_every_unmatched_record_is_in_exactly_one_place_in_many_more_schedules(
 def late_labels_once(turns: list[Turn], window: int, trigger: RecordsTrigger, *, uncommitted: int) -> None:
     with (
         pytest.MonkeyPatch.context() as patch,
-        environment(partitions=PARTITIONS, schema=JOINED, window=window, trigger=trigger) as position,
+        environment(partitions=PARTITIONS, schema=JOINED, window=window, trigger=trigger) as env,
     ):
         patch.setattr(late_labels, "_MAX_UNCOMMITTED", uncommitted)
-        run(position, turns)
-        stored = position.check()
+        run(env, turns)
+        stored = env.check()
         if window == 1000:
             learnt = [name for name, _, _ in stored.learnt]
             assert len(learnt) == len(set(learnt))
@@ -162,21 +162,21 @@ def test_features_and_labels_are_joined_in_any_order_over_any_crash(
 ) -> None:
     with (
         pytest.MonkeyPatch.context() as patch,
-        environment(partitions=PARTITIONS, schema=JOINED, trigger=trigger) as position,
+        environment(partitions=PARTITIONS, schema=JOINED, trigger=trigger) as env,
     ):
         patch.setattr(late_labels, "_MAX_UNCOMMITTED", 4)
         for number, turn in zip([*order, *order[::-1]], turns, strict=True):
             kind: Kind = (
-                "label" if any(message.id == f"r{number}" for message in position.messages) else "features"
+                "label" if any(message.id == f"r{number}" for message in env.messages) else "features"
             )
-            position.send(f"r{number}", kind, PARTITIONS[number % 2 if kind == "label" else 0])
-            turn(position)
-            position.now = 1e9  # nothing ages
-            position.check()
-        position.finish()
-        stored = position.check()
+            env.send(f"r{number}", kind, PARTITIONS[number % 2 if kind == "label" else 0])
+            turn(env)
+            env.now = 1e9  # nothing ages
+            env.check()
+        env.finish()
+        stored = env.check()
         learnt = [name for name, _, _ in stored.learnt]
         assert len(set(learnt)) == len(learnt)
-        assert position.open().pending == 12 - len(learnt)
+        assert env.open().pending == 12 - len(learnt)
         left = {f"r{number}" for number in range(12)} - set(learnt)
         assert all(part_of(name, SPLIT) != "train" for name in left), "it waits for a record to train on"
