@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI
 
 from service.api import holdouts, pipelines, problems, records, reference, streams, updates
-from service.api.bodies import Alive, Ready, RoleView
+from service.api.bodies.health import Alive, Ready, RoleView
 from service.api.limits import SecureAnswers
 from service.api.parameters import Engine
 from service.settings import Settings

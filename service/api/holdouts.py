@@ -5,14 +5,9 @@ from typing import Annotated
 import sqlalchemy as sa
 from fastapi import APIRouter, Path
 
-from service.api.bodies import (
-    DecisionReason,
-    EntryView,
-    FreezeView,
-    HoldoutMargin,
-    HoldoutsView,
-    HoldoutView,
-)
+from service.api.bodies.base import ReasonRequest
+from service.api.bodies.holdouts import FreezeView, HoldoutMargin, HoldoutsView, HoldoutView
+from service.api.bodies.pipelines import EntryView
 from service.api.limits import JsonRoute
 from service.api.parameters import MAX_INTEGER, Engine, PipelineName
 from service.state import champions, freezes, holdouts, pipelines
@@ -41,9 +36,7 @@ def set_margin(
     with reading(engine) as connection:
         pipelines.load_spec(connection, pipeline)
     return EntryView.of(
-        decisions.set_holdout_margin(
-            engine, pipeline, experience, margin=body.margin, actor=body.by, reason=body.reason
-        )
+        decisions.set_holdout_margin(engine, pipeline, experience, margin=body.margin, by=body.decided_by)
     )
 
 
@@ -52,25 +45,23 @@ def mark(
     pipeline: PipelineName,
     experience: Experience,
     marking: decisions.Marking,
-    body: DecisionReason,
+    body: ReasonRequest,
     engine: Engine,
 ) -> EntryView:
     """A retired holdout is no evidence any more; a pinned one is never cut down. Both stand in the ledger."""
     with reading(engine) as connection:
         pipelines.load_spec(connection, pipeline)
     return EntryView.of(
-        decisions.mark_holdout(
-            engine, pipeline, experience, marking=marking, actor=body.by, reason=body.reason
-        )
+        decisions.mark_holdout(engine, pipeline, experience, marking=marking, by=body.decided_by)
     )
 
 
 @router.post("/{pipeline}/unfreeze", summary="Free promotion again")
-def unfreeze(pipeline: PipelineName, body: DecisionReason, engine: Engine) -> EntryView:
+def unfreeze(pipeline: PipelineName, body: ReasonRequest, engine: Engine) -> EntryView:
     """After an audit that did not pass. A rollback to the last audited version frees it as well."""
     with reading(engine) as connection:
         pipelines.load_spec(connection, pipeline)
-    return EntryView.of(decisions.unfreeze(engine, pipeline, actor=body.by, reason=body.reason))
+    return EntryView.of(decisions.unfreeze(engine, pipeline, by=body.decided_by))
 
 
 def _view(connection: sa.Connection, engine: sa.Engine, pipeline: str) -> HoldoutsView:

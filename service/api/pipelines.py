@@ -5,15 +5,15 @@ from typing import Annotated, Any
 import sqlalchemy as sa
 from fastapi import APIRouter, Body, Query
 
-from service.api.bodies import (
+from service.api.bodies.pipelines import (
     ChampionView,
     EntryView,
     ExperienceView,
     LedgerView,
     PipelineView,
     RollbackRequest,
-    UpdateView,
 )
+from service.api.bodies.updates import UpdateView
 from service.api.limits import JsonRoute
 from service.api.parameters import MAX_INTEGER, Configured, Engine, Limit, PipelineName
 from service.errors import ChampionMissingError
@@ -93,9 +93,9 @@ def champion(pipeline: PipelineName, engine: Engine) -> ChampionView:
 
 @router.post("/{pipeline}/rollback", summary="Bring a former champion back")
 def roll_back(pipeline: PipelineName, body: RollbackRequest, engine: Engine) -> ChampionView:
-    with engine.begin() as connection:
+    with reading(engine) as connection:
         pipelines.load_spec(connection, pipeline)
-    decisions.roll_back(engine, pipeline, version=body.version, actor=body.by, reason=body.reason)
+    decisions.roll_back(engine, pipeline, version=body.version, by=body.decided_by)
     with reading(engine) as connection:
         return _champion(connection, pipeline)
 

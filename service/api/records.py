@@ -4,11 +4,11 @@ import msgspec
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
-from service.api.bodies import RecordsReceipt
+from service.api.bodies.streams import RecordsReceipt
 from service.api.limits import RecordsRoute
 from service.api.parameters import Engine, IdempotencyKey, PipelineName, settings_of
 from service.errors import RecordsInvalidError
-from service.ingest import push as intake
+from service.ingest.push import push
 from streams.wire.decode import JsonRecord
 
 router = APIRouter(prefix="/v1/pipelines", tags=["records"], route_class=RecordsRoute)
@@ -42,7 +42,7 @@ router = APIRouter(prefix="/v1/pipelines", tags=["records"], route_class=Records
         }
     },
 )
-async def push(
+async def send(
     pipeline: PipelineName, request: Request, engine: Engine, key: IdempotencyKey = None
 ) -> RecordsReceipt:
     """All of them are stored durably before the answer, or none: one bad record refuses the request."""
@@ -50,7 +50,7 @@ async def push(
     # Decoding and the durable write take their time: not on the loop that answers everybody else.
     try:
         receipt = await run_in_threadpool(
-            intake.push,
+            push,
             engine,
             pipeline,
             body=body,

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +19,9 @@ pipeline_app = typer.Typer(help="Declare and read pipelines.", no_args_is_help=T
 update_app = typer.Typer(
     help="Start, follow, cancel and decide updates.", no_args_is_help=True, rich_markup_mode=None
 )
+
+WIDTH = 100
+"""Columns that sentences are wrapped to."""
 
 Url = Annotated[
     str | None,
@@ -163,6 +167,38 @@ def update_reject(update: str, reason: Reason, by: By = "anonymous", url: Url = 
     _decide(update, "reject", reason=reason, by=by, url=url)
 
 
+@update_app.command("explain")
+def update_explain(update: str, json_output: Json = False, url: Url = None) -> None:
+    """Show the gate's verdict in words: every finding, failed ones first, and the decision."""
+    with open_client(url) as client:
+        view = client.get(update_path(update, "decision"))
+    if json_output:
+        return print_json(view["verdict"])
+    verdict = view["verdict"]
+    if verdict is None:
+        typer.echo(f"{update} has no verdict yet: it is {view['state']}.")
+        return
+    typer.echo(f"{update}: {verdict['outcome']}")
+    _say("", verdict["reason"])
+    for answer, title in (("fail", "Failed"), ("undecided", "Open"), ("pass", "Passed")):
+        found = [each for each in verdict["findings"] if each["answer"] == answer]
+        if found:
+            typer.echo(f"\n{title}")
+        for each in found:
+            lead = f"{each['guard'].replace('_', ' ')}: "
+            _say(lead, each["sentence"].removeprefix(lead))
+    worst = [f"{each['record']} ({each['kind']}): {each['reason']}" for each in verdict.get("worst", [])]
+    notes = [each["sentence"] for each in verdict.get("notes", [])]
+    for title, lines in (("To know", notes), ("Records to look at", worst)):
+        if lines:
+            typer.echo(f"\n{title}")
+        for line in lines:
+            _say("", line)
+    if view["decision"]:
+        decision = view["decision"]
+        typer.echo(f"\n{decision['by']}: {decision['choice']}, {decision['reason']}")
+
+
 def champion(pipeline: str, url: Url = None) -> None:
     """The version in use, as JSON."""
     with open_client(url) as client:
@@ -212,6 +248,10 @@ def _decide(update: str, decision: str, *, reason: str, by: str, url: str | None
         view = client.post(f"/v1/updates/{_segment(update)}/decision", body)
     done = "approved" if decision == "approve" else "rejected"
     typer.echo(f"{update}: {done} by {view['decision']['by']}.")
+
+
+def _say(lead: str, sentence: str) -> None:
+    typer.echo(fill(lead + sentence, WIDTH, initial_indent="  ", subsequent_indent="    "))
 
 
 def read_settings() -> Settings:

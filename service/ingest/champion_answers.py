@@ -9,8 +9,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from service.settings import Settings
-from service.state import champions, holdouts
-from service.state.database import updates
+from service.state import champions, holdouts, jobs
 from service.training.tasks import SERVED_FILE
 from streams.state.manifest import Manifest
 from streams.state.tables import reading
@@ -79,25 +78,13 @@ class PipelineSurroundings:
 
     def costs(self) -> Sequence[tuple[int, float]]:
         """Records learnt and seconds taken of the latest updates, oldest first."""
-        columns = updates.c
-        query = (
-            sa.select(columns.experiences, columns.started_at, columns.finished_at)
-            .where(
-                columns.pipeline == self._pipeline,
-                columns.state.in_(["done", "review"]),
-                columns.outcome.is_not(None),
-                columns.finished_at.is_not(None),
-            )
-            .order_by(columns.created_at.desc())
-            .limit(PAST_UPDATES)
-        )
         with reading(self._engine) as connection:
-            found = connection.execute(query).all()
+            found = jobs.costs(connection, self._pipeline, limit=PAST_UPDATES)
         rows = {row.index: row.train.rows for row in Manifest(self._engine).experiences(self._pipeline)}
         return [
-            (sum(rows[index] for index in update.experiences), update.finished_at - update.started_at)
-            for update in reversed(found)
-            if update.experiences
+            (sum(rows[index] for index in experiences), seconds)
+            for experiences, seconds in found
+            if experiences
         ]
 
 

@@ -174,7 +174,7 @@ class PipelineIngest:
                 )
 
     def _note_pending(self, ingest: Ingest) -> None:
-        found = {"records": ingest.pending, "waiting": ingest.waiting}
+        found = {"records": ingest.pending, "unmatched": ingest.waiting}
         if found == self._noted or time.monotonic() < self._note_at:
             return
         self._noted, self._note_at = found, time.monotonic() + PENDING_SECONDS

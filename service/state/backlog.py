@@ -27,7 +27,7 @@ def to_learn(
     *,
     limit: int,
     among: Sequence[int] | None = None,
-    beside: Collection[int] = (),
+    excluding: Collection[int] = (),
 ) -> list[int]:
     """What the next update learns, in order: what no update has tried comes before what was rejected.
 
@@ -39,7 +39,7 @@ def to_learn(
     chosen = [
         backlog.c.pipeline == pipeline,
         backlog.c.state.in_(["waiting", "carried"]),
-        backlog.c.experience.not_in(beside),
+        backlog.c.experience.not_in(excluding),
     ]
     if among is not None:
         chosen.append(backlog.c.experience.in_(among))
@@ -52,7 +52,7 @@ def to_learn(
     return sorted(row.experience for row in rows)
 
 
-def fresh(connection: sa.Connection, pipeline: str, *, beside: Collection[int] = ()) -> int:
+def fresh(connection: sa.Connection, pipeline: str, *, excluding: Collection[int] = ()) -> int:
     """How many experiences no update has tried yet; those `beside` are not counted."""
     count = connection.execute(
         sa.select(sa.func.count())
@@ -60,7 +60,7 @@ def fresh(connection: sa.Connection, pipeline: str, *, beside: Collection[int] =
         .where(
             backlog.c.pipeline == pipeline,
             backlog.c.state == "waiting",
-            backlog.c.experience.not_in(beside),
+            backlog.c.experience.not_in(excluding),
         )
     ).scalar_one()
     return int(count)

@@ -130,12 +130,12 @@ def accuracies(
 
 
 def count_looks(
-    connection: sa.Connection, pipeline: str, *, part: Part = "gate", beside: str = ""
+    connection: sa.Connection, pipeline: str, *, part: Part = "gate", excluding: str = ""
 ) -> dict[int, int]:
     """Experience -> updates that were compared on its part; the update `beside` is not counted."""
     rows = connection.execute(
         sa.select(looks.c.experience, sa.func.count())
-        .where(looks.c.pipeline == pipeline, looks.c.part == part, looks.c.update_id != beside)
+        .where(looks.c.pipeline == pipeline, looks.c.part == part, looks.c.update_id != excluding)
         .group_by(looks.c.experience)
     )
     return {row[0]: row[1] for row in rows}

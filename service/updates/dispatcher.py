@@ -14,7 +14,7 @@ import structlog
 from service.errors import ChampionMovedError, LostLeaseError, TrainerDiedError, TrainerStoppedError
 from service.registry import Registry, warm_up
 from service.settings import Settings
-from service.state import jobs, pipelines
+from service.state import claims, endings, pipelines
 from service.state.database import connect
 from service.state.jobs import Update
 from service.state.presence import Presence, instance_name
@@ -78,7 +78,7 @@ class Heartbeat:
         while not self._ended.wait(min(BEAT_SECONDS, self._lease_seconds / 3)):
             try:
                 with self._recording:
-                    jobs.heartbeat(
+                    claims.heartbeat(
                         self._engine, self._update, lease_seconds=self._lease_seconds, progress=self._progress
                     )
             except LostLeaseError as lost:
@@ -140,7 +140,7 @@ def _work(engine: sa.Engine, settings: Settings, updater: Updater, stop: threadi
     owner = f"{instance_name()}:{threading.current_thread().name}"
     while not stop.is_set():
         try:
-            update = jobs.claim(
+            update = claims.claim(
                 engine, owner, lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts
             )
             if update is None:
@@ -171,7 +171,7 @@ def _run_one(engine: sa.Engine, settings: Settings, updater: Updater, update: Up
         _unless_lost(updater, update, partial(updater.fail, update, error))
     except TrainerStoppedError:
         log.info("update given back, because this dispatcher stops")
-        _unless_lost(updater, update, partial(jobs.release, engine, update))
+        _unless_lost(updater, update, partial(endings.release, engine, update))
     except Exception as error:
         # The last line of defence of a process that must live on: recorded, and tried again in bounds.
         log.exception("update attempt failed")
@@ -179,7 +179,7 @@ def _run_one(engine: sa.Engine, settings: Settings, updater: Updater, update: Up
             updater,
             update,
             partial(
-                jobs.retry,
+                endings.retry,
                 engine,
                 update,
                 error=f"{type(error).__name__}: {error}",

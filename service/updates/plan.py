@@ -12,6 +12,7 @@ from service.state.champions import Version
 from service.state.jobs import Update
 from service.state.pipelines import load_spec
 from streams.state.manifest import ExperienceRow, Manifest
+from streams.state.tables import reading
 
 
 @dataclass(frozen=True)
@@ -81,61 +82,70 @@ def make_plan(engine: sa.Engine, update: Update) -> Plan:
     Raises:
         LostLeaseError: the update is no longer this attempt's.
     """
+    spec, update = _fixed(engine, update)
     pipeline = update.pipeline
-    with engine.begin() as connection:
-        spec = load_spec(connection, pipeline)
-        if not update.experiences:
-            update = _fix(connection, update, limit=spec.max_experiences_per_update)
+    manifest = Manifest(engine)
+    rows = {row.index: row for row in manifest.experiences(pipeline)}
+    with reading(engine) as connection:
         lineage = champions.lineage(connection, pipeline, update.base_version)
         champion = lineage[-1] if lineage else None
         learnt = tuple(champion.learnt) if champion else ()
-        stored = holdouts.of_version(connection, pipeline, version=champion.version) if champion else {}
-        details = (
-            holdouts.details_of_version(connection, pipeline, version=champion.version)
-            if champion and spec.gate.needs_details
-            else {}
-        )
-        references = backlog.screens(connection, pipeline, learnt)
         marks = holdouts.marks(connection, pipeline)
         judged = records_judged(learnt, marks, spec.gate)
-        anchors = _anchors(connection, lineage, judged)
+        past, past_details = _stored_answers(connection, champion, judged, rows, gate=spec.gate)
         passed = holdouts.audited(connection, pipeline)
         looks, audits = (
-            holdouts.count_looks(connection, pipeline, part=part, beside=update.id)
+            holdouts.count_looks(connection, pipeline, part=part, excluding=update.id)
             for part in ("gate", "audit")
         )
-        attempt = 1 + jobs.earlier_tries(connection, update)
-        freeze = freezes.current(connection, pipeline)
-    experiences = tuple(update.experiences)
-    manifest = Manifest(engine)
-    rows = {row.index: row for row in manifest.experiences(pipeline)}
-    return Plan(
-        update=update,
-        spec=spec,
-        champion=champion,
-        lineage=tuple(lineage),
-        experiences=experiences,
-        rows={index: rows[index] for index in (*experiences, *learnt)},
-        past={
-            index: stored[index][:records]
-            for index, records in judged.items()
-            if index in stored and len(stored[index]) >= min(records, rows[index].gate.rows)
+        return Plan(
+            update=update,
+            spec=spec,
+            champion=champion,
+            lineage=tuple(lineage),
+            experiences=tuple(update.experiences),
+            rows={index: rows[index] for index in (*update.experiences, *learnt)},
+            past=past,
+            past_details=past_details,
+            judged=judged,
+            margins={index: mark.margin for index, mark in marks.items() if mark.margin is not None},
+            anchors=_anchors(connection, lineage, judged),
+            looks=looks,
+            audits=audits,
+            attempt=1 + jobs.earlier_tries(connection, update),
+            last_audited=max((each.version for each in lineage if each.update_id in passed), default=None),
+            freeze=freezes.current(connection, pipeline),
+            references=tuple(backlog.screens(connection, pipeline, learnt)),
+            classes=tuple(manifest.classes(pipeline)) or spec.record_schema.classes,
+        )
+
+
+def _stored_answers(
+    connection: sa.Connection,
+    champion: Version | None,
+    judged: Mapping[int, int],
+    rows: Mapping[int, ExperienceRow],
+    *,
+    gate: GateConfig,
+) -> tuple[dict[int, Bits], dict[int, Details]]:
+    """The champion's stored answers on each judged holdout, where they cover its judged records."""
+    if champion is None:
+        return {}, {}
+    of, version = champion.pipeline, champion.version
+    bits = holdouts.of_version(connection, of, version=version)
+    details = holdouts.details_of_version(connection, of, version=version) if gate.needs_details else {}
+    needed = {index: min(records, rows[index].gate.rows) for index, records in judged.items()}
+    return (
+        {
+            index: bits[index][: judged[index]]
+            for index in needed
+            if index in bits and len(bits[index]) >= needed[index]
         },
-        past_details={
-            index: details[index].first(records)
-            for index, records in judged.items()
-            if index in details and len(details[index]) >= min(records, rows[index].gate.rows)
+        {
+            index: details[index].first(judged[index])
+            for index in needed
+            if index in details and len(details[index]) >= needed[index]
         },
-        judged=judged,
-        margins={index: mark.margin for index, mark in marks.items() if mark.margin is not None},
-        anchors=anchors,
-        looks=looks,
-        audits=audits,
-        attempt=attempt,
-        last_audited=max((each.version for each in lineage if each.update_id in passed), default=None),
-        freeze=freeze,
-        references=tuple(references),
-        classes=tuple(manifest.classes(pipeline)) or spec.record_schema.classes,
     )
 
 
@@ -182,6 +192,16 @@ def _anchors(
             found |= {index: bits[: judged[index]] for index, bits in stored.items()}
             wanted -= here
     return found
+
+
+def _fixed(engine: sa.Engine, update: Update) -> tuple[PipelineSpec, Update]:
+    """The pipeline, and the update with what it learns and from which champion: the same at every attempt."""
+    with reading(engine) as connection:
+        spec = load_spec(connection, update.pipeline)
+    if update.experiences:
+        return spec, update
+    with engine.begin() as connection:
+        return spec, _fix(connection, update, limit=spec.max_experiences_per_update)
 
 
 def _fix(connection: sa.Connection, update: Update, *, limit: int) -> Update:

@@ -13,6 +13,7 @@ from service.registry import Publication
 from service.state import holdouts
 from service.training.tasks import SERVED_FILE, Result
 from service.updates.plan import Plan
+from streams.state.tables import reading
 
 
 def publication(
@@ -72,7 +73,7 @@ def _report(
 
 def _matrix(engine: sa.Engine, plan: Plan, result: Result) -> evidence.RetentionMatrix:
     numbers = [version.version for version in plan.lineage]
-    with engine.begin() as connection:
+    with reading(engine) as connection:
         known = holdouts.accuracies(connection, plan.update.pipeline, numbers)
     if plan.champion:
         known[plan.champion.version] |= accuracies(result.baseline)

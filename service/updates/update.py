@@ -17,9 +17,10 @@ from service.gate.base import Audit, Evidence, PairedAnswers, Verdict
 from service.gate.decide import decide
 from service.registry import Registry
 from service.settings import Settings
-from service.state import backlog, champions, freezes, holdouts, jobs, ledger
+from service.state import backlog, champions, claims, endings, freezes, holdouts, jobs, ledger
 from service.state.database import lock_pipeline, now
 from service.state.jobs import Update
+from service.state.ledger import GATE, By
 from service.storage import store_place
 from service.training import repeats
 from service.training.tasks import OnProgress, Result, Stored, Task, is_done, read_result
@@ -27,9 +28,6 @@ from service.updates.plan import Plan, make_plan
 from service.updates.publication import accuracies, publication
 from streams.state.manifest import Manifest
 from streams.state.tables import reading
-
-GATE = "gate"
-"""The actor of decisions that no person took."""
 
 
 class Updater:
@@ -66,7 +64,7 @@ class Updater:
         on_progress({"stage": jobs.RECORDING})
         told = publication(self._engine, plan, result, verdict, folder=self.folder(update.id))
         # MLflow knows no fence: a worker that has lost its lease must not write there a second time.
-        jobs.confirm(self._engine, update)
+        claims.confirm(self._engine, update)
         with reading(self._engine) as connection:
             # A version must not be called promoted there that the settlement is sure to refuse.
             base = plan.update.base_revision
@@ -290,7 +288,7 @@ class Updater:
         Raises:
             LostLeaseError: another worker owns the update.
         """
-        jobs.fail(self._engine, update, error=str(error))
+        endings.fail(self._engine, update, error=str(error))
         repeats.remove(self.folder(update.id))
 
 
@@ -313,11 +311,9 @@ def _count_looks(connection: sa.Connection, plan: Plan, result: Result, verdict:
         freezes.begin(
             connection,
             pipeline,
-            update_id=update_id,
             last_audited=plan.last_audited,
             champion=plan.base_version,
-            actor=GATE,
-            reason=verdict.reason,
+            by=By(GATE, verdict.reason, update_id),
         )
 
 
@@ -325,28 +321,22 @@ def _act(
     connection: sa.Connection, plan: Plan, result: Result, verdict: Verdict, *, version: int | None
 ) -> None:
     """Do what the verdict says: to the champion, the backlog and the ledger."""
-    pipeline = plan.update.pipeline
+    pipeline, by = plan.update.pipeline, By(GATE, verdict.reason, plan.update.id)
     if verdict.outcome == "promote" and version is not None:
         champions.promote(
             connection,
             pipeline,
             number=version,
             expected_revision=plan.update.base_revision,
-            update_id=plan.update.id,
-            actor=GATE,
-            reason=verdict.reason,
-        )
-        backlog.mark(
-            connection, pipeline, experiences=plan.experiences, state="learnt", note=f"version {version}"
+            experiences=plan.experiences,
+            by=by,
         )
         return
     ledger.append(
         connection,
         pipeline,
         action="review" if verdict.outcome == "review" else "reject",
-        actor=GATE,
-        reason=verdict.reason,
-        update_id=plan.update.id,
+        by=by,
         version=version,
         previous_version=plan.base_version,
     )
@@ -374,6 +364,6 @@ def aliases(connection: sa.Connection, pipeline: str) -> tuple[int | None, int |
 
 def project(engine: sa.Engine, registry: Registry, pipeline: str) -> None:
     """Make MLflow's aliases follow the champion row."""
-    with engine.begin() as connection:
+    with reading(engine) as connection:
         champion, challenger = aliases(connection, pipeline)
     registry.project(pipeline, {"champion": champion, "challenger": challenger})
