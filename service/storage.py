@@ -11,10 +11,10 @@ from streams.store.experiences import ExperienceStore
 
 @dataclass(frozen=True)
 class StorePlace:
-    """How to open the store, as it is told to a trainer."""
+    """How to open the store: what a trainer gets of it."""
 
     folder: Path
-    """On storage that all workers share; with a bucket, a cache of this machine's own."""
+    """On storage that all workers share; with a bucket, a cache on this machine."""
     bucket: str | None
     """s3://bucket/prefix; None: everything is in the folder."""
     cache_bytes: int
@@ -23,7 +23,7 @@ class StorePlace:
         """The store.
 
         Raises:
-            SettingsError: the place cannot be used.
+            SettingsError: the store cannot be used.
         """
         if self.bucket is None:
             return ExperienceStore(self.folder)

@@ -148,6 +148,7 @@ RANKS = [
     "service.state.migrations.versions.v0003_looks",
     "service.state.migrations.versions.v0004_details",
     "service.state.migrations.versions.v0005_margins",
+    "service.state.migrations.versions.v0007_words",
     "service.ingest.sources",
     "service.storage",
     "service.state.presence",

@@ -1,4 +1,4 @@
-"""Past holdouts: how each stands, and what a person makes of it; and the freeze that an audit may bring."""
+"""Routes of past holdouts: list them, set marks and margins; and the route that lifts a freeze."""
 
 from typing import Annotated
 
@@ -21,9 +21,9 @@ router = APIRouter(prefix="/v1/pipelines", tags=["holdouts"], route_class=JsonRo
 Experience = Annotated[int, Path(ge=0, le=MAX_INTEGER, description="Index of the experience.")]
 
 
-@router.get("/{pipeline}/holdouts", summary="Past holdouts, and what is left of each")
+@router.get("/{pipeline}/holdouts", summary="List past holdouts")
 def list_all(pipeline: PipelineName, engine: Engine) -> HoldoutsView:
-    """Those of the experiences that the champion learnt, oldest first."""
+    """The holdouts of experiences that the champion learnt, oldest first, with the looks left for each."""
     with reading(engine) as connection:
         return _view(connection, engine, pipeline)
 
@@ -32,7 +32,7 @@ def list_all(pipeline: PipelineName, engine: Engine) -> HoldoutsView:
 def set_margin(
     pipeline: PipelineName, experience: Experience, body: HoldoutMargin, engine: Engine
 ) -> EntryView:
-    """How much it may truly lose, from the next update on; the ledger keeps who said so, and why."""
+    """What an update may lose on it, from the next one on. Who set it and why goes to the ledger."""
     with reading(engine) as connection:
         pipelines.load_spec(connection, pipeline)
     return EntryView.of(
@@ -48,7 +48,7 @@ def mark(
     body: ReasonRequest,
     engine: Engine,
 ) -> EntryView:
-    """A retired holdout is no evidence any more; a pinned one is never cut down. Both stand in the ledger."""
+    """Updates are not compared on a retired holdout; a pinned one is always judged whole."""
     with reading(engine) as connection:
         pipelines.load_spec(connection, pipeline)
     return EntryView.of(
@@ -56,9 +56,9 @@ def mark(
     )
 
 
-@router.post("/{pipeline}/unfreeze", summary="Free promotion again")
+@router.post("/{pipeline}/unfreeze", summary="Lift a freeze")
 def unfreeze(pipeline: PipelineName, body: ReasonRequest, engine: Engine) -> EntryView:
-    """After an audit that did not pass. A rollback to the last audited version frees it as well."""
+    """Allows promotion after an audit that did not pass; so does a rollback to the last audited version."""
     with reading(engine) as connection:
         pipelines.load_spec(connection, pipeline)
     return EntryView.of(decisions.unfreeze(engine, pipeline, by=body.decided_by))

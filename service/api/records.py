@@ -1,4 +1,4 @@
-"""Records: sent by callers, durable before the answer."""
+"""The route that takes records, which are stored durably before the answer."""
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -16,7 +16,7 @@ router = APIRouter(prefix="/v1/pipelines", tags=["records"], route_class=Records
 (RECORD,), COMPONENTS = msgspec.json.schema_components(
     (JsonRecord,), ref_template="#/components/schemas/{name}"
 )
-"""The record as the decoder has it, for the description of the API."""
+"""JSON Schema of a record, derived from the decoder's own type."""
 
 
 @router.post(
@@ -45,9 +45,9 @@ router = APIRouter(prefix="/v1/pipelines", tags=["records"], route_class=Records
 async def send(
     pipeline: PipelineName, request: Request, engine: Engine, key: IdempotencyKey = None
 ) -> RecordsReceipt:
-    """All of them are stored durably before the answer, or none: one bad record refuses the request."""
+    """All records are stored durably before the answer, or none: one bad record refuses the request."""
     body = await request.body()
-    # Decoding and the durable write take their time: not on the loop that answers everybody else.
+    # Decoding and the durable write block, so they run outside the event loop.
     try:
         receipt = await run_in_threadpool(
             push,

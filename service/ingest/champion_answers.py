@@ -1,4 +1,4 @@
-"""What a trigger may ask the service: the champion's answers on arriving records, and what updates cost."""
+"""What triggers need of the service: the champion's errors on arriving records, and costs of updates."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,15 +16,15 @@ from streams.state.tables import reading
 from streams.triggers.catalog import Judge, Surroundings
 
 ENOUGH_RECORDS = 200
-"""Holdout records that an error rate is taken over at least, the newest experiences first."""
+"""Least number of holdout records that an error rate is measured on, newest experiences first."""
 PAST_UPDATES = 50
 _VALUES = 2**22
 _RECORDS = 256
-"""Answered to at a time, at most: a deep network holds many values of each."""
+"""Most records in one pass: a deep network holds many values of each."""
 
 
 class ChampionJudge:
-    """Answers for one version. The network is loaded when it is first asked, on the CPU."""
+    """One version's answers. Its network is loaded at the first question, on the CPU."""
 
     def __init__(self, version: int, error_rate: float, served: Path) -> None:
         self.version = version
@@ -48,7 +48,7 @@ class ChampionJudge:
 
 
 class PipelineSurroundings:
-    """The surroundings of one pipeline's trigger, read from the database when they are asked for."""
+    """The champion and past costs of one pipeline, read from the database on demand."""
 
     def __init__(self, engine: sa.Engine, settings: Settings, pipeline: str) -> None:
         self._engine = engine
@@ -57,11 +57,11 @@ class PipelineSurroundings:
         self._judge: ChampionJudge | None = None
 
     def surroundings(self) -> Surroundings:
-        """For the trigger."""
+        """Champion and costs as the trigger takes them."""
         return Surroundings(judge=self.judge, costs=self.costs)
 
     def judge(self) -> Judge | None:
-        """The champion of now; None before there is one."""
+        """The present champion; None before the first promotion."""
         with reading(self._engine) as connection:
             champion = champions.current(connection, self._pipeline)
             if champion is None:

@@ -54,7 +54,7 @@ def version(connection: sa.Connection, pipeline: str, number: int) -> Version | 
 
 
 def challenger(connection: sa.Connection, pipeline: str) -> int | None:
-    """The newest version, while it was never champion; None when there is none such."""
+    """The newest version, if it was never champion; else None."""
     row = connection.execute(
         sa.select(versions.c.version, versions.c.promoted_at)
         .where(versions.c.pipeline == pipeline)
@@ -101,7 +101,7 @@ def add_version(
 
 
 def require_unmoved(connection: sa.Connection, pipeline: str, *, expected_revision: int | None) -> None:
-    """Make sure that a challenger was compared with the champion of now; the caller holds the pipeline.
+    """Check that the champion is still the one that a challenger was compared with.
 
     Raises:
         ChampionMovedError: the champion is another one.
@@ -144,7 +144,7 @@ def promote(
 
 
 def roll_back(connection: sa.Connection, pipeline: str, *, number: int | None, by: By) -> ledger.Entry:
-    """Point the champion at an older version that was champion before; None: the one before this.
+    """Make an older version champion again; `number` None: the one that the present champion was made from.
 
     Raises:
         ChampionMissingError: there is no champion yet.

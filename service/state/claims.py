@@ -1,4 +1,4 @@
-"""A worker's hold on an update: the claim, the lease that heartbeats extend, and who may still write."""
+"""Leases of workers on updates: claims, heartbeats that extend them, and the last check before MLflow."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -42,7 +42,7 @@ def claim(engine: sa.Engine, owner: str, *, lease_seconds: float, max_attempts: 
             )
             return get(connection, update_id)
     except sa.exc.IntegrityError:
-        # Another dispatcher claimed another update of the same pipeline between our look and our write.
+        # Another dispatcher claimed an update of the same pipeline between our read and our write.
         return None
 
 
@@ -65,7 +65,7 @@ def _claimable(moment: float, max_attempts: int) -> sa.Select[Any]:
 
 
 def _claimable_or_silent(moment: float) -> sa.Select[Any]:
-    """A first look that takes no lock: most looks find nothing."""
+    """A first query that takes no lock: most find nothing."""
     return sa.select(updates.c.id).where(sa.or_(_waiting(moment), silent(moment))).limit(1)
 
 
@@ -74,7 +74,7 @@ def _waiting(moment: float) -> sa.ColumnElement[bool]:
 
 
 def _exhausted(engine: sa.Engine, max_attempts: int) -> list[Update]:
-    """Updates whose last worker went silent as well."""
+    """Updates whose worker went silent in the last attempt."""
     with reading(engine) as connection:
         rows = connection.execute(
             sa.select(updates).where(silent(now(connection)), updates.c.failures + 1 >= max_attempts)
@@ -95,9 +95,9 @@ def heartbeat(
 
 
 def confirm(engine: sa.Engine, update: Update) -> None:
-    """Make sure that the update is still this attempt's, before something is done that cannot be fenced.
+    """Check that the update is still this attempt's, before something is done that cannot be fenced.
 
-    From now on it cannot be cancelled: what is done next could not be undone.
+    From now on it cannot be cancelled, because what follows could not be undone.
 
     Raises:
         LostLeaseError: it is not.

@@ -11,7 +11,7 @@ from service.state.ledger import By
 
 
 def release(engine: sa.Engine, update: Update) -> None:
-    """Give the update back in good order, because its worker stops: no failure of the update's own.
+    """Queue the update again because its worker stops; not counted as a failure.
 
     Raises:
         LostLeaseError: the update is no longer this attempt's.
@@ -23,7 +23,7 @@ def release(engine: sa.Engine, update: Update) -> None:
 def retry(
     engine: sa.Engine, update: Update, *, error: str, max_attempts: int, pause_seconds: float = 0.0
 ) -> bool:
-    """Give the update back after a failure that may pass; False: it has failed for good.
+    """Queue the update again after a failure that may pass; False: it has failed for good.
 
     The pause before the next attempt doubles with each failure, to outlast what caused it.
 
@@ -83,16 +83,16 @@ def _set_aside(connection: sa.Connection, update_id: str, *, error: str) -> None
 
 
 def set_aside(connection: sa.Connection, pipeline: str, *, experiences: Sequence[int], note: str) -> None:
-    """After an update that came to nothing: what it tried is a person's now; what none has tried gets one."""
+    """After an update without a result: park what it tried, and queue one for what no update has tried."""
     backlog.park(connection, pipeline, experiences=experiences, note=note)
-    if backlog.fresh(connection, pipeline, excluding=experiences_of_live(connection, pipeline)):
+    if backlog.count_untried(connection, pipeline, excluding=experiences_of_live(connection, pipeline)):
         ensure_queued(connection, pipeline, requested_by="trigger")
 
 
 def cancel(connection: sa.Connection, update: Update, *, experiences: Sequence[int], by: By) -> None:
-    """End an update because a person said so; whoever works on it finds its lease lost.
+    """End an update on a person's request; its worker finds its lease lost.
 
-    The caller holds the pipeline and the update's row, and has seen that it may be cancelled.
+    The caller holds locks on the pipeline and the update's row, and has checked that it may be cancelled.
 
     Args:
         experiences: what it learns, or would have learnt; parked for a person.

@@ -1,4 +1,4 @@
-"""Freezes: an audit that did not pass stops promotion until a person lifts that, or goes back behind it."""
+"""Freezes: an audit that did not pass stops promotion until a person lifts the freeze or rolls back."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from service.state.ledger import By
 
 
 def current(connection: sa.Connection, pipeline: str) -> Freeze | None:
-    """The freeze that stands; None: promotion is free."""
+    """The freeze in force; None: promotion is allowed."""
     last = connection.execute(
         sa.select(entries.c.action, entries.c.update_id, entries.c.version)
         .where(entries.c.pipeline == pipeline, entries.c.action.in_(["freeze", "unfreeze"]))
@@ -45,7 +45,7 @@ def begin(
 def lift(
     connection: sa.Connection, pipeline: str, *, freeze: Freeze, champion: int | None, by: By
 ) -> ledger.Entry:
-    """Free promotion again."""
+    """Allow promotion again."""
     return ledger.append(
         connection,
         pipeline,

@@ -1,4 +1,4 @@
-"""The lease table: updates as durable jobs. A lease that runs out lets another worker go on.
+"""Rows of updates: durable jobs, each leased to one worker at a time.
 
 (update id, attempt) is the fencing token. Everything a worker writes about an update goes through a
 statement that names both, so a worker that lost its lease changes nothing.
@@ -17,7 +17,7 @@ from service.state.database import LIVE_STATES, now, updates
 State = Literal["queued", "running", "review", "done", "failed"]
 
 RECORDING = "recording"
-"""The stage in which MLflow is told: from here on, an update can no longer be cancelled."""
+"""Progress stage in which an update is written to MLflow: it can no longer be cancelled."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Update:
     request_key: str | None
     requested_by: str
     wants_cut: bool
-    """True until the ingest side has cut what is pending; only then can a worker claim the update."""
+    """True until ingest has cut the pending records; only then can a worker claim the update."""
     state: State
     attempt: int
     """Rises with every claim: with the id, the fencing token."""
     failures: int
-    """Attempts that failed or fell silent; one that was given back in good order is none."""
+    """Attempts that failed or went silent; one that a stopping worker gave back does not count."""
     not_before: float
     """No attempt starts sooner."""
     owner: str | None
@@ -43,12 +43,12 @@ class Update:
     started_at: float | None
     finished_at: float | None
     asked: Sequence[int] | None
-    """The experiences that whoever asked named; None: whatever waits."""
+    """The experiences that the request named; None: whatever waits."""
     experiences: Sequence[int]
     base_version: int | None
     """The champion that the challenger was made from; None: there was none."""
     base_revision: int | None
-    """The champion row's revision then: what a later promotion compares with."""
+    """The champion row's revision at that time; a promotion requires that it is still the same."""
     progress: Mapping[str, Any] | None
     outcome: str | None
     reason: str | None
@@ -58,7 +58,7 @@ class Update:
     version: int | None
     run_id: str | None
     decision: Mapping[str, Any] | None
-    """What a person decided, with `choice`, `by`, `reason` and `at`: on a review, or to cancel it."""
+    """A person's decision, with `choice` (approve, reject or cancel), `by`, `reason` and `at`."""
     error: str | None
 
     @property
@@ -67,7 +67,7 @@ class Update:
 
     @property
     def recording(self) -> bool:
-        """Whether it is past the point where it could be cancelled."""
+        """Whether it is being written to MLflow, and can no longer be cancelled."""
         return self.state == "running" and (self.progress or {}).get("stage") == RECORDING
 
 
@@ -80,7 +80,7 @@ def enqueue(
     request_key: str | None = None,
     asked: Sequence[int] | None = None,
 ) -> str:
-    """Add an update, in the caller's transaction; answers its id.
+    """Add an update, in the caller's transaction; returns its id.
 
     Raises:
         UpdateDuplicateError: `request_key` was already used in this pipeline.
@@ -101,7 +101,7 @@ def enqueue(
         "experiences": [],
     }
     try:
-        # Only the insert itself can tell: the same request may arrive twice at this moment.
+        # Only the insert itself can decide: the same request may arrive twice at this moment.
         with connection.begin_nested():
             connection.execute(sa.insert(updates).values(**values))
     except sa.exc.IntegrityError as error:
@@ -121,18 +121,18 @@ def _duplicate(connection: sa.Connection, pipeline: str, request_key: str | None
 
 
 def ensure_queued(connection: sa.Connection, pipeline: str, *, requested_by: str) -> str:
-    """An update still to be claimed, so that it sees what this transaction adds; made if none waits.
+    """Id of an unclaimed update, which will see what this transaction adds; queued now if there is none.
 
     One that waits for its next attempt does not count: what it learns was fixed at its first.
     """
     waiting = connection.execute(
-        _sees_news(pipeline).order_by(updates.c.created_at).limit(1).with_for_update()
+        _unclaimed(pipeline).order_by(updates.c.created_at).limit(1).with_for_update()
     ).scalar()
     return str(waiting) if waiting else enqueue(connection, pipeline, requested_by=requested_by)
 
 
-def _sees_news(pipeline: str) -> sa.Select[Any]:
-    """Updates that nobody has claimed yet, and that learn whatever waits when somebody does."""
+def _unclaimed(pipeline: str) -> sa.Select[Any]:
+    """Updates that no worker has claimed yet, and that will learn whatever waits by then."""
     return sa.select(updates.c.id).where(
         updates.c.pipeline == pipeline,
         updates.c.state == "queued",
@@ -148,7 +148,7 @@ def get(connection: sa.Connection, update_id: str, *, lock: bool = False) -> Upd
         UpdateUnknownError: there is none of that id.
     """
     row = None
-    # PostgreSQL cannot even be asked for a text that holds a NUL.
+    # PostgreSQL refuses a query with a text that holds a NUL.
     if "\0" not in update_id:
         wanted = sa.select(updates).where(updates.c.id == update_id)
         row = connection.execute(wanted.with_for_update() if lock else wanted).first()
@@ -206,7 +206,7 @@ def write(connection: sa.Connection, update: Update, values: Mapping[str, Any]) 
 
 
 def wanting_cut(connection: sa.Connection, pipeline: str) -> list[str]:
-    """Ids of updates that wait for the ingest side to cut what is pending."""
+    """Ids of updates that wait until ingest has cut the pending records."""
     rows = connection.execute(
         sa.select(updates.c.id).where(
             updates.c.pipeline == pipeline, updates.c.state == "queued", updates.c.wants_cut
@@ -221,12 +221,12 @@ def cut_done(connection: sa.Connection, update_ids: Sequence[str]) -> None:
 
 
 def next_is_queued(connection: sa.Connection, pipeline: str, *, excluding: str) -> bool:
-    """Whether another update than `beside` is still to be claimed, and learns whatever waits then."""
-    return bool(connection.execute(_sees_news(pipeline).where(updates.c.id != excluding).limit(1)).scalar())
+    """Whether an unclaimed update other than `excluding` will learn whatever waits."""
+    return bool(connection.execute(_unclaimed(pipeline).where(updates.c.id != excluding).limit(1)).scalar())
 
 
 def experiences_of_live(connection: sa.Connection, pipeline: str, *, excluding: str = "") -> set[int]:
-    """Every experience that an update names which has not ended; the update `beside` is left out."""
+    """Every experience of updates that have not ended, without the update `excluding`."""
     rows = connection.execute(
         sa.select(updates.c.experiences, updates.c.asked).where(
             updates.c.pipeline == pipeline, updates.c.state.in_(LIVE_STATES), updates.c.id != excluding
@@ -236,13 +236,13 @@ def experiences_of_live(connection: sa.Connection, pipeline: str, *, excluding: 
 
 
 def earlier_tries(connection: sa.Connection, update: Update) -> int:
-    """How many updates learnt one of these experiences from the same champion; it may be that again."""
+    """How many earlier updates learnt one of these experiences from the same champion version."""
     rows = connection.execute(
         sa.select(updates.c.experiences).where(
             updates.c.pipeline == update.pipeline,
             updates.c.id != update.id,
             updates.c.version.is_not(None),
-            # By the version, not the revision: to be rolled back to gives a champion no alpha back.
+            # By the version, not the revision: a champion that comes back by a rollback regains no alpha.
             updates.c.base_version.is_not_distinct_from(update.base_version),
         )
     )

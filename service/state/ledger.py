@@ -119,7 +119,7 @@ def first_break(chain: list[Entry]) -> int | None:
     """The sequence of the first entry that does not follow from the one before it; None: the chain holds.
 
     `chain` starts at the first entry of the pipeline. Entries taken off its end leave a shorter chain that
-    holds: whoever must rule that out keeps the newest hash somewhere else.
+    holds: to rule that out, keep the newest hash somewhere else.
     """
     previous_hash = GENESIS
     for sequence, entry in enumerate(chain, start=1):

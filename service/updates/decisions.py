@@ -1,4 +1,4 @@
-"""What a person decides: approve, reject, cancel, roll back, unfreeze, or mark a holdout."""
+"""Decisions of people: approve, reject, cancel, roll back, unfreeze, and marks on holdouts."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -72,7 +72,7 @@ def _approve(connection: sa.Connection, update: jobs.Update, by: By) -> ledger.E
     except ChampionMovedError as moved:
         raise ChampionMovedError(
             moved.detail,
-            # The review blocks the pipeline, so a new update alone would wait behind it.
+            # The review blocks the pipeline, so a new update would wait behind it.
             fix="Reject it, then start an update with its experiences: it is compared with today's champion.",
             members={"experiences": list(update.experiences), "version": update.version},
         ) from moved
@@ -98,9 +98,9 @@ def _not_in_review(update: jobs.Update) -> DecisionConflictError:
 
 
 def cancel(engine: sa.Engine, update_id: str, *, by: By) -> jobs.Update:
-    """End an update that waits or learns, in one transaction; how it stands then.
+    """End an update that waits or learns, in one transaction; returns the ended update.
 
-    Its worker finds its lease lost. Nothing is promoted or rejected by it, so the ledger has no word of it.
+    Its worker finds its lease lost. It promotes and rejects nothing, so the ledger gets no entry.
 
     Raises:
         UpdateUnknownError: there is no such update.
@@ -108,7 +108,7 @@ def cancel(engine: sa.Engine, update_id: str, *, by: By) -> jobs.Update:
     """
     with engine.begin() as connection:
         lock_pipeline(connection, jobs.get(connection, update_id).pipeline)
-        # Its worker takes no lock of the pipeline where it begins to record.
+        # Its worker does not lock the pipeline when it starts to record.
         update = jobs.get(connection, update_id, lock=True)
         _require_cancellable(update)
         experiences = _would_learn(connection, update)
@@ -144,7 +144,7 @@ def _require_cancellable(update: jobs.Update) -> None:
 
 
 def _would_learn(connection: sa.Connection, update: jobs.Update) -> Sequence[int]:
-    """What an update learns, or would have learnt had it been claimed now; nothing that is another one's."""
+    """What an update learns, or would learn if it were claimed now, without other updates' experiences."""
     if update.experiences:
         return update.experiences
     if update.asked is None and jobs.next_is_queued(connection, update.pipeline, excluding=update.id):
@@ -157,7 +157,7 @@ def _would_learn(connection: sa.Connection, update: jobs.Update) -> Sequence[int
 
 
 def roll_back(engine: sa.Engine, pipeline: str, *, version: int | None, by: By) -> ledger.Entry:
-    """Point the champion at an older version; what only the newer ones had learnt is parked.
+    """Make an older version champion again, and park what only newer ones had learnt.
 
     Raises:
         ChampionMissingError, VersionUnfitError, ChampionMovedError: as `champions.roll_back`.
@@ -166,7 +166,7 @@ def roll_back(engine: sa.Engine, pipeline: str, *, version: int | None, by: By) 
         lock_pipeline(connection, pipeline)
         before = champions.current(connection, pipeline)
         entry = champions.roll_back(connection, pipeline, number=version, by=by)
-        _free_behind_audit(connection, entry)
+        _lift_freeze(connection, entry)
         left = champions.version(connection, pipeline, before.version) if before else None
         back = champions.version(connection, pipeline, entry.version) if entry.version else None
         if left and back:
@@ -180,8 +180,8 @@ def roll_back(engine: sa.Engine, pipeline: str, *, version: int | None, by: By) 
         return entry
 
 
-def _free_behind_audit(connection: sa.Connection, rollback: ledger.Entry) -> None:
-    """Whoever goes back to the last audited version, or behind it, has answered the freeze."""
+def _lift_freeze(connection: sa.Connection, rollback: ledger.Entry) -> None:
+    """Lift a freeze after a rollback to the last audited version, or to one before it."""
     freeze = freezes.current(connection, rollback.pipeline)
     if freeze is None or freeze.last_audited is None:
         return
@@ -197,7 +197,7 @@ def _free_behind_audit(connection: sa.Connection, rollback: ledger.Entry) -> Non
 
 
 def unfreeze(engine: sa.Engine, pipeline: str, *, by: By) -> ledger.Entry:
-    """Free promotion after an audit that did not pass.
+    """Allow promotion again after an audit that did not pass.
 
     Raises:
         FreezeConflictError: promotion is not frozen.
@@ -218,7 +218,7 @@ def unfreeze(engine: sa.Engine, pipeline: str, *, by: By) -> ledger.Entry:
 def mark_holdout(
     engine: sa.Engine, pipeline: str, experience: int, *, marking: Marking, by: By
 ) -> ledger.Entry:
-    """Retire a holdout (it is no evidence any more), pin it (it is never cut down), or take that back.
+    """Retire a holdout (no longer judged on), pin it (always judged whole), or undo either.
 
     Raises:
         HoldoutUnknownError: the champion learnt no such experience, so it has no past holdout.
@@ -235,7 +235,7 @@ def mark_holdout(
         after = replace(before, **changes[marking])
         if after == before:
             raise HoldoutConflictError(
-                f"The holdout of experience {experience} cannot be {_MARKED[marking]}: it stands so already.",
+                f"The holdout of experience {experience} cannot be {_MARKED[marking]}: it is so already.",
                 fix="Read GET /v1/pipelines/{pipeline}/holdouts.",
             )
         holdouts.set_mark(connection, pipeline, experience=experience, mark=after)
@@ -248,7 +248,7 @@ def mark_holdout(
 def set_holdout_margin(
     engine: sa.Engine, pipeline: str, experience: int, *, margin: float | None, by: By
 ) -> ledger.Entry:
-    """Say how much a past holdout may truly lose from now on, as a share; None: what the pipeline says.
+    """Set the margin of a past holdout from now on, as a share; None: the pipeline's.
 
     Raises:
         HoldoutUnknownError: the champion learnt no such experience, so it has no past holdout.
@@ -277,7 +277,7 @@ def set_holdout_margin(
 
 
 def _holdout(connection: sa.Connection, pipeline: str, experience: int) -> tuple[holdouts.Mark, int]:
-    """The mark of a past holdout, and the champion's version; the pipeline is held from here on."""
+    """Lock the pipeline; returns the mark of a past holdout and the champion's version."""
     lock_pipeline(connection, pipeline)
     champion = champions.current(connection, pipeline)
     version = champions.version(connection, pipeline, champion.version) if champion else None

@@ -1,4 +1,4 @@
-"""What one update is about: which experiences, from which champion, against which holdouts."""
+"""The plan of an update: experiences to learn, the champion to start from, holdouts to judge by."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,11 +31,11 @@ class Plan:
     past: Mapping[int, Bits]
     """The champion's stored answers on the past holdouts that are judged."""
     past_details: Mapping[int, Details]
-    """What it said of each of their records, where a guard asks for it and it is stored."""
+    """Its stored details on each of their records, where a guard needs them."""
     judged: Mapping[int, int]
-    """Past holdouts that are judged -> how many of their records, at most; those retired are not there."""
+    """Past holdout -> most of its records that are judged; retired holdouts are left out."""
     margins: Mapping[int, float]
-    """Of holdouts that a person gave a margin of their own."""
+    """Holdout -> its own margin, where a person set one."""
     anchors: Mapping[int, Bits]
     """For each of them, the stored answers of its anchor on the sealed part."""
     looks: Mapping[int, int]
@@ -48,7 +48,7 @@ class Plan:
     """The newest version of the lineage whose audit passed."""
     freeze: Freeze | None
     references: tuple[Screen, ...]
-    """How the experiences that the champion learnt looked."""
+    """Statistics of the experiences that the champion learnt."""
     classes: tuple[str, ...]
     """Every class of the stream, by id: those declared, and in an open set those that came since."""
 
@@ -69,7 +69,7 @@ class Plan:
 
     @property
     def unanswered(self) -> tuple[int, ...]:
-        """Past holdouts on which the champion's stored answers do not say what the gate asks."""
+        """Past holdouts on which the champion must predict again: stored answers lack what the gate needs."""
         known = set(self.past)
         if self.spec.gate.needs_details:
             known &= set(self.past_details)
@@ -152,11 +152,10 @@ def _stored_answers(
 def records_judged(
     learnt: Sequence[int], marks: Mapping[int, holdouts.Mark], gate: GateConfig
 ) -> dict[int, int]:
-    """Past holdouts that are judged -> how many of their records: the gate's cost has an end.
+    """Past holdout -> the number of its records that are judged, so that the gate's cost stays bounded.
 
-    The newest and the pinned ones are judged whole, up to a limit each. Of the others as many records as one
-    archive holds are judged, shared out evenly; where it holds fewer records than there are holdouts, of
-    evenly spaced ones a record each.
+    The newest and the pinned ones are judged whole, up to a limit each. The others share an archive of
+    bounded size evenly; where it has fewer records than there are holdouts, evenly spaced ones get one each.
     """
     active = [index for index in learnt if not marks.get(index, holdouts.UNMARKED).retired]
     pinned = {index for index in active if marks.get(index, holdouts.UNMARKED).pinned}
@@ -167,7 +166,7 @@ def records_judged(
     kept = archived
     if len(archived) > gate.archive_records:
         kept = [
-            archived[place * len(archived) // gate.archive_records] for place in range(gate.archive_records)
+            archived[index * len(archived) // gate.archive_records] for index in range(gate.archive_records)
         ]
     dropped = set(archived) - set(kept)
     return {

@@ -1,4 +1,4 @@
-"""What MLflow is told about an update: parameters, metrics, tags, figures, verdict and report."""
+"""What MLflow gets of an update: parameters, metrics, tags, figures, verdict and report."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from streams.state.tables import reading
 def publication(
     engine: sa.Engine, plan: Plan, result: Result, verdict: Verdict, *, folder: Path
 ) -> Publication:
-    """Everything about one update, ready for `Registry.publish`. `folder` is where the trainer left it."""
+    """Everything about one update, ready for `Registry.publish`. `folder` is the trainer's."""
     report = _report(plan, result, verdict, matrix=_matrix(engine, plan, result))
     figures = {"retention.png": evidence.retention_figure(report.matrix)} if report.matrix.experiences else {}
     return Publication(

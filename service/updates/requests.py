@@ -19,21 +19,21 @@ def request_update(
     request_key: str | None,
     experiences: Sequence[int] | None,
 ) -> str:
-    """Queue an update that learns what has arrived, or what `experiences` names; answers its id.
+    """Queue an update that learns what has arrived, or what `experiences` names; returns its id.
 
     Raises:
         PipelineUnknownError: there is no such pipeline.
         UpdateDuplicateError: the key was used before.
-        NothingToLearnError: nothing has arrived, and nothing is left over.
+        NothingToLearnError: no record and no experience waits.
     """
     manifest = Manifest(engine)
     with reading(engine) as connection:
         spec = pipelines.load_spec(connection, pipeline)
     pushed = spec.source.kind == "pushed"
-    # Of another source nobody knows what it holds before it is read.
+    # How many records another source holds is not known before it is read.
     pending = manifest.pending_records(pipeline) if pushed else None
     with engine.begin() as connection:
-        # So that nothing asked for again is settled between the look at its state and the change.
+        # No named experience may be settled between the check of its state and the change.
         lock_pipeline(connection, pipeline)
         update_id = jobs.enqueue(
             connection,
@@ -54,7 +54,7 @@ def request_update(
 
 
 def learn_again(connection: sa.Connection, pipeline: str, *, experiences: Sequence[int]) -> None:
-    """Put parked or carried experiences back in the queue of what the next update learns.
+    """Make parked or carried experiences wait again for the next update.
 
     Raises:
         NothingToLearnError: one of them is unknown, learnt already, in review, or its records are gone.
@@ -69,9 +69,9 @@ def learn_again(connection: sa.Connection, pipeline: str, *, experiences: Sequen
             )
         state = states[experience][0] if experience in states else None
         if state not in ("parked", "carried", "waiting"):
-            told = f"is in state {state!r}" if state else "does not exist"
+            problem = f"is in state {state!r}" if state else "does not exist"
             raise NothingToLearnError(
-                f"Experience {experience} of {pipeline!r} {told}, so it cannot be learnt now.",
+                f"Experience {experience} of {pipeline!r} {problem}, so it cannot be learnt now.",
                 fix="Name experiences that are waiting, carried or parked: see GET .../experiences.",
             )
     backlog.mark(connection, pipeline, experiences=experiences, state="waiting", note="asked for again")

@@ -162,7 +162,7 @@ def test_the_commands_say_the_same(api: Api, pipeline: str) -> None:
         assert refused.stderr, wrong
     refused = run("holdout", "retire", pipeline, "0", "-m", "again")
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert "stands so already" in refused.stderr
+    assert "it is so already" in refused.stderr
     assert run("holdout", "restore", pipeline, "0", "-m", "why").stdout == (
         "The holdout of experience 0 is evidence again.\n"
     )
