@@ -10,8 +10,8 @@ from streams.store.experiences import ExperienceStore
 
 
 @dataclass(frozen=True)
-class StorePlace:
-    """How to open the store: what a trainer gets of it."""
+class StoreLocation:
+    """The location of the store, as a value that is sent to trainers, which open it."""
 
     folder: Path
     """On storage that all workers share; with a bucket, a cache on this machine."""
@@ -36,6 +36,6 @@ class StorePlace:
             ) from error
 
 
-def store_place(settings: Settings) -> StorePlace:
-    """Where this installation keeps its experiences."""
-    return StorePlace(settings.experiences, settings.store, settings.cache_bytes)
+def store_location(settings: Settings) -> StoreLocation:
+    """The location of this installation's experiences."""
+    return StoreLocation(settings.experiences, settings.store, settings.cache_bytes)

@@ -71,7 +71,7 @@ def not_json(reason: str) -> RefusedError:
     )
 
 
-def problem(
+def problem_response(
     status: int,
     *,
     slug: str,
@@ -112,7 +112,7 @@ def install(app: FastAPI) -> None:
 def _ours(_request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HoldfastError):
         raise error
-    return problem(
+    return problem_response(
         error.status,
         slug=error.slug,
         title=error.title,
@@ -131,7 +131,7 @@ def _invalid(_request: Request, error: Exception) -> JSONResponse:
         for entry in found[:SHOWN_ERRORS]
     ]
     first = errors[0]
-    return problem(
+    return problem_response(
         422,
         slug="request-invalid",
         title="The request is not valid",
@@ -155,7 +155,7 @@ def _http(request: Request, error: Exception) -> JSONResponse:
         raise error
     headers = error.headers or {}
     if isinstance(error, RefusedError):
-        return problem(
+        return problem_response(
             error.status_code,
             slug=error.slug,
             title=error.title,
@@ -173,12 +173,14 @@ def _http(request: Request, error: Exception) -> JSONResponse:
             f"{request.method} does nothing at {request.url.path[:200]!r}.",
         )
         fix = f"This path takes {headers.get('allow', headers.get('Allow', 'another method'))}; see /docs."
-    return problem(status, slug=f"http-{status}", title=title, detail=detail, fix=fix, headers=headers)
+    return problem_response(
+        status, slug=f"http-{status}", title=title, detail=detail, fix=fix, headers=headers
+    )
 
 
 def _database_away(_request: Request, error: Exception) -> JSONResponse:
     log.error("database does not answer", exc_info=error)
-    return problem(
+    return problem_response(
         503,
         slug="database-away",
         title="The database does not answer",
@@ -193,7 +195,7 @@ def _unexpected(request: Request, error: Exception) -> JSONResponse:
     log.error(
         "request failed", incident=incident, method=request.method, path=request.url.path, exc_info=error
     )
-    return problem(
+    return problem_response(
         500,
         slug="internal",
         title="Internal error",

@@ -16,7 +16,7 @@ from service.settings import Settings
 from service.state import backlog, jobs, pipelines
 from service.state.database import connect, now
 from service.state.presence import Presence
-from service.storage import store_place
+from service.storage import store_location
 from streams.base import FencedError, SourceStoppedError, StreamError
 from streams.ingest import Ingest
 from streams.state import status as stream_status
@@ -198,7 +198,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     other pipeline.
     """
     engine = connect(settings.database)
-    store = store_place(settings).open()
+    store = store_location(settings).open()
     upkeep = Upkeep(engine, settings, store)
     threads: dict[str, threading.Thread | None] = {}
     with Presence(engine, "ingest"):

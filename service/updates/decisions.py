@@ -257,9 +257,9 @@ def set_holdout_margin(
     with engine.begin() as connection:
         before, version = _holdout(connection, pipeline, experience)
         if margin == before.margin:
-            stands = "the pipeline's" if margin is None else with_unit(margin, digits=2)
+            present = "the pipeline's" if margin is None else with_unit(margin, digits=2)
             raise HoldoutConflictError(
-                f"The margin of the holdout of experience {experience} is {stands} already.",
+                f"The margin of the holdout of experience {experience} is {present} already.",
                 fix="Read GET /v1/pipelines/{pipeline}/holdouts.",
             )
         mark = replace(before, margin=margin)

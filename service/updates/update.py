@@ -21,7 +21,7 @@ from service.state import backlog, champions, claims, endings, freezes, holdouts
 from service.state.database import lock_pipeline, now
 from service.state.jobs import Update
 from service.state.ledger import GATE, By
-from service.storage import store_place
+from service.storage import store_location
 from service.training import repeats
 from service.training.tasks import OnProgress, Result, Stored, Task, is_done, read_result
 from service.updates.plan import Plan, make_plan
@@ -101,7 +101,7 @@ class Updater:
         return Task(
             update_id=plan.update.id,
             folder=folder,
-            store=store_place(self._settings),
+            store=store_location(self._settings),
             champion=self.folder(plan.champion.update_id) if plan.champion else None,
             strategy=plan.spec.strategy.model_dump(mode="json"),
             stream=replace(plan.spec.stream_info, classes=plan.classes),

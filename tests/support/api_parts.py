@@ -19,7 +19,7 @@ from service.settings import Settings
 from service.state import backlog, champions, claims, jobs, ledger, pipelines
 from service.state.database import connect
 from service.state.ledger import GATE, By
-from service.storage import store_place
+from service.storage import store_location
 from service.updates.plan import make_plan
 from streams.state.tables import METADATA
 from tests.support.running import free_port
@@ -144,7 +144,7 @@ def ingest(api: Api, pipeline: str) -> None:
     """One look of the ingest role at a pipeline, in this process."""
     with api.engine.begin() as connection:
         declared = pipelines.load_spec(connection, pipeline)
-    role = PipelineIngest(api.engine, api.settings, declared, store=store_place(api.settings).open())
+    role = PipelineIngest(api.engine, api.settings, declared, store=store_location(api.settings).open())
     role.turn()
     role.close()
 

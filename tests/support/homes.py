@@ -22,7 +22,7 @@ from service.settings import Settings
 from service.state import backlog, champions, claims, jobs, ledger, pipelines
 from service.state.database import connect, migrate
 from service.state.jobs import Update
-from service.storage import store_place
+from service.storage import store_location
 from service.training import trainer
 from service.training.tasks import OnProgress, Task
 from service.updates.requests import request_update
@@ -173,7 +173,7 @@ def home(
     spec = spec or declared(**changes)
     with engine.begin() as connection:
         pipelines.create(connection, spec)
-    ingest = PipelineIngest(engine, settings, spec, store=store_place(settings).open())
+    ingest = PipelineIngest(engine, settings, spec, store=store_location(settings).open())
     try:
         yield Home(settings, engine, Registry(settings), spec, ingest)
     finally:

@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from service.ingest.ingester import PipelineIngest
 from service.state import pipelines
-from service.storage import store_place
+from service.storage import store_location
 from streams.state.manifest import Manifest
 from tests.support.api_parts import Api, declare, push, record, running_api, spec, unchanged
 
@@ -43,7 +43,7 @@ class FilesPipeline:
 
     def _open(self) -> PipelineIngest:
         settings = self.api.settings
-        return PipelineIngest(self.api.engine, settings, self._spec, store=store_place(settings).open())
+        return PipelineIngest(self.api.engine, settings, self._spec, store=store_location(settings).open())
 
     @property
     def path(self) -> str:
@@ -73,7 +73,7 @@ class FilesPipeline:
 
     def ids(self) -> list[str]:
         """Ids of all records in experiences."""
-        store = store_place(self.api.settings).open()
+        store = store_location(self.api.settings).open()
         return sorted(
             name
             for row in Manifest(self.api.engine).experiences(self.name)

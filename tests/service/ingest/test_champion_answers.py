@@ -74,7 +74,11 @@ def test_costs_are_records_and_seconds_of_updates_that_reached_a_verdict(
 ) -> None:
     declare(database)
     cut(database, [30, 50, 70])
-    ended = (("done", "promote", [0, 1], 110.0), ("done", None, [], 120.0), ("failed", None, [2], 130.0))
+    ended: tuple[tuple[str, str | None, list[int], float], ...] = (
+        ("done", "promote", [0, 1], 110.0),
+        ("done", None, [], 120.0),
+        ("failed", None, [2], 130.0),
+    )
     for state, outcome, experiences, finished_at in ended:
         enqueue(database)
         values = {"state": state, "outcome": outcome, "started_at": 100.0, "finished_at": finished_at}
