@@ -47,7 +47,7 @@ Lifeline = Annotated[int | None, typer.Option(hidden=True)]
 
 
 def main() -> None:
-    """Run the command; a failure that we name is one line on standard error."""
+    """Run the command; print a named failure as one line on standard error."""
     try:
         app()
     except HoldfastError as error:
@@ -57,7 +57,7 @@ def main() -> None:
 
 @app.command()
 def up() -> None:
-    """Start everything on this machine, and stop it again on Ctrl-C."""
+    """Start every role on this machine; Ctrl-C stops them."""
     from service.commands import up as supervisor
     from service.logs import configure
 
@@ -73,7 +73,7 @@ def demo(
     ] = False,
     home: Annotated[Path | None, typer.Option(help="Folder of the demo; default: a fresh one.")] = None,
 ) -> None:
-    """See the whole loop in two minutes: forgetting caught, bad data stopped, a decision, a rollback."""
+    """Show the whole loop in two minutes: forgetting caught, bad data stopped, a decision, a rollback."""
     from service.commands.demo import run
 
     run(home=home, json_output=json_output)
@@ -107,7 +107,7 @@ def serve_api(lifeline: Lifeline = None) -> None:
 
 @serve_app.command("ingest")
 def serve_ingest(lifeline: Lifeline = None) -> None:
-    """Cut streams into experiences."""
+    """Read streams, cut them into experiences and queue updates."""
     from service.ingest.ingester import serve
 
     settings, stop = _start_role(lifeline)
@@ -137,7 +137,7 @@ def serve_mlflow(lifeline: Lifeline = None) -> None:
 
 @app.command()
 def migrate() -> None:
-    """Bring the database to this release."""
+    """Migrate the database to this release."""
     from service.state import database
 
     settings = read_settings()

@@ -67,7 +67,7 @@ class Client:
         return self._call("POST", path, content=b"\n".join(lines), headers=headers)
 
     def follow(self, update: str, *, timeout_seconds: float = 600.0) -> Iterator[Mapping[str, Any]]:
-        """The update, again and again, until it is finished or awaits a decision; that one last.
+        """Yield the update repeatedly, until it has finished or awaits a decision.
 
         Raises:
             HoldfastError: it takes too long, or waits for another update that a person must decide first.
@@ -118,14 +118,14 @@ class Client:
         try:
             document = answer.json()
         except ValueError as error:
-            raise self._stranger(answer) from error
+            raise self._unknown_service(answer) from error
         if answer.is_success:
             return document
         if not isinstance(document, dict) or "fix" not in document:
-            raise self._stranger(answer)
+            raise self._unknown_service(answer)
         raise ApiError(document)
 
-    def _stranger(self, answer: httpx.Response) -> HoldfastError:
+    def _unknown_service(self, answer: httpx.Response) -> HoldfastError:
         return HoldfastError(
             f"{self._url} answers, but not as Holdfast's API does (status {answer.status_code}).",
             fix="Name the API with --url or HOLDFAST_URL.",

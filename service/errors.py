@@ -3,18 +3,20 @@
 HoldfastError
 ├── PipelineUnknownError, PipelineExistsError
 ├── PipelineInvalidError
-│   └── PipelineUnreadableError  stored by another release, and not understood by this one
+│   └── PipelineUnreadableError  stored by another release in a form that this one cannot read
 ├── RecordsInvalidError, BacklogFullError, BatchTooLargeError, IdempotencyKeyReusedError
 ├── DeadLetterUnknownError, DeadLetterUnfitError
-├── StreamConflictError        the stream does not stand so that this could be done
+├── StreamConflictError        the stream's status does not allow it
 ├── UpdateUnknownError, UpdateDuplicateError, NothingToLearnError
 ├── DecisionConflictError      the update does not await a decision, or its base has moved
+├── FreezeConflictError        promotion is not frozen
+├── HoldoutUnknownError, HoldoutConflictError
 ├── CancelConflictError        the update has ended, awaits a decision, or is being recorded
 ├── ChampionMissingError, VersionUnfitError
 ├── ChampionMovedError         a compare-and-set of the champion row failed
 ├── LostLeaseError             another worker owns the update now
 ├── TrainerDiedError           a trainer process ended in the middle of an update
-├── TrainerStoppedError        the dispatcher stops, and lets its trainers go
+├── TrainerStoppedError        the dispatcher stops, and its trainers with it
 └── SettingsError              the service cannot start as configured
 """
 
@@ -79,11 +81,11 @@ class DeadLetterUnknownError(HoldfastError):
 
 
 class DeadLetterUnfitError(HoldfastError):
-    status, slug, title = 422, "dead-letter-unfit", "That dead letter cannot be replayed so"
+    status, slug, title = 422, "dead-letter-unfit", "That dead letter cannot be replayed this way"
 
 
 class StreamConflictError(HoldfastError):
-    status, slug, title = 409, "stream-conflict", "The stream does not stand so"
+    status, slug, title = 409, "stream-conflict", "The stream's status does not allow this"
 
 
 class UpdateUnknownError(HoldfastError):
@@ -111,7 +113,7 @@ class HoldoutUnknownError(HoldfastError):
 
 
 class HoldoutConflictError(HoldfastError):
-    status, slug, title = 409, "holdout-conflict", "The holdout stands so already"
+    status, slug, title = 409, "holdout-conflict", "The holdout is in that state already"
 
 
 class CancelConflictError(HoldfastError):

@@ -1,4 +1,4 @@
-"""Verdict -> figures, tables and one self-contained HTML report."""
+"""The evidence of a verdict: figures, tables and one self-contained HTML report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

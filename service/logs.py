@@ -41,6 +41,6 @@ def configure(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level)
-    # What these say at INFO is about themselves, once a request or a migration.
+    # At INFO these log every request and every migration.
     for name in ("alembic", "httpx", "mlflow", "uvicorn.access", "torch"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""The pipeline spec: the declared wish to keep one registered model trained on one stream."""
+"""The pipeline spec: its owner's declaration of one registered model to keep trained on one stream."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Self, Union
@@ -47,11 +47,11 @@ else:
 
 
 MISFIT = "strategy_misfit_"
-"""Begins the type of an error that belongs to the field of the strategy whose name follows."""
+"""Prefix of an error type; the rest is the name of the strategy's field that is wrong."""
 
 
 class Retention(BaseModel):
-    """What is kept of experiences that the champion has learnt."""
+    """Which records are kept of experiences that the champion has learnt."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -59,7 +59,7 @@ class Retention(BaseModel):
         None,
         ge=1,
         le=1_000_000,
-        description="Train parts of the newest so many learnt experiences are kept; unset keeps all.",
+        description="Learnt experiences, the newest, whose train parts are kept; unset keeps all.",
     )
 
 
@@ -81,19 +81,23 @@ class PipelineSpec(BaseModel):
         0,
         ge=0,
         le=100_000_000,
-        description="A record whose id came within this many records before is dropped; 0 drops none.",
+        description="A record is dropped whose id occurred in this many records before it; 0 drops none.",
     )
     circuit_breaker: CircuitBreaker = Field(
         default_factory=CircuitBreaker, description="When bad records stop the stream."
     )
     retention: Retention = Field(
-        default_factory=Retention, description="How long records that nothing needs any more are kept."
+        default_factory=Retention, description="Which records of learnt experiences are kept."
     )
-    split: Split = Field(default_factory=Split, description="Shares put aside and never trained on.")
+    split: Split = Field(
+        default_factory=Split, description="Shares of records held out for gate and audit, never trained on."
+    )
     strategy: StrategyChoice = Field(description="How to learn; `name` chooses, the rest are its settings.")
-    gate: GateConfig = Field(default_factory=GateConfig, description="What may be lost, and how sure to be.")
+    gate: GateConfig = Field(
+        default_factory=GateConfig, description="What an update may lose, and how sure the gate must be."
+    )
     max_experiences_per_update: int = Field(
-        4, ge=1, le=100, description="A backlog of up to this many experiences is learnt in one update."
+        4, ge=1, le=100, description="Experiences that one update learns at most."
     )
     max_carries: int = Field(
         2, ge=0, le=100, description="How often a rejected experience is tried again; then it is parked."
@@ -147,7 +151,7 @@ class PipelineSpec(BaseModel):
 
     @property
     def stream_info(self) -> StreamInfo:
-        """What a learner must know of the stream as declared; an open set may have more classes by now."""
+        """What a learner needs to know of the stream as declared; an open set may have more classes now."""
         schema = self.record_schema
         return StreamInfo(shape=schema.shape, classes=schema.classes, dtype=schema.dtype)
 
@@ -184,7 +188,7 @@ def describe(error: ValidationError) -> list[dict[str, str]]:
 
 
 def _where(location: tuple[int | str, ...], fault: str) -> str:
-    """The place as it was written. The kind of a trigger may be left out, so it is no part of the place."""
+    """The path of the wrong field as its owner wrote it, without a trigger's kind, which may be left out."""
     if fault.startswith(MISFIT):
         location = (*location, fault.removeprefix(MISFIT))
     if location[:1] == ("trigger",):

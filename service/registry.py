@@ -46,7 +46,7 @@ _FLUENT = threading.Lock()
 
 @dataclass(frozen=True)
 class Publication:
-    """What MLflow is told about one update."""
+    """Everything that MLflow stores about one update."""
 
     pipeline: str
     update_id: str
@@ -78,7 +78,7 @@ class Registry:
         self._uri = settings.tracking_uri
 
     def publish(self, publication: Publication) -> tuple[str, int | None]:
-        """Write the run and, where something was learnt, the version; answers (run id, version)."""
+        """Write the run and, where something was learnt, the version; returns (run id, version)."""
         run_id = self._run(publication)
         version = None
         if publication.served is not None:
@@ -87,7 +87,7 @@ class Registry:
         return run_id, version
 
     def project(self, pipeline: str, aliases: Mapping[str, int | None]) -> bool:
-        """Make the aliases say what the champion row says; True when something had to change."""
+        """Make the aliases follow the champion row; True if any had to change."""
         try:
             present = self._client.get_registered_model(pipeline).aliases
         except MlflowException as error:
@@ -97,11 +97,11 @@ class Registry:
         changed = False
         for alias in ALIASES:
             wanted = aliases.get(alias)
-            stands = present.get(alias)
-            if wanted is not None and (stands is None or int(stands) != wanted):
+            named = present.get(alias)
+            if wanted is not None and (named is None or int(named) != wanted):
                 self._client.set_registered_model_alias(pipeline, alias, str(wanted))
                 changed = True
-            elif wanted is None and stands is not None:
+            elif wanted is None and named is not None:
                 self._client.delete_registered_model_alias(pipeline, alias)
                 changed = True
         return changed
@@ -113,7 +113,7 @@ class Registry:
         return self._experiments[pipeline]
 
     def _create_experiment(self, pipeline: str) -> str:
-        # A server knows where its artifacts go; our own store must be told, or it takes the current folder.
+        # A server knows where its artifacts go; our own store needs the path, or it takes the current folder.
         location = (self._artifacts / pipeline).as_uri() if self._own_store else None
         try:
             return str(self._client.create_experiment(pipeline, artifact_location=location))

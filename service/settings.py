@@ -1,4 +1,4 @@
-"""Every setting of the service: environment variables prefixed HOLDFAST_, or the defaults of one machine."""
+"""Settings of the service, read from environment variables that begin with HOLDFAST_."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from strategies.network_choice import Installation, own_networks
 
 
 class Settings(BaseSettings):
-    """How this installation runs. In production only these values differ from the embedded defaults."""
+    """How this installation runs; the defaults suit one machine."""
 
     model_config = SettingsConfigDict(env_prefix="HOLDFAST_", frozen=True, extra="ignore")
 
-    home: Path = Field(Path("holdfast-home"), description="Folder of everything that the service keeps.")
+    home: Path = Field(Path("holdfast-home"), description="Folder that holds everything the service stores.")
     database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; default SQLite in the home.")
     host: str = Field("127.0.0.1", description="Address that the API listens on.")
     port: int = Field(8400, ge=0, le=65535, description="Port of the API.")
@@ -26,11 +26,19 @@ class Settings(BaseSettings):
     mlflow_ui: bool = Field(True, description="Whether `holdfast up` starts MLflow's pages.")
     mlflow_port: int = Field(8401, ge=0, le=65535, description="Port of MLflow's pages.")
     ray_address: str | None = Field(None, description="Ray cluster to join; default: a local one.")
-    trainers: int = Field(1, ge=1, le=1024, description="Warm trainers, so updates running side by side.")
-    lease_seconds: float = Field(15.0, gt=0, description="A worker silent for longer loses its update.")
-    max_attempts: int = Field(3, ge=1, description="Attempts at an update before it is given up as failed.")
-    poll_seconds: float = Field(0.1, gt=0, description="Pause between looks at sources and queue.")
-    max_backlog_records: int = Field(5_000_000, ge=1, description="Pushed records that may wait; then 429.")
+    trainers: int = Field(
+        1, ge=1, le=1024, description="Trainers kept warm: the number of updates that run at once."
+    )
+    lease_seconds: float = Field(
+        15.0, gt=0, description="Seconds of silence after which a worker loses its update."
+    )
+    max_attempts: int = Field(3, ge=1, description="Attempts at an update before it has failed for good.")
+    poll_seconds: float = Field(
+        0.1, gt=0, description="Seconds between polls of the sources and of the queue."
+    )
+    max_backlog_records: int = Field(
+        5_000_000, ge=1, description="Pushed records that may wait to be learnt; more are refused with 429."
+    )
     source_roots: str | None = Field(
         None,
         description="Folders and s3:// prefixes that pipelines may read files from, with ; between them; "
@@ -40,7 +48,9 @@ class Settings(BaseSettings):
         None, description="s3:// prefix that experiences are kept under; default: a folder in the home."
     )
     cache_bytes: int = Field(
-        10 * 2**30, ge=2**20, description="With a store elsewhere: size of the local cache of experiences."
+        10 * 2**30,
+        ge=2**20,
+        description="Size of the local cache of experiences, where HOLDFAST_STORE is set.",
     )
     networks: str | None = Field(
         None,
@@ -48,25 +58,25 @@ class Settings(BaseSettings):
     )
     weights: Path | None = Field(None, description="Folder of weight files that pipelines may name.")
     upkeep_seconds: float = Field(
-        600.0, gt=0, description="Pause between removals of files that nothing needs any more."
+        600.0, gt=0, description="Seconds between removals of files that nothing needs any more."
     )
     orphan_grace_seconds: float = Field(
-        3600.0, ge=60, description="A file that no row names is removed when it is older than this."
+        3600.0, ge=60, description="Age in seconds at which a file that no database row names is removed."
     )
-    log_format: str = Field("text", pattern="^(text|json)$", description="Form of the log lines.")
+    log_format: str = Field("text", pattern="^(text|json)$", description="Format of the log lines.")
     log_level: str = Field(
-        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least severity logged."
+        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Lowest severity that is logged."
     )
 
     @field_validator("networks")
     @classmethod
-    def _written_right(cls, networks: str | None) -> str | None:
+    def _networks_parse(cls, networks: str | None) -> str | None:
         own_networks(networks or "")
         return networks
 
     @property
     def installation(self) -> Installation:
-        """The networks and weights of this installation's own."""
+        """Networks and weights that this installation adds to the built-in ones."""
         weights = None if self.weights is None else self.weights.expanduser().resolve()
         return Installation(networks=own_networks(self.networks or ""), weights=weights)
 

@@ -10,11 +10,11 @@ from streams.store.experiences import ExperienceStore
 
 
 @dataclass(frozen=True)
-class StorePlace:
-    """How to open the store, as it is told to a trainer."""
+class StoreLocation:
+    """The location of the store, as a value that is sent to trainers, which open it."""
 
     folder: Path
-    """On storage that all workers share; with a bucket, a cache of this machine's own."""
+    """On storage that all workers share; with a bucket, a cache on this machine."""
     bucket: str | None
     """s3://bucket/prefix; None: everything is in the folder."""
     cache_bytes: int
@@ -23,7 +23,7 @@ class StorePlace:
         """The store.
 
         Raises:
-            SettingsError: the place cannot be used.
+            SettingsError: the store cannot be used.
         """
         if self.bucket is None:
             return ExperienceStore(self.folder)
@@ -36,6 +36,6 @@ class StorePlace:
             ) from error
 
 
-def store_place(settings: Settings) -> StorePlace:
-    """Where this installation keeps its experiences."""
-    return StorePlace(settings.experiences, settings.store, settings.cache_bytes)
+def store_location(settings: Settings) -> StoreLocation:
+    """The location of this installation's experiences."""
+    return StoreLocation(settings.experiences, settings.store, settings.cache_bytes)

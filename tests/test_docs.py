@@ -375,7 +375,7 @@ def test_the_examples_of_the_api_answer_as_documented(tmp_path: Path) -> None:
             route = re.sub(r"/u-[0-9a-f]+", "/{update}", path.replace("/sensors", "/{pipeline}"))
             route = re.sub(r"/holdouts/\d+/(?!margin)\w+$", "/holdouts/{experience}/{marking}", route)
             route = re.sub(r"/holdouts/\d+/", "/holdouts/{experience}/", route)
-            seen.add((method, re.sub(r"/[0-9a-f]{16}$", "/{letter}", route)))
+            seen.add((method, re.sub(r"/[0-9a-f]{16}$", "/{dead_letter}", route)))
             if answer:
                 documented, real = json.loads(answer), got.json()
                 assert _shape(documented) == _shape(real), command
@@ -383,7 +383,7 @@ def test_the_examples_of_the_api_answer_as_documented(tmp_path: Path) -> None:
                 variables["$UPDATE"] = got.json()["update"]
                 settle(api, "sensors", got.json()["update"], "review")
             if path.endswith("/stream"):
-                variables["$LETTER"] = _refuse_one(api)
+                variables["$DEAD_LETTER"] = _refuse_one(api)
             if path.endswith("/decision") and method == "POST":
                 learn(api, "sensors", "promote")
         described = api.http.get("/openapi.json").json()["paths"]

@@ -1,4 +1,4 @@
-"""The API process: all it answers comes from SQL, so it starts fast and imports neither torch nor ray."""
+"""The API process: every answer comes from SQL, so it starts fast and imports neither torch nor ray."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI
 
 from service.api import holdouts, pipelines, problems, records, reference, streams, updates
-from service.api.bodies import Alive, Ready, RoleView
+from service.api.bodies.health import Alive, Ready, RoleView
 from service.api.limits import SecureAnswers
 from service.api.parameters import Engine
 from service.settings import Settings
@@ -58,15 +58,15 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-@health.get("/healthz", summary="The process lives")
+@health.get("/healthz", summary="Liveness")
 def healthz() -> Alive:
-    """Asks nothing of the database."""
+    """Whether the process answers; it does not use the database."""
     return Alive()
 
 
-@health.get("/readyz", summary="Requests are answered")
+@health.get("/readyz", summary="Readiness")
 def readyz(engine: Engine) -> Ready:
-    """200 when the database answers, else 503; `roles` are the other parts that were heard of lately."""
+    """200 when the database answers, else 503; `roles` are the other processes that are alive."""
     with reading(engine) as connection:
         present = presence.seen(connection)
     return Ready(

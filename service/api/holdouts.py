@@ -1,18 +1,13 @@
-"""Past holdouts: how each stands, and what a person makes of it; and the freeze that an audit may bring."""
+"""Routes of past holdouts: list them, set marks and margins; and the route that lifts a freeze."""
 
 from typing import Annotated
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Path
 
-from service.api.bodies import (
-    DecisionReason,
-    EntryView,
-    FreezeView,
-    HoldoutMargin,
-    HoldoutsView,
-    HoldoutView,
-)
+from service.api.bodies.base import ReasonRequest
+from service.api.bodies.holdouts import FreezeView, HoldoutMargin, HoldoutsView, HoldoutView
+from service.api.bodies.pipelines import EntryView
 from service.api.limits import JsonRoute
 from service.api.parameters import MAX_INTEGER, Engine, PipelineName
 from service.state import champions, freezes, holdouts, pipelines
@@ -26,9 +21,9 @@ router = APIRouter(prefix="/v1/pipelines", tags=["holdouts"], route_class=JsonRo
 Experience = Annotated[int, Path(ge=0, le=MAX_INTEGER, description="Index of the experience.")]
 
 
-@router.get("/{pipeline}/holdouts", summary="Past holdouts, and what is left of each")
+@router.get("/{pipeline}/holdouts", summary="List past holdouts")
 def list_all(pipeline: PipelineName, engine: Engine) -> HoldoutsView:
-    """Those of the experiences that the champion learnt, oldest first."""
+    """The holdouts of experiences that the champion learnt, oldest first, with the looks left for each."""
     with reading(engine) as connection:
         return _view(connection, engine, pipeline)
 
@@ -37,13 +32,11 @@ def list_all(pipeline: PipelineName, engine: Engine) -> HoldoutsView:
 def set_margin(
     pipeline: PipelineName, experience: Experience, body: HoldoutMargin, engine: Engine
 ) -> EntryView:
-    """How much it may truly lose, from the next update on; the ledger keeps who said so, and why."""
+    """What an update may lose on it, from the next one on. Who set it and why goes to the ledger."""
     with reading(engine) as connection:
         pipelines.load_spec(connection, pipeline)
     return EntryView.of(
-        decisions.set_holdout_margin(
-            engine, pipeline, experience, margin=body.margin, actor=body.by, reason=body.reason
-        )
+        decisions.set_holdout_margin(engine, pipeline, experience, margin=body.margin, by=body.decided_by)
     )
 
 
@@ -52,25 +45,23 @@ def mark(
     pipeline: PipelineName,
     experience: Experience,
     marking: decisions.Marking,
-    body: DecisionReason,
+    body: ReasonRequest,
     engine: Engine,
 ) -> EntryView:
-    """A retired holdout is no evidence any more; a pinned one is never cut down. Both stand in the ledger."""
+    """Updates are not compared on a retired holdout; a pinned one is always judged whole."""
     with reading(engine) as connection:
         pipelines.load_spec(connection, pipeline)
     return EntryView.of(
-        decisions.mark_holdout(
-            engine, pipeline, experience, marking=marking, actor=body.by, reason=body.reason
-        )
+        decisions.mark_holdout(engine, pipeline, experience, marking=marking, by=body.decided_by)
     )
 
 
-@router.post("/{pipeline}/unfreeze", summary="Free promotion again")
-def unfreeze(pipeline: PipelineName, body: DecisionReason, engine: Engine) -> EntryView:
-    """After an audit that did not pass. A rollback to the last audited version frees it as well."""
+@router.post("/{pipeline}/unfreeze", summary="Lift a freeze")
+def unfreeze(pipeline: PipelineName, body: ReasonRequest, engine: Engine) -> EntryView:
+    """Allows promotion after an audit that did not pass; so does a rollback to the last audited version."""
     with reading(engine) as connection:
         pipelines.load_spec(connection, pipeline)
-    return EntryView.of(decisions.unfreeze(engine, pipeline, actor=body.by, reason=body.reason))
+    return EntryView.of(decisions.unfreeze(engine, pipeline, by=body.decided_by))
 
 
 def _view(connection: sa.Connection, engine: sa.Engine, pipeline: str) -> HoldoutsView:

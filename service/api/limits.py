@@ -1,4 +1,4 @@
-"""What stands before and after every request: media type, size of the body, headers of the answer."""
+"""Request limits and response headers: media types, sizes of bodies, security headers."""
 
 import json
 import math
@@ -31,8 +31,8 @@ class StrictRequest(Request):
         except UnicodeDecodeError as error:
             raise not_json(f"it is not UTF-8, at byte {error.start}") from error
         except json.JSONDecodeError as error:
-            place = f"line {error.lineno}, column {error.colno}"
-            raise not_json(f"{error.msg[0].lower()}{error.msg[1:]}, at {place}") from error
+            position = f"line {error.lineno}, column {error.colno}"
+            raise not_json(f"{error.msg[0].lower()}{error.msg[1:]}, at {position}") from error
         except RecursionError as error:
             raise not_json("it is nested too deeply") from error
         except ValueError as error:
@@ -43,8 +43,8 @@ class StrictRequest(Request):
 class JsonRoute(APIRoute):
     """A route whose body, where it has one, is JSON of modest size.
 
-    The media type must be named: a browser sends other types, and none, from any page to any address
-    without asking, so a stranger's page could otherwise command a service that listens on this machine.
+    The media type must be named: browsers let any page send bodies of other types, or of none, to any
+    address, so otherwise a foreign page could command a service that listens on this machine.
     """
 
     media_types: ClassVar[tuple[str, ...]] = ("application/json",)
@@ -100,7 +100,7 @@ def _check_announced(request: Request, limit_bytes: int) -> None:
 
 
 def _bounded(receive: Receive, limit_bytes: int) -> Receive:
-    """The same body, given up as soon as it passes the limit: no more than that is ever held."""
+    """The same body, refused as soon as it passes the limit: no more than that is ever held."""
     seen = 0
 
     async def bounded() -> Message:
@@ -127,7 +127,7 @@ def _too_large(limit_bytes: int) -> RefusedError:
 
 
 class SecureAnswers:
-    """Middleware: every answer carries the security headers that it does not set itself."""
+    """Middleware that adds the security headers that an answer does not set itself."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

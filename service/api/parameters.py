@@ -1,4 +1,4 @@
-"""What routes take besides their bodies: names from the path, headers, pages of a list."""
+"""Parameters of routes: names in the path, headers, and pages of a list."""
 
 from typing import Annotated
 
@@ -35,7 +35,7 @@ def settings_of(request: Request) -> Settings:
 
 
 def named(pipeline: Annotated[str, Path(description="The pipeline's name.")]) -> str:
-    """A pipeline's name from the path; what no pipeline can be called does not reach the database."""
+    """A pipeline's name from the path; one that no pipeline can have does not reach the database."""
     if not _plain(pipeline, 63):
         raise PipelineUnknownError(
             f"There is no pipeline {pipeline[:100]!r}.",
@@ -45,7 +45,7 @@ def named(pipeline: Annotated[str, Path(description="The pipeline's name.")]) ->
 
 
 def known(update: Annotated[str, Path(description="The update's id, such as u-0f3c5d7e9a1b2c4d.")]) -> str:
-    """An update's id from the path, in the same way."""
+    """An update's id from the path; one that no update can have does not reach the database."""
     if not _plain(update, 40):
         raise UpdateUnknownError(
             f"There is no update {update[:100]!r}.",

@@ -1,19 +1,19 @@
-"""Pipelines: declare one, read its champion, ledger and experiences, roll back."""
+"""Routes of pipelines: declare one, read its champion, ledger and experiences, roll back."""
 
 from typing import Annotated, Any
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Body, Query
 
-from service.api.bodies import (
+from service.api.bodies.pipelines import (
     ChampionView,
     EntryView,
     ExperienceView,
     LedgerView,
     PipelineView,
     RollbackRequest,
-    UpdateView,
 )
+from service.api.bodies.updates import UpdateView
 from service.api.limits import JsonRoute
 from service.api.parameters import MAX_INTEGER, Configured, Engine, Limit, PipelineName
 from service.errors import ChampionMissingError
@@ -42,7 +42,7 @@ After = Annotated[int, Query(ge=0, le=MAX_INTEGER, description="Sequence of the 
     },
 )
 def create(document: Annotated[dict[str, Any], Body()], engine: Engine, settings: Configured) -> PipelineView:
-    """Checks the whole spec first; a pipeline that cannot work is refused with the reason."""
+    """A pipeline that cannot work is refused, with every reason under `errors`."""
     spec = parse(document)
     require_allowed(spec, settings)
     with engine.begin() as connection:
@@ -57,14 +57,14 @@ def list_all(engine: Engine) -> list[PipelineView]:
     return [_view(engine, spec) for spec in declared]
 
 
-@router.get("/{pipeline}", summary="One pipeline and how it stands")
+@router.get("/{pipeline}", summary="One pipeline and its state")
 def show(pipeline: PipelineName, engine: Engine) -> PipelineView:
     with reading(engine) as connection:
         spec = pipelines.load_spec(connection, pipeline)
     return _view(engine, spec)
 
 
-@router.get("/{pipeline}/experiences", summary="Experiences, and what became of each")
+@router.get("/{pipeline}/experiences", summary="Experiences and their states")
 def experiences(
     pipeline: PipelineName, engine: Engine, first: First = 0, limit: Limit = 1000
 ) -> list[ExperienceView]:
@@ -93,16 +93,16 @@ def champion(pipeline: PipelineName, engine: Engine) -> ChampionView:
 
 @router.post("/{pipeline}/rollback", summary="Bring a former champion back")
 def roll_back(pipeline: PipelineName, body: RollbackRequest, engine: Engine) -> ChampionView:
-    with engine.begin() as connection:
+    with reading(engine) as connection:
         pipelines.load_spec(connection, pipeline)
-    decisions.roll_back(engine, pipeline, version=body.version, actor=body.by, reason=body.reason)
+    decisions.roll_back(engine, pipeline, version=body.version, by=body.decided_by)
     with reading(engine) as connection:
         return _champion(connection, pipeline)
 
 
-@router.get("/{pipeline}/ledger", summary="Every decision, in order")
+@router.get("/{pipeline}/ledger", summary="Read the ledger")
 def read_ledger(pipeline: PipelineName, engine: Engine, after: After = 0, limit: Limit = 1000) -> LedgerView:
-    """Oldest first, from the entry after `after`. `intact` is of the whole ledger, whatever the page."""
+    """Every decision, oldest first, from the entry after `after`. `intact` covers the whole ledger."""
     with reading(engine) as connection:
         pipelines.load_spec(connection, pipeline)
     chain = _whole_ledger(engine, pipeline)
@@ -116,7 +116,7 @@ def read_ledger(pipeline: PipelineName, engine: Engine, after: After = 0, limit:
 
 
 def _whole_ledger(engine: sa.Engine, pipeline: str) -> list[ledger.Entry]:
-    """Every entry, read in short transactions: on SQLite a long one would keep the writers waiting."""
+    """Every entry, read in short transactions, between which SQLite can checkpoint its log."""
     chain: list[ledger.Entry] = []
     while True:
         with reading(engine) as connection:

@@ -24,15 +24,15 @@ SECURITY_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-"""Of every answer. The page under /docs has a policy of its own, which lets it load its own files."""
+"""Headers of every answer. The page under /docs sets its own policy, so that it can load its files."""
 
-# pydantic speaks to programmers; these are its commonest complaints in a caller's words.
+# pydantic's commonest messages, in words for callers instead of programmers.
 WORDS = {
     "missing": "is missing",
     "extra_forbidden": "is not a field of this request",
     "string_too_short": "must not be empty",
     "string_type": "must be a text",
-    "string_unicode": "holds half a surrogate pair: send plain text",
+    "string_unicode": "holds a lone surrogate: send plain text",
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -44,7 +44,7 @@ WORDS = {
 
 
 class RefusedError(HTTPException):
-    """A request that is turned away at the door, before its body means anything."""
+    """A request that is refused before its body is validated."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class RefusedError(HTTPException):
 
 
 def not_json(reason: str) -> RefusedError:
-    """The body is no JSON at all."""
+    """The error of a body that is not JSON."""
     return RefusedError(
         400,
         slug="not-json",
@@ -71,7 +71,7 @@ def not_json(reason: str) -> RefusedError:
     )
 
 
-def problem(
+def problem_response(
     status: int,
     *,
     slug: str,
@@ -112,7 +112,7 @@ def install(app: FastAPI) -> None:
 def _ours(_request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HoldfastError):
         raise error
-    return problem(
+    return problem_response(
         error.status,
         slug=error.slug,
         title=error.title,
@@ -131,7 +131,7 @@ def _invalid(_request: Request, error: Exception) -> JSONResponse:
         for entry in found[:SHOWN_ERRORS]
     ]
     first = errors[0]
-    return problem(
+    return problem_response(
         422,
         slug="request-invalid",
         title="The request is not valid",
@@ -155,7 +155,7 @@ def _http(request: Request, error: Exception) -> JSONResponse:
         raise error
     headers = error.headers or {}
     if isinstance(error, RefusedError):
-        return problem(
+        return problem_response(
             error.status_code,
             slug=error.slug,
             title=error.title,
@@ -173,12 +173,14 @@ def _http(request: Request, error: Exception) -> JSONResponse:
             f"{request.method} does nothing at {request.url.path[:200]!r}.",
         )
         fix = f"This path takes {headers.get('allow', headers.get('Allow', 'another method'))}; see /docs."
-    return problem(status, slug=f"http-{status}", title=title, detail=detail, fix=fix, headers=headers)
+    return problem_response(
+        status, slug=f"http-{status}", title=title, detail=detail, fix=fix, headers=headers
+    )
 
 
 def _database_away(_request: Request, error: Exception) -> JSONResponse:
     log.error("database does not answer", exc_info=error)
-    return problem(
+    return problem_response(
         503,
         slug="database-away",
         title="The database does not answer",
@@ -188,12 +190,12 @@ def _database_away(_request: Request, error: Exception) -> JSONResponse:
 
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    # The log has the traceback; a caller learns nothing of our inside but where to look it up.
+    # The log has the traceback; the caller gets only the incident number that finds it there.
     incident = secrets.token_hex(6)
     log.error(
         "request failed", incident=incident, method=request.method, path=request.url.path, exc_info=error
     )
-    return problem(
+    return problem_response(
         500,
         slug="internal",
         title="Internal error",

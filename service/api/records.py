@@ -1,14 +1,14 @@
-"""Records: sent by callers, durable before the answer."""
+"""The route that takes records, which are stored durably before the answer."""
 
 import msgspec
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
-from service.api.bodies import RecordsReceipt
+from service.api.bodies.streams import RecordsReceipt
 from service.api.limits import RecordsRoute
 from service.api.parameters import Engine, IdempotencyKey, PipelineName, settings_of
 from service.errors import RecordsInvalidError
-from service.ingest import push as intake
+from service.ingest.push import push
 from streams.wire.decode import JsonRecord
 
 router = APIRouter(prefix="/v1/pipelines", tags=["records"], route_class=RecordsRoute)
@@ -16,7 +16,7 @@ router = APIRouter(prefix="/v1/pipelines", tags=["records"], route_class=Records
 (RECORD,), COMPONENTS = msgspec.json.schema_components(
     (JsonRecord,), ref_template="#/components/schemas/{name}"
 )
-"""The record as the decoder has it, for the description of the API."""
+"""JSON Schema of a record, derived from the decoder's own type."""
 
 
 @router.post(
@@ -42,15 +42,15 @@ router = APIRouter(prefix="/v1/pipelines", tags=["records"], route_class=Records
         }
     },
 )
-async def push(
+async def send(
     pipeline: PipelineName, request: Request, engine: Engine, key: IdempotencyKey = None
 ) -> RecordsReceipt:
-    """All of them are stored durably before the answer, or none: one bad record refuses the request."""
+    """All records are stored durably before the answer, or none: one bad record refuses the request."""
     body = await request.body()
-    # Decoding and the durable write take their time: not on the loop that answers everybody else.
+    # Decoding and the durable write block, so they run outside the event loop.
     try:
         receipt = await run_in_threadpool(
-            intake.push,
+            push,
             engine,
             pipeline,
             body=body,

@@ -75,7 +75,7 @@ for _name, _media_type in PAGE_FILES.items():
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, where every error is the problem document that is really sent."""
+    """The OpenAPI document, in which every error is a problem document."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
@@ -98,7 +98,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
 
 
 def _declaration(schemas: dict[str, Any]) -> dict[str, Any]:
-    """A pipeline as it is declared: what has a default may be left out, unlike in what is answered."""
+    """Schema of a declared pipeline: fields with a default are optional, unlike in answers."""
     declared = PipelineSpec.model_json_schema(ref_template="#/components/schemas/Declared{model}")
     parts: dict[str, Any] = declared.pop("$defs")
     schemas.update({f"Declared{name}": part for name, part in parts.items()})

@@ -1,11 +1,11 @@
-"""Updates: start one, follow it, cancel it, decide on it."""
+"""Routes of updates: start one, follow it, cancel it, decide on it."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Response
 
-from service.api.bodies import (
-    CancelRequest,
+from service.api.bodies.base import ReasonRequest
+from service.api.bodies.updates import (
     DecisionRequest,
     DecisionView,
     UpdateAccepted,
@@ -14,15 +14,14 @@ from service.api.bodies import (
 )
 from service.api.limits import JsonRoute
 from service.api.parameters import Engine, IdempotencyKey, PipelineName, UpdateId
-from service.ingest import push as intake
 from service.state import jobs
-from service.updates import decisions
+from service.updates import decisions, requests
 from streams.state.tables import reading
 
 router = APIRouter(prefix="/v1", tags=["updates"], route_class=JsonRoute)
 
 
-@router.post("/pipelines/{pipeline}/updates", status_code=202, summary="Learn now")
+@router.post("/pipelines/{pipeline}/updates", status_code=202, summary="Start an update now")
 def start(
     pipeline: PipelineName,
     engine: Engine,
@@ -30,9 +29,9 @@ def start(
     body: Annotated[UpdateRequest | None, Body()] = None,
     key: IdempotencyKey = None,
 ) -> UpdateAccepted:
-    """Cuts what has arrived into an experience, however small, and learns it with what is left over."""
+    """Cuts the pending records into an experience, however few, and learns it with what still waits."""
     request = body or UpdateRequest()
-    update_id = intake.request_update(
+    update_id = requests.request_update(
         engine, pipeline, by=request.by, request_key=key, experiences=request.experiences
     )
     href = f"/v1/updates/{update_id}"
@@ -47,33 +46,23 @@ def show(update: UpdateId, engine: Engine) -> UpdateView:
         return UpdateView.of(found, jobs.blocking(connection, found))
 
 
-@router.post("/updates/{update}/cancel", summary="Cancel")
-def cancel(update: UpdateId, body: CancelRequest, engine: Engine) -> UpdateView:
-    """Ends an update that waits or learns; its trainer stops within seconds. Its experiences are parked."""
-    return UpdateView.of(decisions.cancel(engine, update, actor=body.by, reason=body.reason), None)
+@router.post("/updates/{update}/cancel", summary="Cancel an update")
+def cancel(update: UpdateId, body: ReasonRequest, engine: Engine) -> UpdateView:
+    """Ends an update that is queued or learning, within seconds, and parks its experiences."""
+    return UpdateView.of(decisions.cancel(engine, update, by=body.decided_by), None)
 
 
-@router.get("/updates/{update}/decision", summary="What there is to decide, or was decided")
+@router.get("/updates/{update}/decision", summary="The verdict to decide on, or the decision")
 def show_decision(update: UpdateId, engine: Engine) -> DecisionView:
     with reading(engine) as connection:
         found = jobs.get(connection, update)
-    return _view(found)
+    return DecisionView.of(found)
 
 
-@router.post("/updates/{update}/decision", summary="Approve or reject")
+@router.post("/updates/{update}/decision", summary="Approve or reject an update in review")
 def decide(update: UpdateId, body: DecisionRequest, engine: Engine) -> DecisionView:
-    """Only an update in review takes a decision, and only one. The reason goes to the ledger."""
-    decisions.decide_review(engine, update, choice=body.decision, actor=body.by, reason=body.reason)
+    """An update in review takes one decision. Its reason goes to the ledger."""
+    decisions.decide_review(engine, update, choice=body.decision, by=body.decided_by)
     with reading(engine) as connection:
         found = jobs.get(connection, update)
-    return _view(found)
-
-
-def _view(update: jobs.Update) -> DecisionView:
-    return DecisionView(
-        update=update.id,
-        state=update.state,
-        awaits_decision=update.state == "review",
-        verdict=update.verdict,
-        decision=update.decision,
-    )
+    return DecisionView.of(found)

@@ -152,7 +152,7 @@ def _learn_the_stream(client: Client, story: Story, console: Console) -> None:
                 progress.update(task, description=f"{pipeline}: digits at {angle:.0f} degrees")
                 _push(client, pipeline, lines)
                 update = _update_of(client, pipeline, experience=step)
-                story.updates[pipeline].append(_told(update, step))
+                story.updates[pipeline].append(_summary(update, step))
                 _say(console, f"{pipeline}, {angle:.0f} degrees", update)
                 progress.advance(task)
 
@@ -170,7 +170,7 @@ def _send_bad_data(client: Client, story: Story, console: Console) -> None:
     for offset, (what, records) in enumerate(broken.items()):
         _push(client, REPLAY, encode_json(_renamed(records, what), DIGITS_SCHEMA))
         update = _update_of(client, REPLAY, experience=STREAM.steps + offset)
-        story.stopped.append({"what": what, **_told(update, STREAM.steps + offset)})
+        story.stopped.append({"what": what, **_summary(update, STREAM.steps + offset)})
         _say(console, what, update)
 
 
@@ -236,7 +236,7 @@ def _finished(client: Client, update: str) -> Mapping[str, Any]:
     return last
 
 
-def _told(update: Mapping[str, Any], experience: int) -> dict[str, Any]:
+def _summary(update: Mapping[str, Any], experience: int) -> dict[str, Any]:
     accuracy = update["accuracy"] or {}
     return {
         "experience": experience,

@@ -1,15 +1,15 @@
-"""The commands about the gate: what it will do, before a pipeline goes live, and why it did what it did."""
+"""The commands about the gate: what it will do, before a pipeline goes live, and its schema."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from textwrap import fill
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.commands.pipelines import Json, Url, open_client, print_json, update_path
+from service.commands.pipelines import Json, print_json
 from service.errors import HoldfastError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from service.gate.simulation.rates import Holdout, Rates
 
 gate_app = typer.Typer(
-    help="Try out margins and holdout sizes before a pipeline goes live; explain verdicts.",
+    help="Try out margins and holdout sizes before a pipeline goes live.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -150,47 +150,6 @@ def gate_schema() -> None:
     from service.gate import schema
 
     print_json(schema.schema())
-
-
-@gate_app.command("explain")
-def gate_explain(update: str, json_output: Json = False, url: Url = None) -> None:
-    """Why the gate decided as it did: every finding in words, what stopped it first."""
-    with open_client(url) as client:
-        view = client.get(update_path(update, "decision"))
-    if json_output:
-        return print_json(view["verdict"])
-    verdict = view["verdict"]
-    if verdict is None:
-        typer.echo(f"{update} has no verdict yet: it is {view['state']}.")
-        return
-    typer.echo(f"{update}: {verdict['outcome']}")
-    _say_wrapped("", verdict["reason"])
-    for answer, title in (("fail", "Failed"), ("undecided", "Open"), ("pass", "Passed")):
-        found = [each for each in verdict["findings"] if each["answer"] == answer]
-        if found:
-            typer.echo(f"\n{title}")
-        for each in found:
-            lead = f"{each['guard'].replace('_', ' ')}: "
-            _say_wrapped(lead, each["sentence"].removeprefix(lead))
-    for title, lines in (
-        ("To know", [each["sentence"] for each in verdict.get("notes", [])]),
-        ("Records to look at", [_told(each) for each in verdict.get("worst", [])]),
-    ):
-        if lines:
-            typer.echo(f"\n{title}")
-        for line in lines:
-            _say_wrapped("", line)
-    if view["decision"]:
-        decision = view["decision"]
-        typer.echo(f"\n{decision['by']}: {decision['choice']}, {decision['reason']}")
-
-
-def _told(worst: Mapping[str, Any]) -> str:
-    return f"{worst['record']} ({worst['kind']}): {worst['reason']}"
-
-
-def _say_wrapped(lead: str, sentence: str) -> None:
-    typer.echo(fill(lead + sentence, WIDTH, initial_indent="  ", subsequent_indent="    "))
 
 
 def _rates(

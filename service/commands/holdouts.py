@@ -1,4 +1,4 @@
-"""The commands about past holdouts, and the one that lifts a freeze."""
+"""Commands on past holdouts, and the command that lifts a freeze."""
 
 from typing import Annotated
 
@@ -8,7 +8,9 @@ from service.commands.pipelines import By, Json, Reason, Url, open_client, path_
 from service.gate.sentences import with_unit
 
 holdout_app = typer.Typer(
-    help="Past holdouts: how each stands; retire or pin one.", no_args_is_help=True, rich_markup_mode=None
+    help="List past holdouts; retire or pin one, or set its margin.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 Experience = Annotated[int, typer.Argument(min=0, help="Index of the experience.")]
@@ -16,7 +18,7 @@ Experience = Annotated[int, typer.Argument(min=0, help="Index of the experience.
 
 @holdout_app.command("list")
 def holdout_list(pipeline: str, json_output: Json = False, url: Url = None) -> None:
-    """The past holdouts of a pipeline, and what is left of each."""
+    """List the past holdouts of a pipeline, with the looks left for each."""
     with open_client(url) as client:
         view = client.get(path_of(pipeline, "holdouts"))
     if json_output:
@@ -42,7 +44,7 @@ def holdout_list(pipeline: str, json_output: Json = False, url: Url = None) -> N
 def holdout_retire(
     pipeline: str, experience: Experience, reason: Reason, by: By = "anonymous", url: Url = None
 ) -> None:
-    """Take a holdout out of the evidence: its labels are not true any more, or it is worn out."""
+    """Stop judging updates on a holdout whose labels are no longer true, or that is exhausted."""
     _mark(pipeline, experience, "retire", reason=reason, by=by, url=url)
     typer.echo(f"The holdout of experience {experience} is retired.")
 
@@ -51,7 +53,7 @@ def holdout_retire(
 def holdout_restore(
     pipeline: str, experience: Experience, reason: Reason, by: By = "anonymous", url: Url = None
 ) -> None:
-    """Make a retired holdout evidence again."""
+    """Judge updates on a retired holdout again."""
     _mark(pipeline, experience, "restore", reason=reason, by=by, url=url)
     typer.echo(f"The holdout of experience {experience} is evidence again.")
 
@@ -60,7 +62,7 @@ def holdout_restore(
 def holdout_pin(
     pipeline: str, experience: Experience, reason: Reason, by: By = "anonymous", url: Url = None
 ) -> None:
-    """Judge a holdout whole for ever, however many come after it."""
+    """Always judge a holdout whole, however many come after it."""
     _mark(pipeline, experience, "pin", reason=reason, by=by, url=url)
     typer.echo(f"The holdout of experience {experience} is pinned.")
 
@@ -69,7 +71,7 @@ def holdout_pin(
 def holdout_unpin(
     pipeline: str, experience: Experience, reason: Reason, by: By = "anonymous", url: Url = None
 ) -> None:
-    """Let a pinned holdout be archived when newer ones come."""
+    """Let a pinned holdout be archived when newer ones arrive."""
     _mark(pipeline, experience, "unpin", reason=reason, by=by, url=url)
     typer.echo(f"The holdout of experience {experience} is no longer pinned.")
 
@@ -83,7 +85,7 @@ def holdout_margin(
     by: By = "anonymous",
     url: Url = None,
 ) -> None:
-    """Give a holdout a margin of its own: how much it may truly lose."""
+    """Set the margin of one holdout: what an update may lose on it."""
     try:
         own = None if margin == "default" else float(margin)
     except ValueError:
@@ -98,7 +100,7 @@ def holdout_margin(
 
 
 def unfreeze(pipeline: str, reason: Reason, by: By = "anonymous", url: Url = None) -> None:
-    """Free promotion again, after an audit that did not pass."""
+    """Allow promotion again, after an audit that did not pass."""
     with open_client(url) as client:
         client.post(path_of(pipeline, "unfreeze"), {"reason": reason, "by": by})
     typer.echo(f"Promotion of {pipeline} is free again.")

@@ -1,8 +1,9 @@
-"""The commands that call the API: what a person or a script does with pipelines and updates."""
+"""Commands on pipelines, updates, champions and ledgers, by calling the API."""
 
 import json
 import sys
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,12 +20,17 @@ update_app = typer.Typer(
     help="Start, follow, cancel and decide updates.", no_args_is_help=True, rich_markup_mode=None
 )
 
+WIDTH = 100
+"""Columns that sentences are wrapped to."""
+
 Url = Annotated[
     str | None,
-    typer.Option("--url", envvar="HOLDFAST_URL", help="The API; default: the one of the settings."),
+    typer.Option(
+        "--url", envvar="HOLDFAST_URL", help="URL of the API; default: HOLDFAST_HOST and HOLDFAST_PORT."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-Reason = Annotated[str, typer.Option("--reason", "-m", help="Why; it goes to the ledger.")]
+Reason = Annotated[str, typer.Option("--reason", "-m", help="Why; recorded with the decision.")]
 By = Annotated[str, typer.Option("--by", envvar="USER", help="Who decides.")]
 
 
@@ -32,14 +38,14 @@ By = Annotated[str, typer.Option("--by", envvar="USER", help="Who decides.")]
 def pipeline_create(file: Annotated[Path, typer.Argument(help="YAML file.")], url: Url = None) -> None:
     """Declare a pipeline from a YAML file."""
     with open_client(url) as client:
-        # The API checks it: whoever calls needs no part of the service, and the answer is its own.
+        # The API checks the document: the command line needs no part of the service for it.
         view = client.post("/v1/pipelines", _document(file))
     typer.echo(f"Pipeline {view['spec']['name']} is declared.")
 
 
 @pipeline_app.command("list")
 def pipeline_list(json_output: Json = False, url: Url = None) -> None:
-    """List pipelines and how each stands."""
+    """List pipelines with their champion and number of experiences."""
     with open_client(url) as client:
         views = client.get("/v1/pipelines")
     if json_output:
@@ -55,14 +61,14 @@ def pipeline_list(json_output: Json = False, url: Url = None) -> None:
 
 @pipeline_app.command("show")
 def pipeline_show(pipeline: str, url: Url = None) -> None:
-    """One pipeline, as JSON."""
+    """Show one pipeline, as JSON."""
     with open_client(url) as client:
         print_json(client.get(path_of(pipeline)))
 
 
 @pipeline_app.command("experiences")
 def pipeline_experiences(pipeline: str, json_output: Json = False, url: Url = None) -> None:
-    """What the stream was cut into, and what became of each experience."""
+    """List experiences with their state and record counts."""
     with open_client(url) as client:
         views = client.get(path_of(pipeline, "experiences"))
     if json_output:
@@ -82,13 +88,13 @@ def update_start(
         list[int] | None,
         typer.Option(help="Learn this waiting, carried or parked experience; may be repeated."),
     ] = None,
-    wait: Annotated[bool, typer.Option(help="Wait until it is decided, or awaits a person.")] = True,
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait at most.")] = 600.0,
+    wait: Annotated[bool, typer.Option(help="Wait for the verdict.")] = True,
+    timeout: Annotated[float, typer.Option(min=0, help="Most seconds to wait.")] = 600.0,
     json_output: Json = False,
     by: By = "anonymous",
     url: Url = None,
 ) -> None:
-    """Learn now what has arrived. A failed update is exit status 1; a rejected one is not a failure."""
+    """Start an update from the records that have arrived. Exit status 1 if it fails; 0 if rejected."""
     with open_client(url) as client:
         body = {"by": by, "experiences": experience or None}
         accepted = client.post(path_of(pipeline, "updates"), body, key=key)
@@ -118,7 +124,7 @@ def update_list(
     json_output: Json = False,
     url: Url = None,
 ) -> None:
-    """A pipeline's updates, newest first."""
+    """List a pipeline's updates, newest first."""
     with open_client(url) as client:
         views = client.get(f"{path_of(pipeline, 'updates')}?limit={limit}")
     if json_output:
@@ -132,7 +138,7 @@ def update_list(
 
 @update_app.command("show")
 def update_show(update: str, url: Url = None) -> None:
-    """One update, as JSON."""
+    """Show one update, as JSON."""
     with open_client(url) as client:
         print_json(client.get(update_path(update)))
 
@@ -140,11 +146,11 @@ def update_show(update: str, url: Url = None) -> None:
 @update_app.command("cancel")
 def update_cancel(
     update: str,
-    reason: Annotated[str, typer.Option("--reason", "-m", help="Why; it stays with the update.")],
+    reason: Annotated[str, typer.Option("--reason", "-m", help="Why; recorded with the update.")],
     by: By = "anonymous",
     url: Url = None,
 ) -> None:
-    """End an update that waits or learns; its experiences are parked."""
+    """End an update that is queued or learning, and park its experiences."""
     with open_client(url) as client:
         body = {"reason": reason, "by": by}
         view = client.post(update_path(update, "cancel"), body)
@@ -159,12 +165,44 @@ def update_approve(update: str, reason: Reason, by: By = "anonymous", url: Url =
 
 @update_app.command("reject")
 def update_reject(update: str, reason: Reason, by: By = "anonymous", url: Url = None) -> None:
-    """Turn an update down that awaits a decision."""
+    """Reject an update that awaits a decision, and park its experiences."""
     _decide(update, "reject", reason=reason, by=by, url=url)
 
 
+@update_app.command("explain")
+def update_explain(update: str, json_output: Json = False, url: Url = None) -> None:
+    """Show the gate's verdict in words: every finding, failed ones first, and the decision."""
+    with open_client(url) as client:
+        view = client.get(update_path(update, "decision"))
+    if json_output:
+        return print_json(view["verdict"])
+    verdict = view["verdict"]
+    if verdict is None:
+        typer.echo(f"{update} has no verdict yet: it is {view['state']}.")
+        return
+    typer.echo(f"{update}: {verdict['outcome']}")
+    _say("", verdict["reason"])
+    for answer, title in (("fail", "Failed"), ("undecided", "Open"), ("pass", "Passed")):
+        found = [each for each in verdict["findings"] if each["answer"] == answer]
+        if found:
+            typer.echo(f"\n{title}")
+        for each in found:
+            lead = f"{each['guard'].replace('_', ' ')}: "
+            _say(lead, each["sentence"].removeprefix(lead))
+    worst = [f"{each['record']} ({each['kind']}): {each['reason']}" for each in verdict.get("worst", [])]
+    notes = [each["sentence"] for each in verdict.get("notes", [])]
+    for title, lines in (("To know", notes), ("Records to look at", worst)):
+        if lines:
+            typer.echo(f"\n{title}")
+        for line in lines:
+            _say("", line)
+    if view["decision"]:
+        decision = view["decision"]
+        typer.echo(f"\n{decision['by']}: {decision['choice']}, {decision['reason']}")
+
+
 def champion(pipeline: str, url: Url = None) -> None:
-    """The version in use, as JSON."""
+    """Show the version in use, as JSON."""
     with open_client(url) as client:
         print_json(client.get(path_of(pipeline, "champion")))
 
@@ -172,11 +210,13 @@ def champion(pipeline: str, url: Url = None) -> None:
 def rollback(
     pipeline: str,
     reason: Reason,
-    version: Annotated[int | None, typer.Option(min=1, help="Default: the one before this.")] = None,
+    version: Annotated[
+        int | None, typer.Option(min=1, help="Default: the one that the champion was made from.")
+    ] = None,
     by: By = "anonymous",
     url: Url = None,
 ) -> None:
-    """Bring a former champion back."""
+    """Make a former champion the champion again."""
     with open_client(url) as client:
         body = {"version": version, "reason": reason, "by": by}
         view = client.post(path_of(pipeline, "rollback"), body)
@@ -184,7 +224,7 @@ def rollback(
 
 
 def ledger(pipeline: str, json_output: Json = False, url: Url = None) -> None:
-    """Every decision, in order. A broken chain of hashes is exit status 1."""
+    """List every decision, in order. Exit status 1 if the chain of hashes is broken."""
     after: int | None = 0
     entries: list[Any] = []
     with open_client(url) as client:
@@ -214,16 +254,24 @@ def _decide(update: str, decision: str, *, reason: str, by: str, url: str | None
     typer.echo(f"{update}: {done} by {view['decision']['by']}.")
 
 
+def _say(lead: str, sentence: str) -> None:
+    typer.echo(fill(lead + sentence, WIDTH, initial_indent="  ", subsequent_indent="    "))
+
+
 def read_settings() -> Settings:
-    """The settings, or one sentence about the variable that is wrong."""
+    """The settings.
+
+    Raises:
+        SettingsError: it names the variables that are wrong.
+    """
     try:
         return Settings()
     except ValidationError as error:
-        told = "; ".join(
+        problems = "; ".join(
             f"HOLDFAST_{str(wrong['loc'][0]).upper()}: {wrong['msg']}" for wrong in error.errors()
         )
         raise SettingsError(
-            f"{told}.", fix="Correct the environment; docs/reference/operations.md lists each setting."
+            f"{problems}.", fix="Correct the environment; docs/reference/operations.md lists each setting."
         ) from error
 
 
@@ -251,7 +299,7 @@ def _segment(name: str) -> str:
 
 
 def _document(file: Path) -> Any:
-    """What a YAML file holds, where JSON can carry it."""
+    """The content of a YAML file, which must be what JSON can hold."""
     import yaml
 
     try:
@@ -274,6 +322,6 @@ def print_json(document: Any) -> None:
 
 
 def note(text: str) -> None:
-    """Progress for a person at a terminal; silent where nobody watches."""
+    """Show progress on a terminal; print nothing elsewhere."""
     if sys.stderr.isatty():
         typer.echo(f"\r\033[K{text}", nl=False, err=True)

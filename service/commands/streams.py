@@ -1,4 +1,4 @@
-"""The commands that send records, and that look at a stream and its dead letters."""
+"""Commands that send records, show a stream, pause and resume it, and replay its dead letters."""
 
 import sys
 import time
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from service.client import Client
 
 stream_app = typer.Typer(
-    help="Look at a stream, pause and resume it, and work through its dead letters.",
+    help="Show a stream, pause and resume it, list and replay its dead letters.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 REPLAYED_AT_A_TIME = 100
 TOO_MANY_WAIT = 429
-Letter = Annotated[str, typer.Argument(help="The letter's name, 16 hex digits.")]
-OfReason = Annotated[str | None, typer.Option("--only", help="Only of this reason, such as malformed.")]
+DeadLetterId = Annotated[str, typer.Argument(help="The dead letter's id, 16 hex digits.")]
+OfReason = Annotated[str | None, typer.Option("--only", help="Only with this reason, such as malformed.")]
 
 
 def push(
@@ -36,10 +36,10 @@ def push(
     batch: Annotated[int, typer.Option(min=1, help="Records a request.")] = 1000,
     key: Annotated[
         str | None,
-        typer.Option(help="Names this sending: the same file and --batch again store nothing twice."),
+        typer.Option(help="Idempotency key: the same file, --batch and key sent again store nothing twice."),
     ] = None,
     wait: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for room while too many records wait already.")
+        float, typer.Option(min=0, help="Seconds to retry for while the backlog is full.")
     ] = 60.0,
     url: Url = None,
 ) -> None:
@@ -50,7 +50,7 @@ def push(
     with open_client(url) as client, _progress() as progress:
         task = progress.add_task(f"sending to {pipeline}", total=_size(file.name), records=0)
         while chunk := list(islice(records, batch)):
-            # The place in the file is part of the key, so that a sending that broke off can be repeated.
+            # The offset in the file is part of the key, so that an interrupted push can be repeated.
             keyed = f"{key}:{sent}" if key else None
             until = time.monotonic() + wait
             if _send(client, pipeline, chunk, first=sent + 1, key=keyed, until=until):
@@ -67,7 +67,7 @@ def push(
 
 @stream_app.command("status")
 def stream_status(pipeline: str, json_output: Json = False, url: Url = None) -> None:
-    """How a stream stands. A stream that does not run is exit status 1."""
+    """Show the state of a stream. Exit status 1 if it does not run."""
     with open_client(url) as client:
         view = client.get(path_of(pipeline, "stream"))
     if json_output:
@@ -81,7 +81,7 @@ def stream_status(pipeline: str, json_output: Json = False, url: Url = None) -> 
 
 @stream_app.command("pause")
 def stream_pause(pipeline: str, reason: Reason, by: By = "anonymous", url: Url = None) -> None:
-    """Read no further until it is resumed; updates go on."""
+    """Stop reading records until the stream is resumed; updates go on."""
     with open_client(url) as client:
         client.post(path_of(pipeline, "stream", "pause"), {"reason": reason, "by": by})
     typer.echo(f"The stream of {pipeline} is paused.")
@@ -89,7 +89,7 @@ def stream_pause(pipeline: str, reason: Reason, by: By = "anonymous", url: Url =
 
 @stream_app.command("resume")
 def stream_resume(pipeline: str, reason: Reason, by: By = "anonymous", url: Url = None) -> None:
-    """Read on, also after the stream stopped by itself."""
+    """Read records again, after a pause or after the stream stopped by itself."""
     with open_client(url) as client:
         client.post(path_of(pipeline, "stream", "resume"), {"reason": reason, "by": by})
     typer.echo(f"The stream of {pipeline} runs again.")
@@ -100,97 +100,99 @@ def stream_dead_letters(
     pipeline: str,
     only: OfReason = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="At most this many.")] = 20,
-    after: Annotated[str | None, typer.Option(help="Go on after this letter.")] = None,
+    after: Annotated[str | None, typer.Option(help="Continue after this dead letter.")] = None,
     json_output: Json = False,
     url: Url = None,
 ) -> None:
-    """Payloads that did not become records, newest first."""
+    """List refused payloads, newest first."""
     with open_client(url) as client:
-        views = _letters(client, pipeline, limit=limit, reason=only, after=after)
+        views = _dead_letters(client, pipeline, limit=limit, reason=only, after=after)
     if json_output:
         return print_json(views)
     for view in views:
         mark = "replayed" if view["replayed_at"] else view["reason"]
-        typer.echo(f"{view['letter']}  {view['created_at'][:19]}  {mark:<15}  {view['detail']}")
+        typer.echo(f"{view['id']}  {view['created_at'][:19]}  {mark:<15}  {view['detail']}")
     if not views:
         typer.echo("There is no dead letter." if after is None else "There are no more.")
     elif len(views) == limit:
-        typer.echo(f"For more: --after {views[-1]['letter']}")
+        typer.echo(f"For more: --after {views[-1]['id']}")
 
 
 @stream_app.command("show")
-def stream_show(pipeline: str, letter: Letter, url: Url = None) -> None:
-    """One dead letter as JSON, with what it holds."""
+def stream_show(pipeline: str, dead_letter: DeadLetterId, url: Url = None) -> None:
+    """Show one dead letter with its payload, as JSON."""
     with open_client(url) as client:
-        print_json(client.get(path_of(pipeline, "dead-letters", quote(letter, safe=""))))
+        print_json(client.get(path_of(pipeline, "dead-letters", quote(dead_letter, safe=""))))
 
 
 @stream_app.command("replay")
 def stream_replay(
     pipeline: str,
-    letters: Annotated[list[str] | None, typer.Argument(help="Names; none: all that were not yet.")] = None,
+    dead_letters: Annotated[
+        list[str] | None, typer.Argument(help="Ids; none: all that were not replayed yet.")
+    ] = None,
     only: OfReason = None,
     payload: Annotated[
         typer.FileBinaryRead | None,
-        typer.Option(help="For one letter: a file with the record, mended; - is stdin."),
+        typer.Option(help="For one dead letter: a file with the corrected record; - is stdin."),
     ] = None,
     json_output: Json = False,
     url: Url = None,
 ) -> None:
-    """Decode dead letters again; those that fit now go back into the stream. Any left is exit status 1."""
-    mended = None if payload is None else payload.read().decode("utf-8", "surrogateescape").strip()
+    """Decode dead letters again; valid ones go back into the stream. Exit status 1 if any is refused."""
+    corrected = None if payload is None else payload.read().decode("utf-8", "surrogateescape").strip()
     results: list[Any] = []
     with open_client(url) as client, _progress() as progress:
-        chosen = letters or _not_replayed(client, pipeline, only)
+        chosen = dead_letters or _not_replayed(client, pipeline, only)
         task = progress.add_task(f"replaying into {pipeline}", total=len(chosen), records=0)
         for start in range(0, len(chosen), REPLAYED_AT_A_TIME):
             some = chosen[start : start + REPLAYED_AT_A_TIME]
-            body = {"letters": some, "payload": mended}
-            results += client.post(path_of(pipeline, "dead-letters", "replay"), body)["letters"]
+            body = {"dead_letters": some, "payload": corrected}
+            results += client.post(path_of(pipeline, "dead-letters", "replay"), body)["dead_letters"]
             progress.update(task, advance=len(some), records=len(results))
     left = [each for each in results if not each["replayed"]]
     if json_output:
         print_json(results)
     else:
         done = len(results) - len(left)
-        typer.echo(f"{done} letter{' is' if done == 1 else 's are'} in the stream again.")
+        typer.echo(f"{done} dead letter{' is' if done == 1 else 's are'} in the stream again.")
         for each in left:
-            typer.echo(f"{each['letter']}  {each['reason']}")
+            typer.echo(f"{each['dead_letter']}  {each['reason']}")
     if left:
         raise typer.Exit(1)
 
 
-def _letters(client: "Client", pipeline: str, **asked: str | int | None) -> list[Any]:
+def _dead_letters(client: "Client", pipeline: str, **asked: str | int | None) -> list[Any]:
     given = {name: value for name, value in asked.items() if value is not None}
     views: list[Any] = client.get(f"{path_of(pipeline, 'dead-letters')}?{urlencode(given)}")
     return views
 
 
 def _not_replayed(client: "Client", pipeline: str, only: str | None) -> list[str]:
-    """Names of all of them, oldest first."""
+    """Ids of all that were not replayed, oldest first."""
     found: list[str] = []
-    while page := _letters(
+    while page := _dead_letters(
         client, pipeline, limit=1000, replayed="false", reason=only, after=found[-1] if found else None
     ):
-        found += [view["letter"] for view in page]
+        found += [view["id"] for view in page]
     return found[::-1]
 
 
 def _send(
     client: "Client", pipeline: str, chunk: list[bytes], *, first: int, key: str | None, until: float
 ) -> bool:
-    """Whether these records were stored before, under the same key; waits for room until a time."""
+    """Push one request, retrying a full backlog until `until`; True: the key had stored it before."""
     while True:
         try:
             return bool(client.push(pipeline, chunk, key=key)["duplicate"])
         except HoldfastError as error:
             if error.members.get("status") != TOO_MANY_WAIT or time.monotonic() >= until:
-                raise _told_of_file(error, first) from error
+                raise _numbered_in_file(error, first) from error
             time.sleep(1.0)
 
 
-def _told_of_file(error: HoldfastError, first: int) -> HoldfastError:
-    """The refusal of a request, with records counted from the beginning of the file."""
+def _numbered_in_file(error: HoldfastError, first: int) -> HoldfastError:
+    """The refusal of a request, with records numbered from the beginning of the file."""
     stored = f"The first {first - 1} records are stored, and none after them. " if first > 1 else ""
     wrong: Any = error.members.get("errors")
     if not wrong:
@@ -199,7 +201,7 @@ def _told_of_file(error: HoldfastError, first: int) -> HoldfastError:
     return HoldfastError(
         f"{stored}Record {first + wrong[0]['record']} does not fit: {wrong[0]['detail']}"
         + (f" So do not {more} more of the same request." if more else ""),
-        fix="Mend or take out what does not fit, and send the rest.",
+        fix="Correct or remove the records that do not fit, and send the rest.",
     )
 
 
@@ -215,23 +217,29 @@ def _status(view: Any) -> Iterator[str]:
         yield f"  last cut: {view['last_cut']}"
     if view["backlog_records"]:
         yield f"  {view['backlog_records']} pushed records are not in an experience yet"
-    if view["waiting_halves"] or view["aged_out"]:
-        yield f"  {view['waiting_halves']} wait for their other half; {view['aged_out']} never got it"
+    if view["unmatched_records"] or view["aged_out"]:
+        yield (
+            f"  {view['unmatched_records']} unmatched features or labels wait; "
+            f"{view['aged_out']} were dropped without a match"
+        )
     if view["duplicates"]:
         yield f"  {view['duplicates']} duplicates were dropped"
-    letters = ", ".join(f"{count} {reason}" for reason, count in view["dead_letters"].items())
-    replayed = f"; {view['replayed_letters']} more were replayed" if view["replayed_letters"] else ""
-    yield f"  dead letters: {letters or 'none'}{replayed}"
-    for place in view["partitions"][:20]:
-        # Every source writes the beginning so, once there is something to be read.
-        begins = place["cursor"].startswith("0-0") or place["cursor"] in ("", "0")
-        yield f"  {place['partition']} is {'at its beginning' if begins else 'done to ' + place['cursor']}"
+    counts = ", ".join(f"{count} {reason}" for reason, count in view["dead_letters"].items())
+    replayed = (
+        f"; {view['replayed_dead_letters']} more were replayed" if view["replayed_dead_letters"] else ""
+    )
+    yield f"  dead letters: {counts or 'none'}{replayed}"
+    for partition in view["partitions"][:20]:
+        # Cursors of every source before its first record.
+        begins = partition["cursor"].startswith("0-0") or partition["cursor"] in ("", "0")
+        position = "at its beginning" if begins else f"done to {partition['cursor']}"
+        yield f"  {partition['partition']} is {position}"
     if view["partition_count"] > 20:
         yield f"  and {view['partition_count'] - 20} more partitions"
 
 
 def _progress() -> "Progress":
-    """A bar for a person at a terminal; nothing where nobody watches."""
+    """A progress bar on a terminal; nothing elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -247,6 +255,6 @@ def _progress() -> "Progress":
 
 
 def _size(name: str) -> float | None:
-    """Bytes of a file; None for what is no file, such as standard input."""
+    """Bytes of a file; None for standard input and other non-files."""
     path = Path(name)
     return float(path.stat().st_size) if path.is_file() else None

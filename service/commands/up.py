@@ -82,7 +82,7 @@ def _lock(settings: Settings) -> int:
 
 
 def _check_port(settings: Settings) -> None:
-    """Find out before any role starts, not in a loop of failed starts."""
+    """Refuse an occupied port before any role starts, instead of restarting one for ever."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -95,7 +95,7 @@ def _check_port(settings: Settings) -> None:
 
 
 class Supervisor:
-    """Starts the roles, starts those again that die, and stops all."""
+    """Starts the roles, restarts those that die, and stops all."""
 
     def __init__(self, settings: Settings, names: list[str]) -> None:
         self._settings = settings
@@ -115,7 +115,7 @@ class Supervisor:
             stop.wait(0.2)
 
     def stop(self) -> None:
-        """Let go of every role's lifeline, and kill those that do not end in time.
+        """Close every role's lifeline, and kill roles that do not end in time.
 
         Not SIGTERM: Ray answers it with a stack trace of its own, which reads like a crash.
         """
@@ -155,7 +155,7 @@ class Supervisor:
         role.starts += 1
 
     def _turn_of(self, role: Role) -> bool:
-        """The API migrates the database before the others use it; MLflow's pages wait for what matters."""
+        """Whether a role may start: the API first, which migrates the database; MLflow's pages last."""
         if role.name == "api":
             return True
         if role.name == "mlflow":
@@ -163,7 +163,7 @@ class Supervisor:
         return answer(self._settings) is not None
 
     def _ready(self) -> bool:
-        """Whether the API answers, and heard of our own roles: one that was killed is still remembered."""
+        """Whether the API answers and lists our own processes; it may still list killed ones too."""
         heard = answer(self._settings)
         if heard is None:
             return False

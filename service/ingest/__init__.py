@@ -1,1 +1,1 @@
-"""Stream in: requests, sources and the ingest role."""
+"""From requests and sources to experiences: records sent over HTTP, and the ingest role."""

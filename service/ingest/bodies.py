@@ -1,4 +1,4 @@
-"""What a request body of records is, by its media type: payloads that a decoder takes one by one."""
+"""Request bodies of records, by media type, as batches of payloads for the decoder."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,7 +16,7 @@ class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def batch(body: bytes, content_type: str) -> RawBatch:
-    """The records of a body, whose positions are their places in it: "0", "1" ...
+    """The records of a body; a position is the index in it: "0", "1" ...
 
     Raises:
         RecordsInvalidError: the type is not understood, the body is not of it, or holds no record.
@@ -64,11 +64,11 @@ def _msgpack(body: bytes) -> RawBatch:
             f"The body is not a msgpack array of records: {error}.",
             fix='Send one array of maps, such as [{"id": "a1", "features": ..., "label": "..."}].',
         ) from error
-    return RawBatch(PARTITION, "", [bytes(raw) for raw in records], _places(len(records)), wire="msgpack")
+    return RawBatch(PARTITION, "", [bytes(raw) for raw in records], _positions(len(records)), wire="msgpack")
 
 
 def _arrow(body: bytes) -> RawBatch:
-    return RawBatch(PARTITION, "", [body], _places(rows_of_stream(body)), wire="arrow")
+    return RawBatch(PARTITION, "", [body], _positions(rows_of_stream(body)), wire="arrow")
 
 
 def rows_of_stream(body: bytes) -> int:
@@ -97,10 +97,10 @@ def rows_of_stream(body: bytes) -> int:
 
 
 def _of(payloads: Sequence[bytes]) -> RawBatch:
-    return RawBatch(PARTITION, "", payloads, _places(len(payloads)))
+    return RawBatch(PARTITION, "", payloads, _positions(len(payloads)))
 
 
-def _places(count: int) -> LazyTexts:
+def _positions(count: int) -> LazyTexts:
     return LazyTexts(str, range(count))
 
 

@@ -1,4 +1,4 @@
-"""What a trigger may ask the service: the champion's answers on arriving records, and what updates cost."""
+"""What triggers need of the service: the champion's errors on arriving records, and costs of updates."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,23 +9,22 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from service.settings import Settings
-from service.state import champions, holdouts
-from service.state.database import updates
+from service.state import champions, holdouts, jobs
 from service.training.tasks import SERVED_FILE
 from streams.state.manifest import Manifest
 from streams.state.tables import reading
 from streams.triggers.catalog import Judge, TriggerContext
 
 ENOUGH_RECORDS = 200
-"""Holdout records that an error rate is taken over at least, the newest experiences first."""
+"""Least number of holdout records that an error rate is measured on, newest experiences first."""
 PAST_UPDATES = 50
 _VALUES = 2**22
 _RECORDS = 256
-"""Answered to at a time, at most: a deep network holds many values of each."""
+"""Most records in one pass: a deep network holds many values of each."""
 
 
 class ChampionJudge:
-    """Answers for one version. The network is loaded when it is first asked, on the CPU."""
+    """One version's answers. Its network is loaded at the first question, on the CPU."""
 
     def __init__(self, version: int, error_rate: float, served: Path) -> None:
         self.version = version
@@ -48,8 +47,8 @@ class ChampionJudge:
         return np.asarray(np.concatenate(answers) != labels)
 
 
-class PipelineSurroundings:
-    """The surroundings of one pipeline's trigger, read from the database when they are asked for."""
+class PipelineContext:
+    """The champion and past costs of one pipeline, read from the database on demand."""
 
     def __init__(self, engine: sa.Engine, settings: Settings, pipeline: str) -> None:
         self._engine = engine
@@ -57,12 +56,12 @@ class PipelineSurroundings:
         self._pipeline = pipeline
         self._judge: ChampionJudge | None = None
 
-    def surroundings(self) -> TriggerContext:
-        """For the trigger."""
+    def trigger_context(self) -> TriggerContext:
+        """Champion and costs as the trigger takes them."""
         return TriggerContext(judge=self.judge, costs=self.costs)
 
     def judge(self) -> Judge | None:
-        """The champion of now; None before there is one."""
+        """The present champion; None before the first promotion."""
         with reading(self._engine) as connection:
             champion = champions.current(connection, self._pipeline)
             if champion is None:
@@ -79,25 +78,13 @@ class PipelineSurroundings:
 
     def costs(self) -> Sequence[tuple[int, float]]:
         """Records learnt and seconds taken of the latest updates, oldest first."""
-        columns = updates.c
-        query = (
-            sa.select(columns.experiences, columns.started_at, columns.finished_at)
-            .where(
-                columns.pipeline == self._pipeline,
-                columns.state.in_(["done", "review"]),
-                columns.outcome.is_not(None),
-                columns.finished_at.is_not(None),
-            )
-            .order_by(columns.created_at.desc())
-            .limit(PAST_UPDATES)
-        )
         with reading(self._engine) as connection:
-            found = connection.execute(query).all()
+            found = jobs.costs(connection, self._pipeline, limit=PAST_UPDATES)
         rows = {row.index: row.train.rows for row in Manifest(self._engine).experiences(self._pipeline)}
         return [
-            (sum(rows[index] for index in update.experiences), update.finished_at - update.started_at)
-            for update in reversed(found)
-            if update.experiences
+            (sum(rows[index] for index in experiences), seconds)
+            for experiences, seconds in found
+            if experiences
         ]
 
 

@@ -1,4 +1,4 @@
-"""The ingest role: cuts every pipeline's stream into experiences, and queues their updates."""
+"""The ingest role: reads every pipeline's stream, cuts it into experiences, and queues updates."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ import sqlalchemy as sa
 import structlog
 
 from service.errors import PipelineUnreadableError
-from service.ingest.champion_answers import PipelineSurroundings
+from service.ingest.champion_answers import PipelineContext
 from service.ingest.retention import Upkeep
 from service.ingest.sources import build_source
 from service.pipelines import PipelineSpec
@@ -16,7 +16,7 @@ from service.settings import Settings
 from service.state import backlog, jobs, pipelines
 from service.state.database import connect, now
 from service.state.presence import Presence
-from service.storage import store_place
+from service.storage import store_location
 from streams.base import FencedError, SourceStoppedError, StreamError
 from streams.ingest import Ingest, IngestConfig
 from streams.state import status as stream_status
@@ -29,9 +29,9 @@ log = structlog.get_logger(__name__)
 BACKOFF_SECONDS = 5.0
 _AWAY_SECONDS = 1.0
 _DATABASE_AWAY = (sa.exc.OperationalError, sa.exc.TimeoutError)
-_FAULT = "A fault inside Holdfast; the log of the ingest role tells where, and nothing was skipped."
+_FAULT = "A fault inside Holdfast: see the log of the ingest role; nothing was skipped."
 PENDING_SECONDS = 1.0
-"""Pause between two notes of what is read and not yet cut."""
+"""Pause between two writes of what is read and not yet cut."""
 
 
 def ingest_config(spec: PipelineSpec) -> IngestConfig:
@@ -57,7 +57,7 @@ class PipelineIngest:
         self._spec = spec
         self._store = store
         self._poll_seconds = settings.poll_seconds
-        self._surroundings = PipelineSurroundings(engine, settings, spec.name)
+        self._context = PipelineContext(engine, settings, spec.name)
         self._ingest: Ingest | None = None
         self._not_before = 0.0
         self._asked: list[str] = []
@@ -66,7 +66,7 @@ class PipelineIngest:
         self._note_at = 0.0
 
     def turn(self) -> bool:
-        """One look at the source and at what was asked for; whether an experience was cut."""
+        """Poll the source once and serve requests for a cut; True if an experience was cut."""
         if time.monotonic() < self._not_before:
             return False
         try:
@@ -77,18 +77,18 @@ class PipelineIngest:
             log.error("stream stopped until a person resumes it", pipeline=self.name, reason=str(error))
             self._set_status("stopped", str(error))
         except StreamError as error:
-            # It may be the source's bad day; the offsets stand, so nothing is skipped meanwhile.
+            # The source may recover; the offsets do not move, so nothing is skipped meanwhile.
             if self._status == "failing":
                 log.warning("ingest still fails, trying again", pipeline=self.name, reason=str(error))
             else:
                 log.exception("ingest failed, trying again", pipeline=self.name)
             self._failing(str(error))
         except _DATABASE_AWAY:
-            # Whether the last commit was made is not known: what is true is read again.
+            # Whether the last commit was made is not known: the state is read again from the database.
             self.close()
             raise
         except Exception as error:
-            # A fault of ours. It must stop no other pipeline, and a person has to see it.
+            # A fault of ours, which a person must see, and which must stop no other pipeline.
             log.exception("ingest failed unexpectedly, trying again", pipeline=self.name)
             self._failing(f"{_FAULT} {type(error).__name__}: {error}")
         self.close()
@@ -96,7 +96,7 @@ class PipelineIngest:
         return False
 
     def run(self, stop: threading.Event) -> None:
-        """Turn until `stop` is set."""
+        """Poll until `stop` is set."""
         try:
             while not stop.is_set():
                 try:
@@ -111,7 +111,7 @@ class PipelineIngest:
             self.close()
 
     def close(self) -> None:
-        """Let go of the source; what was read and not cut is read again later."""
+        """Close the source; records that were read and not cut are read again later."""
         if self._ingest is not None:
             self._ingest.close()
             self._ingest, self._noted = None, {}
@@ -142,7 +142,7 @@ class PipelineIngest:
         return row
 
     def _release(self, asked: list[str]) -> None:
-        """Let updates go on that waited for a cut which is not to be: they learn what is there."""
+        """Release updates that wait for a cut which will not come: they learn what has been cut."""
         if asked:
             with self._engine.begin() as connection:
                 jobs.cut_done(connection, asked)
@@ -155,13 +155,13 @@ class PipelineIngest:
                 store=self._store,
                 manifest=Manifest(self._engine),
                 also=self._queue,
-                context=self._surroundings.surroundings(),
+                context=self._context.trigger_context(),
             )
         return self._ingest
 
     def _failing(self, reason: str) -> None:
         if self._status == "failing":
-            # It did not pass at once: what waits for a cut goes on without what the source holds.
+            # It failed twice: updates that wait for a cut run without what the source holds.
             with reading(self._engine) as connection:
                 asked = jobs.wanting_cut(connection, self.name)
             self._release(asked)
@@ -181,7 +181,7 @@ class PipelineIngest:
                 )
 
     def _note_pending(self, ingest: Ingest) -> None:
-        found = {"records": ingest.pending, "waiting": ingest.waiting}
+        found = {"records": ingest.pending, "unmatched": ingest.waiting}
         if found == self._noted or time.monotonic() < self._note_at:
             return
         self._noted, self._note_at = found, time.monotonic() + PENDING_SECONDS
@@ -189,7 +189,7 @@ class PipelineIngest:
             stream_status.note_pending(connection, self.name, found)
 
     def _queue(self, connection: sa.Connection, row: ExperienceRow) -> None:
-        """In the transaction of the experience: it waits to be learnt, and an update will learn it."""
+        """In the experience's transaction: add it to the backlog, and queue an update that learns it."""
         backlog.add(connection, row.pipeline, row.index)
         if self._asked:
             jobs.cut_done(connection, self._asked)
@@ -201,11 +201,11 @@ class PipelineIngest:
 def serve(settings: Settings, stop: threading.Event) -> None:
     """Ingest every declared pipeline until `stop` is set.
 
-    Each in a thread of its own: a source that makes one pipeline wait, such as a broker that does not answer,
-    holds up no other.
+    Each has its own thread, so that a source that blocks, such as a broker that does not answer, delays no
+    other pipeline.
     """
     engine = connect(settings.database)
-    store = store_place(settings).open()
+    store = store_location(settings).open()
     upkeep = Upkeep(engine, settings, store)
     threads: dict[str, threading.Thread | None] = {}
     with Presence(engine, "ingest"):
@@ -232,7 +232,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
 def _new(
     engine: sa.Engine, settings: Settings, store: ExperienceStore, known: dict[str, threading.Thread | None]
 ) -> Iterator[PipelineIngest]:
-    """Pipelines declared since the last look; one that this release cannot read stops no other."""
+    """Pipelines declared since the last call; one that this release cannot read stops no other."""
     with reading(engine) as connection:
         found = {name: _spec(connection, name) for name in pipelines.names(connection) if name not in known}
     for name, spec in found.items():

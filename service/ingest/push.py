@@ -1,6 +1,4 @@
-"""The front door: records that callers send, and updates that they ask for."""
-
-from collections.abc import Sequence
+"""Records that callers send over HTTP: decoded, checked, and stored in the pushed log."""
 
 import sqlalchemy as sa
 
@@ -9,17 +7,14 @@ from service.errors import (
     BatchTooLargeError,
     HoldfastError,
     IdempotencyKeyReusedError,
-    NothingToLearnError,
     RecordsInvalidError,
 )
 from service.ingest import bodies
 from service.ingest.sources import pushed_partition
 from service.pipelines import PipelineSpec
-from service.state import backlog, jobs, pipelines
-from service.state.database import lock_pipeline
-from service.updates import decisions
-from streams.base import RequestKeyReusedError
-from streams.records import LabelMap
+from service.state import pipelines
+from streams.base import RawBatch, RequestKeyReusedError
+from streams.records import LabelMap, Records
 from streams.state.manifest import Manifest
 from streams.state.pushed import PushedLog, Receipt
 from streams.state.tables import reading
@@ -55,16 +50,12 @@ def push(
             f"Pipeline {pipeline!r} reads from a {spec.source.kind!r} source; it takes no records here.",
             fix="Declare a pipeline with source {kind: pushed} to send records over HTTP.",
         )
-    schema = spec.record_schema
-    # Names only: which ids the classes of an open set have, the ingest side alone decides.
-    labels = LabelMap(schema)
-    batch = bodies.batch(body, content_type)
-    decoded = decode(batch, schema, labels)
-    if decoded.rejected:
-        raise _refused(decoded, len(batch.positions))
-    log, records = PushedLog(engine), decoded.records
+    # Names only: ingest alone gives the classes of an open set their ids.
+    labels = LabelMap(spec.record_schema)
+    records = _decoded(spec, labels, bodies.batch(body, content_type))
+    log, schema = PushedLog(engine), spec.record_schema
     try:
-        full = _too_many(engine, spec, len(records), max_backlog_records)
+        full = _problem(engine, spec, len(records), max_backlog_records)
         if full is None:
             return log.append(pipeline, schema, records, names=labels.names, request_key=request_key)
         if request_key is None:
@@ -81,8 +72,20 @@ def push(
     return first
 
 
-def _too_many(engine: sa.Engine, spec: PipelineSpec, sent: int, limit: int) -> HoldfastError | None:
-    """Why no room is left for so many records; None when there is."""
+def _decoded(spec: PipelineSpec, labels: LabelMap, batch: RawBatch) -> Records:
+    """The records of a batch, all of which must fit the schema.
+
+    Raises:
+        RecordsInvalidError: it names the first records that do not fit.
+    """
+    decoded = decode(batch, spec.record_schema, labels)
+    if decoded.rejected:
+        raise _refused(decoded, len(batch.positions))
+    return decoded.records
+
+
+def _problem(engine: sa.Engine, spec: PipelineSpec, sent: int, limit: int) -> HoldfastError | None:
+    """Why there is no room for so many records; None when there is."""
     pipeline = spec.name
     if sent > limit:
         return BatchTooLargeError(
@@ -111,45 +114,3 @@ def _refused(decoded: Decoded, sent: int) -> RecordsInvalidError:
         fix="Correct or leave out the records under `errors`, and send the batch again.",
         members={"errors": errors, "rejected": count},
     )
-
-
-def request_update(
-    engine: sa.Engine,
-    pipeline: str,
-    *,
-    by: str,
-    request_key: str | None,
-    experiences: Sequence[int] | None,
-) -> str:
-    """Queue an update that learns what has arrived, or what `experiences` names; answers its id.
-
-    Raises:
-        PipelineUnknownError: there is no such pipeline.
-        UpdateDuplicateError: the key was used before.
-        NothingToLearnError: nothing has arrived, and nothing is left over.
-    """
-    manifest = Manifest(engine)
-    with reading(engine) as connection:
-        spec = pipelines.load_spec(connection, pipeline)
-    pushed = spec.source.kind == "pushed"
-    # Of another source nobody knows what it holds before it is read.
-    pending = manifest.pending_records(pipeline) if pushed else None
-    with engine.begin() as connection:
-        # So that nothing asked for again is settled between the look at its state and the change.
-        lock_pipeline(connection, pipeline)
-        update_id = jobs.enqueue(
-            connection,
-            pipeline,
-            requested_by=by,
-            wants_cut=experiences is None and pending != 0,
-            request_key=request_key,
-            asked=experiences,
-        )
-        if experiences is not None:
-            decisions.learn_again(connection, pipeline, experiences=experiences)
-        elif pending == 0 and not backlog.to_learn(connection, pipeline, limit=1):
-            raise NothingToLearnError(
-                f"No record of {pipeline!r} waits to be learnt, so no update was started.",
-                fix="Send records with POST /v1/pipelines/{pipeline}/records first.",
-            )
-    return update_id

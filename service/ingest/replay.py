@@ -1,4 +1,4 @@
-"""Dead letters that become records after all: decoded again, once, and pushed back into their stream."""
+"""Replay of dead letters: each is decoded again and, if valid now, pushed back into its stream once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from service.pipelines import PipelineSpec
 from service.state import pipelines
 from service.state.database import now
 from streams.records import LabelMap, Records
-from streams.state import dead_letters as dead_letter_rows
+from streams.state import dead_letters
 from streams.state.dead_letters import DeadLetter, batch_of
 from streams.state.manifest import Manifest
 from streams.state.pushed import PushedLog
@@ -18,48 +18,50 @@ from streams.state.tables import reading
 from streams.wire.decode import decode
 
 MOST_AT_A_TIME = 1000
+_REPLAYED_BEFORE = "It was replayed before; it is not learnt twice."
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What became of one letter."""
+    """The result for one dead letter."""
 
-    letter: str
+    dead_letter: str
+    """Its id."""
     replayed: bool
     reason: str
-    """Why it still is no record; empty when it is one."""
+    """Why it is still refused; empty when it was replayed."""
 
 
 def replay(
     engine: sa.Engine, pipeline: str, *, chosen: Sequence[str], payload: bytes | None = None
 ) -> list[Replay]:
-    """Decode letters again and put those that fit now back into the stream, each at most once.
+    """Decode dead letters again and put those that are valid now back into the stream, each at most once.
 
-    `payload` replaces what one letter held: the same record, mended.
+    `payload` replaces the payload of a single dead letter: the same record, corrected.
 
     Raises:
         PipelineUnknownError: there is no such pipeline.
-        DeadLetterUnknownError: there is no letter of that name.
-        DeadLetterUnfitError: a mended payload is given for more than one letter.
+        DeadLetterUnknownError: there is no dead letter with that id.
+        DeadLetterUnfitError: a corrected payload is given for more than one dead letter.
     """
     if payload is not None and len(chosen) != 1:
         raise DeadLetterUnfitError(
-            f"One mended payload cannot stand for {len(chosen)} letters.",
-            fix="Send a mended payload for one letter at a time.",
+            f"One corrected payload cannot replace {len(chosen)} dead letters.",
+            fix="Send a corrected payload for one dead letter at a time.",
         )
     with reading(engine) as connection:
         spec = pipelines.load_spec(connection, pipeline)
-        found = [known(connection, pipeline, name) for name in dict.fromkeys(chosen)]
-    return [_replay_one(engine, spec, letter, payload) for letter in found]
+        found = [known(connection, pipeline, each) for each in dict.fromkeys(chosen)]
+    return [_replay_one(engine, spec, each, payload) for each in found]
 
 
 @dataclass(frozen=True)
 class Page:
-    """Some letters, newest first."""
+    """Some dead letters, newest first."""
 
-    letters: Sequence[DeadLetter]
+    dead_letters: Sequence[DeadLetter]
     next: str | None
-    """The letter to go on after; None: there are no more."""
+    """Id to continue after; None: there are no more."""
 
 
 def page(
@@ -71,61 +73,66 @@ def page(
     replayed: bool | None = None,
     after: str | None = None,
 ) -> Page:
-    """The latest letters, or those that come after one; of one reason, replayed or not, if that is asked for.
+    """The latest dead letters, or those after `after`, filtered by `reason` and `replayed` where given.
 
     Raises:
         PipelineUnknownError: there is no such pipeline.
-        DeadLetterUnknownError: there is no letter `after`.
+        DeadLetterUnknownError: there is no dead letter `after`.
     """
     with reading(engine) as connection:
         pipelines.load_spec(connection, pipeline)
         last = known(connection, pipeline, after) if after is not None else None
-        # One more tells whether there are more.
-        found = dead_letter_rows.latest(
+        # One more shows whether there are more.
+        found = dead_letters.latest(
             connection, pipeline, limit=limit + 1, reason=reason, replayed=replayed, after=last
         )
     return Page(found[:limit], found[limit - 1].name if len(found) > limit else None)
 
 
-def known(connection: sa.Connection, pipeline: str, name: str) -> DeadLetter:
-    """One letter.
+def known(connection: sa.Connection, pipeline: str, dead_letter: str) -> DeadLetter:
+    """One dead letter by its id.
 
     Raises:
-        DeadLetterUnknownError: there is no letter of that name.
+        DeadLetterUnknownError: there is no dead letter with that id.
     """
-    letter = dead_letter_rows.get(connection, pipeline, name)
-    if letter is None:
+    found = dead_letters.get(connection, pipeline, dead_letter)
+    if found is None:
         raise DeadLetterUnknownError(
-            f"There is no dead letter {name!r} in {pipeline!r}.",
+            f"There is no dead letter {dead_letter!r} in {pipeline!r}.",
             fix="List them with GET /v1/pipelines/{pipeline}/dead-letters.",
         )
-    return letter
+    return found
 
 
-def _replay_one(engine: sa.Engine, spec: PipelineSpec, letter: DeadLetter, payload: bytes | None) -> Replay:
-    if letter.replayed_at is not None:
-        return Replay(letter.name, False, "It was replayed before; it is not learnt twice.")
-    if payload is None and not letter.whole:
-        reason = f"Only {len(letter.payload):,} of its {letter.whole_bytes:,} bytes were kept: send it anew."
-        return Replay(letter.name, False, reason)
+def _replay_one(
+    engine: sa.Engine, spec: PipelineSpec, dead_letter: DeadLetter, payload: bytes | None
+) -> Replay:
+    def refused(reason: str) -> Replay:
+        return Replay(dead_letter.name, False, reason)
+
+    if dead_letter.replayed_at is not None:
+        return refused(_REPLAYED_BEFORE)
+    if payload is None and not dead_letter.whole:
+        kept, sent = len(dead_letter.payload), dead_letter.whole_bytes
+        return refused(f"Only {kept:,} of its {sent:,} bytes were kept: send it again.")
     schema = spec.record_schema
     labels = LabelMap(schema, Manifest(engine).classes(spec.name) or None)
-    decoded = decode(batch_of(letter, payload=payload), schema, labels)
+    decoded = decode(batch_of(dead_letter, payload=payload), schema, labels)
     if decoded.rejected:
-        return Replay(letter.name, False, decoded.rejected[0].detail)
-    if not _append(engine, spec, letter, decoded.records, labels):
-        return Replay(letter.name, False, "It was replayed before; it is not learnt twice.")
-    return Replay(letter.name, True, "")
+        return refused(decoded.rejected[0].detail)
+    if not _append(engine, spec, dead_letter, decoded.records, labels):
+        return refused(_REPLAYED_BEFORE)
+    return Replay(dead_letter.name, True, "")
 
 
 def _append(
-    engine: sa.Engine, spec: PipelineSpec, letter: DeadLetter, records: Records, labels: LabelMap
+    engine: sa.Engine, spec: PipelineSpec, dead_letter: DeadLetter, records: Records, labels: LabelMap
 ) -> bool:
-    """In one transaction: the letter is done with, and its record is in the pushed log."""
+    """Mark the dead letter replayed and append its record to the pushed log, in one transaction."""
     log = PushedLog(engine)
     log.ensure(spec.name)
     with engine.begin() as connection:
-        if not dead_letter_rows.mark_replayed(connection, spec.name, letter.name, now(connection)):
+        if not dead_letters.mark_replayed(connection, spec.name, dead_letter.name, now(connection)):
             return False
         log.append_in(connection, spec.name, spec.record_schema, records, names=labels.names)
     return True

@@ -1,4 +1,4 @@
-"""Upkeep of the store: records that nothing needs any more go, and files that no row names.
+"""Upkeep of the store: removes records that nothing needs any more, and files that no row names.
 
 The train part of an experience is needed until the champion has learnt it, and longer: by updates that wait,
 run or await a person; by a rollback to the champion before this one, after which it is learnt again; by the
@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 
 class Upkeep:
-    """Removes what is not needed, now and then. Several processes may do so at a time."""
+    """Removes what is not needed, every `upkeep_seconds`. Several processes may run it at once."""
 
     def __init__(self, engine: sa.Engine, settings: Settings, store: ExperienceStore) -> None:
         self._engine = engine
@@ -34,17 +34,17 @@ class Upkeep:
         self._next = time.monotonic() + settings.upkeep_seconds
 
     def turn(self) -> None:
-        """Do it if it is time."""
+        """Run if it is time."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + self._settings.upkeep_seconds
             self.run()
 
     def run(self) -> list[str]:
-        """Do it now; names of the files that were removed."""
+        """Run now; returns the names of the removed files."""
         with reading(self._engine) as connection:
             names = pipelines.names(connection)
         for name in names:
-            self._let_go(name)
+            self._remove_unneeded(name)
         removed = self._store.collect_garbage(
             Manifest(self._engine).digests(), grace_seconds=self._settings.orphan_grace_seconds
         )
@@ -52,7 +52,7 @@ class Upkeep:
             log.info("files removed that nothing needs", files=len(removed))
         return removed
 
-    def _let_go(self, pipeline: str) -> None:
+    def _remove_unneeded(self, pipeline: str) -> None:
         try:
             with reading(self._engine) as connection:
                 spec = pipelines.load_spec(connection, pipeline)
@@ -68,7 +68,7 @@ class Upkeep:
             unneeded = _unneeded(connection, spec, rows)
             manifest.remove_train(connection, pipeline, unneeded, moment=now(connection))
         if unneeded:
-            log.info("records let go", pipeline=pipeline, experiences=unneeded)
+            log.info("train parts removed", pipeline=pipeline, experiences=unneeded)
 
 
 def _unneeded(connection: sa.Connection, spec: PipelineSpec, rows: Sequence[ExperienceRow]) -> list[int]:
@@ -92,7 +92,7 @@ def _unneeded(connection: sa.Connection, spec: PipelineSpec, rows: Sequence[Expe
 
 
 def _settled(connection: sa.Connection, pipeline: str, number: int) -> Set[int]:
-    """What the champion has learnt, and also the one before it, to which a rollback returns."""
+    """What both the champion and the one before it, to which a rollback returns, have learnt."""
     lineage = champions.lineage(connection, pipeline, number)
     states = backlog.states(connection, pipeline)
     if len(lineage) < 2:

@@ -1,4 +1,4 @@
-"""A pipeline's sources: what it declares, and the pushed log, through which dead letters come back."""
+"""A pipeline's sources: those it declares, and the pushed log that replayed dead letters come through."""
 
 import sqlalchemy as sa
 
@@ -29,10 +29,10 @@ def build_source(engine: sa.Engine, spec: PipelineSpec) -> Source:
 
 
 def require_allowed(spec: PipelineSpec, settings: Settings) -> None:
-    """Hold a pipeline to the settings: whoever may declare one may not read every file of this machine.
+    """Check a pipeline against the settings: a pipeline must not read arbitrary files of this machine.
 
     Raises:
-        PipelineInvalidError: a source reads outside the places that the settings name, the trigger waits
+        PipelineInvalidError: a source reads outside the roots that the settings name, the trigger waits
             for more pushed records than may wait, or the network needs what this installation lacks.
     """
     lacking = spec.strategy.network.lacking(settings.installation)
@@ -43,22 +43,22 @@ def require_allowed(spec: PipelineSpec, settings: Settings) -> None:
             members={"errors": [{"where": "strategy.network", "problem": lacking}]},
         )
     if spec.source.kind == "pushed" and spec.trigger.least_records > settings.max_backlog_records:
-        told = (
+        problem = (
             f"it never cuts fewer than {spec.trigger.least_records} records, and only "
             f"{settings.max_backlog_records} pushed ones may wait"
         )
         raise PipelineInvalidError(
-            f"The pipeline is not valid: trigger: {told}.",
+            f"The pipeline is not valid: trigger: {problem}.",
             fix="Let it cut fewer records, or raise HOLDFAST_MAX_BACKLOG_RECORDS.",
-            members={"errors": [{"where": "trigger", "problem": told}]},
+            members={"errors": [{"where": "trigger", "problem": problem}]},
         )
     for field, config in (("source", spec.source), ("label_source", spec.label_source)):
-        problem = None if config is None else config.location_problem(settings.roots)
-        if problem:
+        outside = None if config is None else config.location_problem(settings.roots)
+        if outside:
             raise PipelineInvalidError(
-                f"The pipeline is not valid: {field}: {problem}",
-                fix="Name a place below one of HOLDFAST_SOURCE_ROOTS, or add this one to it.",
-                members={"errors": [{"where": field, "problem": problem.rstrip(".")}]},
+                f"The pipeline is not valid: {field}: {outside}",
+                fix="Name a path below one of HOLDFAST_SOURCE_ROOTS, or add this one to it.",
+                members={"errors": [{"where": field, "problem": outside.rstrip(".")}]},
             )
 
 

@@ -1,4 +1,4 @@
-"""How a stream stands, for a person who looks; and the pause and the resumption that a person asks for."""
+"""The state of a stream as people see it, and the pause and resume that they ask for."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from service.ingest.sources import pushed_partition
 from service.pipelines import PipelineSpec
 from service.state import pipelines
 from service.state.database import lock_pipeline, now
+from service.state.ledger import By
 from streams.state import status as stream_status
 from streams.state.manifest import Manifest
 from streams.state.status import StreamState
@@ -20,7 +21,7 @@ SHOWN_PARTITIONS = 1000
 
 @dataclass(frozen=True)
 class Stream:
-    """Everything that is known of a stream without asking its source."""
+    """What the database says of a stream."""
 
     spec: PipelineSpec
     state: StreamState
@@ -30,12 +31,12 @@ class Stream:
     last_cut: str | None
     backlog_records: int | None
     dead_letters: Mapping[str, int]
-    replayed_letters: int
+    replayed_dead_letters: int
     classes: int
 
 
 def look(engine: sa.Engine, pipeline: str) -> Stream:
-    """How the stream of a pipeline stands.
+    """The state of a pipeline's stream.
 
     Raises:
         PipelineUnknownError: there is no such pipeline.
@@ -56,13 +57,13 @@ def look(engine: sa.Engine, pipeline: str) -> Stream:
         last_cut=last[0].cut_reason if last else None,
         backlog_records=manifest.pending_records(pipeline, partition=pushed) if spec.pushable else None,
         dead_letters=manifest.count_dead_letters(pipeline),
-        replayed_letters=sum(manifest.count_dead_letters(pipeline, replayed=True).values()),
+        replayed_dead_letters=sum(manifest.count_dead_letters(pipeline, replayed=True).values()),
         classes=len(manifest.classes(pipeline)) or len(spec.record_schema.classes),
     )
 
 
-def pause(engine: sa.Engine, pipeline: str, *, actor: str, reason: str) -> None:
-    """Read no further until a person resumes.
+def pause(engine: sa.Engine, pipeline: str, *, by: By) -> None:
+    """Stop reading until a person resumes.
 
     Raises:
         PipelineUnknownError: there is no such pipeline.
@@ -79,12 +80,12 @@ def pause(engine: sa.Engine, pipeline: str, *, actor: str, reason: str) -> None:
                 members={"status": state.status},
             )
         stream_status.set_status(
-            connection, pipeline, "paused", reason=reason, actor=actor, now=now(connection)
+            connection, pipeline, "paused", reason=by.reason, actor=by.actor, now=now(connection)
         )
 
 
-def resume(engine: sa.Engine, pipeline: str, *, actor: str, reason: str) -> None:
-    """Read on.
+def resume(engine: sa.Engine, pipeline: str, *, by: By) -> None:
+    """Read again.
 
     Raises:
         PipelineUnknownError: there is no such pipeline.
@@ -97,9 +98,14 @@ def resume(engine: sa.Engine, pipeline: str, *, actor: str, reason: str) -> None
         if state.status not in stream_status.HELD:
             raise StreamConflictError(
                 f"The stream of {pipeline!r} is {state.status}, not held.",
-                fix="There is nothing to resume; GET .../stream shows how it stands.",
+                fix="There is nothing to resume; GET .../stream shows its state.",
                 members={"status": state.status},
             )
         stream_status.set_status(
-            connection, pipeline, "running", reason=f"Resumed: {reason}", actor=actor, now=now(connection)
+            connection,
+            pipeline,
+            "running",
+            reason=f"Resumed: {by.reason}",
+            actor=by.actor,
+            now=now(connection),
         )

@@ -1,1 +1,1 @@
-"""Rows: pipelines, jobs, champions, holdouts and the ledger. SQL of this side stands only here."""
+"""Database rows of pipelines, updates, champions, holdouts and the ledger: the only SQL of this package."""

@@ -1,4 +1,4 @@
-"""What has become of each experience: waiting, learnt, carried to the next update, or parked for a person."""
+"""The state of each experience: waiting, carried to the next update, in review, learnt, or parked."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
@@ -13,7 +13,7 @@ State = Literal["waiting", "carried", "review", "learnt", "parked"]
 
 
 def add(connection: sa.Connection, pipeline: str, experience: int) -> None:
-    """A new experience waits to be learnt."""
+    """Add a new experience; it waits to be learnt."""
     connection.execute(
         sa.insert(backlog).values(
             pipeline=pipeline, experience=experience, state="waiting", carries=0, note=""
@@ -27,19 +27,22 @@ def to_learn(
     *,
     limit: int,
     among: Sequence[int] | None = None,
-    beside: Collection[int] = (),
+    excluding: Collection[int] = (),
 ) -> list[int]:
-    """What the next update learns, in order: what no update has tried comes before what was rejected.
+    """Experiences that the next update learns, in order; untried ones are chosen before rejected ones.
 
-    What stands `beside` is another update's.
+    A rejected experience goes with a new one, since alone it would be rejected again. Only where nothing
+    new waits, and an update is requested all the same, is it learnt alone.
 
-    What was rejected is not tried again without something new beside it: the same data would be rejected
-    again. Only where nothing waits, and an update is asked for all the same, it is alone.
+    Args:
+        limit: how many at most.
+        among: choose only from these.
+        excluding: never choose these: they are another update's.
     """
     chosen = [
         backlog.c.pipeline == pipeline,
         backlog.c.state.in_(["waiting", "carried"]),
-        backlog.c.experience.not_in(beside),
+        backlog.c.experience.not_in(excluding),
     ]
     if among is not None:
         chosen.append(backlog.c.experience.in_(among))
@@ -52,15 +55,15 @@ def to_learn(
     return sorted(row.experience for row in rows)
 
 
-def fresh(connection: sa.Connection, pipeline: str, *, beside: Collection[int] = ()) -> int:
-    """How many experiences no update has tried yet; those `beside` are not counted."""
+def count_untried(connection: sa.Connection, pipeline: str, *, excluding: Collection[int] = ()) -> int:
+    """How many experiences no update has tried yet, without those in `excluding`."""
     count = connection.execute(
         sa.select(sa.func.count())
         .select_from(backlog)
         .where(
             backlog.c.pipeline == pipeline,
             backlog.c.state == "waiting",
-            backlog.c.experience.not_in(beside),
+            backlog.c.experience.not_in(excluding),
         )
     ).scalar_one()
     return int(count)
@@ -78,7 +81,7 @@ def mark(
 
 
 def park(connection: sa.Connection, pipeline: str, *, experiences: Sequence[int], note: str) -> None:
-    """Leave experiences to a person. What the champion has learnt by now, after a rollback say, stays so."""
+    """Park experiences until a person asks for them; those the champion has learnt meanwhile stay learnt."""
     connection.execute(
         sa.update(backlog).where(_unlearnt(pipeline, experiences)).values(state="parked", note=note)
     )
@@ -93,7 +96,7 @@ def _unlearnt(pipeline: str, experiences: Sequence[int]) -> sa.ColumnElement[boo
 def carry_or_park(
     connection: sa.Connection, pipeline: str, *, experiences: Sequence[int], max_carries: int, note: str
 ) -> None:
-    """After a rejection: try again with the next update, a bounded number of times; then a person's."""
+    """Carry rejected experiences to the next update, at most `max_carries` times; then park them."""
     exhausted = backlog.c.carries >= max_carries
     connection.execute(
         sa.update(backlog)
@@ -115,7 +118,7 @@ def states(connection: sa.Connection, pipeline: str) -> dict[int, tuple[State, s
 
 
 def save_screen(connection: sa.Connection, pipeline: str, *, experience: int, screen: Screen) -> None:
-    """Keep how an experience looked, as the reference for later ones."""
+    """Store the statistics of an experience, as a reference for later ones."""
     connection.execute(
         sa.update(backlog)
         .where(backlog.c.pipeline == pipeline, backlog.c.experience == experience)
@@ -124,7 +127,7 @@ def save_screen(connection: sa.Connection, pipeline: str, *, experience: int, sc
 
 
 def screens(connection: sa.Connection, pipeline: str, experiences: Sequence[int]) -> list[Screen]:
-    """How these experiences looked, those whose look was kept."""
+    """Stored statistics of these experiences; those without any are left out."""
     rows = connection.execute(
         sa.select(backlog.c.screen).where(
             backlog.c.pipeline == pipeline, backlog.c.experience.in_(experiences)

@@ -1,13 +1,14 @@
 """The champion row, moved by compare-and-set, and the versions that it may point at."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
 from service.errors import ChampionMissingError, ChampionMovedError, VersionUnfitError
-from service.state import ledger
+from service.state import backlog, ledger
 from service.state.database import champions, now, versions
+from service.state.ledger import GATE, By
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def version(connection: sa.Connection, pipeline: str, number: int) -> Version | 
 
 
 def challenger(connection: sa.Connection, pipeline: str) -> int | None:
-    """The newest version, while it was never champion; None when there is none such."""
+    """The newest version, if it was never champion; else None."""
     row = connection.execute(
         sa.select(versions.c.version, versions.c.promoted_at)
         .where(versions.c.pipeline == pipeline)
@@ -100,7 +101,7 @@ def add_version(
 
 
 def require_unmoved(connection: sa.Connection, pipeline: str, *, expected_revision: int | None) -> None:
-    """Make sure that a challenger was compared with the champion of now; the caller holds the pipeline.
+    """Check that the champion is still the one that a challenger was compared with.
 
     Raises:
         ChampionMovedError: the champion is another one.
@@ -116,33 +117,34 @@ def promote(
     *,
     number: int,
     expected_revision: int | None,
-    update_id: str,
-    actor: str,
-    reason: str,
+    experiences: Sequence[int],
+    by: By,
 ) -> ledger.Entry:
-    """Make a challenger the champion and append to the ledger, in the caller's transaction.
+    """Make a challenger the champion, mark what it learnt, and append to the ledger, in one transaction.
+
+    Args:
+        expected_revision: of the champion row that the challenger was compared with; None: there was none.
+        experiences: what the challenger learnt that its champion had not.
 
     Raises:
         ChampionMovedError: the champion is not the one that the challenger was made from.
     """
     before = current(connection, pipeline)
     _move(connection, pipeline, number=number, expected_revision=expected_revision)
+    note = f"version {number}" if by.actor == GATE else f"version {number}, approved by {by.actor}"
+    backlog.mark(connection, pipeline, experiences=experiences, state="learnt", note=note)
     return ledger.append(
         connection,
         pipeline,
         action="promote",
-        actor=actor,
-        reason=reason,
-        update_id=update_id,
+        by=by,
         version=number,
         previous_version=before.version if before else None,
     )
 
 
-def roll_back(
-    connection: sa.Connection, pipeline: str, *, number: int | None, actor: str, reason: str
-) -> ledger.Entry:
-    """Point the champion at an older version that was champion before; None: the one before this.
+def roll_back(connection: sa.Connection, pipeline: str, *, number: int | None, by: By) -> ledger.Entry:
+    """Make an older version champion again; `number` None: the one that the present champion was made from.
 
     Raises:
         ChampionMissingError: there is no champion yet.
@@ -173,9 +175,7 @@ def roll_back(
         connection,
         pipeline,
         action="rollback",
-        actor=actor,
-        reason=reason,
-        update_id=found.update_id,
+        by=replace(by, update_id=found.update_id),
         version=target,
         previous_version=before.version,
     )

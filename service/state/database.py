@@ -1,4 +1,4 @@
-"""The service's tables, engine and migrations. SQLite (WAL) and PostgreSQL are treated alike."""
+"""Tables, engine and migrations of the service, on SQLite (WAL) or PostgreSQL."""
 
 import sqlite3
 import time
@@ -17,7 +17,7 @@ LOCK_SECONDS = 30.0
 """How long a transaction waits for SQLite's one writer."""
 
 _PIPELINE_LOCKS = 42424
-"""The first half of the advisory locks of pipelines; the second is a hash of the name."""
+"""First key of the advisory locks of pipelines; the second is a hash of the name."""
 
 pipelines = sa.Table(
     "pipelines",
@@ -214,9 +214,9 @@ def _prepare_sqlite(connection: sa.engine.interfaces.DBAPIConnection, _record: o
 
 
 def _write_ahead(cursor: sa.engine.interfaces.DBAPICursor) -> None:
-    """Turn the write-ahead log on, which of processes that open a new file at once only one may do.
+    """Turn the write-ahead log on, trying again while another process does so.
 
-    SQLite refuses the others at once instead of letting them wait; after the first it costs nothing.
+    Of processes that open a new file at once, SQLite lets one do it and refuses the others without waiting.
     """
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
@@ -231,14 +231,14 @@ def _write_ahead(cursor: sa.engine.interfaces.DBAPICursor) -> None:
 
 
 def _begin(connection: sa.Connection) -> None:
-    # The write lock at the start, so that no transaction finds out halfway that it cannot have it; but for
-    # `reading`, which writes nothing.
+    # The write lock at the start, so that no transaction fails to get it in the middle; `reading` asks for
+    # none.
     mode = connection.get_execution_options().get("sqlite_begin", "IMMEDIATE")
     connection.exec_driver_sql(f"BEGIN {mode}")
 
 
 def lock_pipeline(connection: sa.Connection, pipeline: str) -> None:
-    """Hold a pipeline until the transaction ends: what is decided about it is decided one by one.
+    """Lock a pipeline until the transaction ends: decisions about it are taken one after another.
 
     Taken first in every transaction that moves a champion, appends to a ledger or ends an update, so that
     none of them waits in a circle. On SQLite the transaction itself is the lock.
@@ -251,7 +251,7 @@ def lock_pipeline(connection: sa.Connection, pipeline: str) -> None:
 
 
 def now(connection: sa.Connection) -> float:
-    """Seconds since the epoch, by the one clock that all workers share."""
+    """Seconds since the epoch, by the database's clock where workers may run on several machines."""
     if connection.dialect.name == "postgresql":
         seconds = connection.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one()
         return float(seconds)

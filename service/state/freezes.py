@@ -1,14 +1,17 @@
-"""Freezes: an audit that did not pass stops promotion until a person lifts that, or goes back behind it."""
+"""Freezes: an audit that did not pass stops promotion until a person lifts the freeze or rolls back."""
+
+from dataclasses import replace
 
 import sqlalchemy as sa
 
 from service.gate.base import Freeze
 from service.state import ledger
 from service.state.database import ledger as entries
+from service.state.ledger import By
 
 
 def current(connection: sa.Connection, pipeline: str) -> Freeze | None:
-    """The freeze that stands; None: promotion is free."""
+    """The freeze in force; None: promotion is allowed."""
     last = connection.execute(
         sa.select(entries.c.action, entries.c.update_id, entries.c.version)
         .where(entries.c.pipeline == pipeline, entries.c.action.in_(["freeze", "unfreeze"]))
@@ -24,36 +27,30 @@ def begin(
     connection: sa.Connection,
     pipeline: str,
     *,
-    update_id: str,
     last_audited: int | None,
     champion: int | None,
-    actor: str,
-    reason: str,
+    by: By,
 ) -> ledger.Entry:
     """Freeze promotion; the entry's version is the last whose audit passed."""
     return ledger.append(
         connection,
         pipeline,
         action="freeze",
-        actor=actor,
-        reason=reason,
-        update_id=update_id,
+        by=by,
         version=last_audited,
         previous_version=champion,
     )
 
 
 def lift(
-    connection: sa.Connection, pipeline: str, *, freeze: Freeze, champion: int | None, actor: str, reason: str
+    connection: sa.Connection, pipeline: str, *, freeze: Freeze, champion: int | None, by: By
 ) -> ledger.Entry:
-    """Free promotion again."""
+    """Allow promotion again."""
     return ledger.append(
         connection,
         pipeline,
         action="unfreeze",
-        actor=actor,
-        reason=reason,
-        update_id=freeze.update_id,
+        by=replace(by, update_id=freeze.update_id),
         version=freeze.last_audited,
         previous_version=champion,
     )

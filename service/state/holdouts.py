@@ -1,7 +1,6 @@
-"""Holdouts: what versions answered, how often each was looked at, and what people made of it.
+"""Rows of holdouts: stored answers of versions, looks at each holdout, and the marks that people set.
 
-
-Answers are right/wrong bits, and what else is asked of each record; they are computed once.
+Answers are a right/wrong bit a record, with details that some guards need; they are computed once.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -20,14 +19,14 @@ Part = Literal["gate", "audit"]
 
 @dataclass(frozen=True)
 class Mark:
-    """What a person made of a holdout."""
+    """What a person has set for a holdout."""
 
     retired: bool = False
-    """It is no evidence any more."""
+    """Updates are no longer compared on it."""
     pinned: bool = False
-    """It is never cut down, however many come after it."""
+    """It is always judged whole, however many come after it."""
     margin: float | None = None
-    """What it may truly lose; None: what the pipeline says."""
+    """Its own margin; None: the pipeline's."""
 
 
 UNMARKED = Mark()
@@ -42,7 +41,7 @@ def save(
     part: Part = "gate",
     details: Mapping[int, Details] | None = None,
 ) -> None:
-    """Keep a version's answers on holdouts, by experience index.
+    """Store a version's answers on holdouts, by experience index.
 
     What is stored already stays as it is; details are added to bits that were stored without.
     """
@@ -130,12 +129,12 @@ def accuracies(
 
 
 def count_looks(
-    connection: sa.Connection, pipeline: str, *, part: Part = "gate", beside: str = ""
+    connection: sa.Connection, pipeline: str, *, part: Part = "gate", excluding: str = ""
 ) -> dict[int, int]:
-    """Experience -> updates that were compared on its part; the update `beside` is not counted."""
+    """Experience -> updates that were compared on its part, without the update `excluding`."""
     rows = connection.execute(
         sa.select(looks.c.experience, sa.func.count())
-        .where(looks.c.pipeline == pipeline, looks.c.part == part, looks.c.update_id != beside)
+        .where(looks.c.pipeline == pipeline, looks.c.part == part, looks.c.update_id != excluding)
         .group_by(looks.c.experience)
     )
     return {row[0]: row[1] for row in rows}
@@ -198,10 +197,10 @@ def marks(connection: sa.Connection, pipeline: str) -> dict[int, Mark]:
 
 
 def set_mark(connection: sa.Connection, pipeline: str, *, experience: int, mark: Mark) -> None:
-    """Write a holdout's mark; the caller holds the pipeline."""
-    place = sa.and_(holdout_states.c.pipeline == pipeline, holdout_states.c.experience == experience)
+    """Write a holdout's mark, under the pipeline's lock."""
+    where = sa.and_(holdout_states.c.pipeline == pipeline, holdout_states.c.experience == experience)
     values = {"retired": mark.retired, "pinned": mark.pinned, "margin": mark.margin}
-    changed = connection.execute(sa.update(holdout_states).where(place).values(**values))
+    changed = connection.execute(sa.update(holdout_states).where(where).values(**values))
     if not changed.rowcount:
         connection.execute(
             sa.insert(holdout_states).values(pipeline=pipeline, experience=experience, **values)

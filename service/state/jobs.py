@@ -1,4 +1,4 @@
-"""The lease table: updates as durable jobs. A lease that runs out lets another worker go on.
+"""Rows of updates: durable jobs, each leased to one worker at a time.
 
 (update id, attempt) is the fencing token. Everything a worker writes about an update goes through a
 statement that names both, so a worker that lost its lease changes nothing.
@@ -12,14 +12,12 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from service.errors import LostLeaseError, UpdateDuplicateError, UpdateUnknownError
-from service.state import backlog
-from service.state.database import LIVE_STATES, lock_pipeline, now, updates
-from streams.state.tables import reading
+from service.state.database import LIVE_STATES, now, updates
 
 State = Literal["queued", "running", "review", "done", "failed"]
 
 RECORDING = "recording"
-"""The stage in which MLflow is told: from here on, an update can no longer be cancelled."""
+"""Progress stage in which an update is written to MLflow: it can no longer be cancelled."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +29,12 @@ class Update:
     request_key: str | None
     requested_by: str
     wants_cut: bool
-    """True until the ingest side has cut what is pending; only then can a worker claim the update."""
+    """True until ingest has cut the pending records; only then can a worker claim the update."""
     state: State
     attempt: int
     """Rises with every claim: with the id, the fencing token."""
     failures: int
-    """Attempts that failed or fell silent; one that was given back in good order is none."""
+    """Attempts that failed or went silent; one that a stopping worker gave back does not count."""
     not_before: float
     """No attempt starts sooner."""
     owner: str | None
@@ -45,12 +43,12 @@ class Update:
     started_at: float | None
     finished_at: float | None
     asked: Sequence[int] | None
-    """The experiences that whoever asked named; None: whatever waits."""
+    """The experiences that the request named; None: whatever waits."""
     experiences: Sequence[int]
     base_version: int | None
     """The champion that the challenger was made from; None: there was none."""
     base_revision: int | None
-    """The champion row's revision then: what a later promotion compares with."""
+    """The champion row's revision at that time; a promotion requires that it is still the same."""
     progress: Mapping[str, Any] | None
     outcome: str | None
     reason: str | None
@@ -60,7 +58,7 @@ class Update:
     version: int | None
     run_id: str | None
     decision: Mapping[str, Any] | None
-    """What a person decided, with `choice`, `by`, `reason` and `at`: on a review, or to cancel it."""
+    """A person's decision, with `choice` (approve, reject or cancel), `by`, `reason` and `at`."""
     error: str | None
 
     @property
@@ -69,7 +67,7 @@ class Update:
 
     @property
     def recording(self) -> bool:
-        """Whether it is past the point where it could be cancelled."""
+        """Whether it is being written to MLflow, and can no longer be cancelled."""
         return self.state == "running" and (self.progress or {}).get("stage") == RECORDING
 
 
@@ -82,7 +80,7 @@ def enqueue(
     request_key: str | None = None,
     asked: Sequence[int] | None = None,
 ) -> str:
-    """Add an update, in the caller's transaction; answers its id.
+    """Add an update, in the caller's transaction; returns its id.
 
     Raises:
         UpdateDuplicateError: `request_key` was already used in this pipeline.
@@ -103,7 +101,7 @@ def enqueue(
         "experiences": [],
     }
     try:
-        # Only the insert itself can tell: the same request may arrive twice at this moment.
+        # Only the insert itself can decide: the same request may arrive twice at this moment.
         with connection.begin_nested():
             connection.execute(sa.insert(updates).values(**values))
     except sa.exc.IntegrityError as error:
@@ -123,18 +121,18 @@ def _duplicate(connection: sa.Connection, pipeline: str, request_key: str | None
 
 
 def ensure_queued(connection: sa.Connection, pipeline: str, *, requested_by: str) -> str:
-    """An update still to be claimed, so that it sees what this transaction adds; made if none waits.
+    """Id of an unclaimed update, which will see what this transaction adds; queued now if there is none.
 
     One that waits for its next attempt does not count: what it learns was fixed at its first.
     """
     waiting = connection.execute(
-        _sees_news(pipeline).order_by(updates.c.created_at).limit(1).with_for_update()
+        _unclaimed(pipeline).order_by(updates.c.created_at).limit(1).with_for_update()
     ).scalar()
     return str(waiting) if waiting else enqueue(connection, pipeline, requested_by=requested_by)
 
 
-def _sees_news(pipeline: str) -> sa.Select[Any]:
-    """Updates that nobody has claimed yet, and that learn whatever waits when somebody does."""
+def _unclaimed(pipeline: str) -> sa.Select[Any]:
+    """Updates that no worker has claimed yet, and that will learn whatever waits by then."""
     return sa.select(updates.c.id).where(
         updates.c.pipeline == pipeline,
         updates.c.state == "queued",
@@ -150,7 +148,7 @@ def get(connection: sa.Connection, update_id: str, *, lock: bool = False) -> Upd
         UpdateUnknownError: there is none of that id.
     """
     row = None
-    # PostgreSQL cannot even be asked for a text that holds a NUL.
+    # PostgreSQL refuses a query with a text that holds a NUL.
     if "\0" not in update_id:
         wanted = sa.select(updates).where(updates.c.id == update_id)
         row = connection.execute(wanted.with_for_update() if lock else wanted).first()
@@ -185,145 +183,6 @@ def blocking(connection: sa.Connection, update: Update) -> Update | None:
     return Update(**row._mapping) if row else None
 
 
-def claim(engine: sa.Engine, owner: str, *, lease_seconds: float, max_attempts: int) -> Update | None:
-    """The oldest update that may run now, leased to `owner`; None when there is none.
-
-    An update whose worker went silent is claimed again, as the next attempt, until `max_attempts` failed.
-    """
-    with reading(engine) as connection:
-        if connection.execute(_claimable_or_silent(now(connection))).scalar() is None:
-            return None
-    for exhausted in _exhausted(engine, max_attempts):
-        _give_up(engine, exhausted, max_attempts)
-    try:
-        with engine.begin() as connection:
-            moment = now(connection)
-            update_id = connection.execute(_claimable(moment, max_attempts)).scalar()
-            if update_id is None:
-                return None
-            connection.execute(
-                sa.update(updates)
-                .where(updates.c.id == update_id)
-                .values(
-                    state="running",
-                    attempt=updates.c.attempt + 1,
-                    failures=updates.c.failures + sa.case((updates.c.state == "running", 1), else_=0),
-                    owner=owner,
-                    lease_until=moment + lease_seconds,
-                    progress=None,
-                    started_at=sa.func.coalesce(updates.c.started_at, moment),
-                )
-            )
-            return get(connection, update_id)
-    except sa.exc.IntegrityError:
-        # Another dispatcher claimed another update of the same pipeline between our look and our write.
-        return None
-
-
-def _claimable(moment: float, max_attempts: int) -> sa.Select[Any]:
-    other = updates.alias("other")
-    held = sa.exists().where(
-        other.c.pipeline == updates.c.pipeline,
-        other.c.id != updates.c.id,
-        other.c.state.in_(["running", "review"]),
-    )
-    free = sa.and_(_waiting(moment), sa.not_(held))
-    silent = sa.and_(_silent(moment), updates.c.failures + 1 < max_attempts)
-    return (
-        sa.select(updates.c.id)
-        .where(sa.or_(free, silent))
-        .order_by(updates.c.created_at, updates.c.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
-
-
-def _claimable_or_silent(moment: float) -> sa.Select[Any]:
-    """A first look that takes no lock: most looks find nothing."""
-    return sa.select(updates.c.id).where(sa.or_(_waiting(moment), _silent(moment))).limit(1)
-
-
-def _waiting(moment: float) -> sa.ColumnElement[bool]:
-    return sa.and_(updates.c.state == "queued", sa.not_(updates.c.wants_cut), updates.c.not_before <= moment)
-
-
-def _silent(moment: float) -> sa.ColumnElement[bool]:
-    return sa.and_(updates.c.state == "running", updates.c.lease_until < moment)
-
-
-def _exhausted(engine: sa.Engine, max_attempts: int) -> list[Update]:
-    """Updates whose last worker went silent as well."""
-    with engine.begin() as connection:
-        rows = connection.execute(
-            sa.select(updates).where(_silent(now(connection)), updates.c.failures + 1 >= max_attempts)
-        )
-        return [Update(**row._mapping) for row in rows]
-
-
-def _give_up(engine: sa.Engine, update: Update, max_attempts: int) -> None:
-    error = f"Its worker died in each of {max_attempts} attempts; the dispatcher's log says why."
-    with engine.begin() as connection:
-        lock_pipeline(connection, update.pipeline)
-        moment = now(connection)
-        given_up = connection.execute(
-            sa.update(updates)
-            .where(updates.c.id == update.id, updates.c.attempt == update.attempt, _silent(moment))
-            .values(state="failed", finished_at=moment, lease_until=None, error=error)
-        )
-        if given_up.rowcount == 1:
-            # What killed three workers would kill the next update's too.
-            _set_aside(connection, update.id, error=error)
-
-
-def _set_aside(connection: sa.Connection, update_id: str, *, error: str) -> None:
-    update = get(connection, update_id)
-    note = f"Update {update.id} failed: {error}"
-    set_aside(connection, update.pipeline, experiences=update.experiences, note=note)
-
-
-def set_aside(connection: sa.Connection, pipeline: str, *, experiences: Sequence[int], note: str) -> None:
-    """After an update that came to nothing: what it tried is a person's now; what none has tried gets one."""
-    backlog.park(connection, pipeline, experiences=experiences, note=note)
-    if backlog.fresh(connection, pipeline, beside=experiences_of_live(connection, pipeline)):
-        ensure_queued(connection, pipeline, requested_by="trigger")
-
-
-def cancel(
-    connection: sa.Connection, update: Update, *, experiences: Sequence[int], actor: str, reason: str
-) -> None:
-    """End an update because a person said so; whoever works on it finds its lease lost.
-
-    The caller holds the pipeline and the update's row, and has seen that it may be cancelled.
-
-    Args:
-        experiences: what it learns, or would have learnt; parked for a person.
-    """
-    moment = now(connection)
-    values = {
-        "state": "failed",
-        "finished_at": moment,
-        "lease_until": None,
-        "progress": None,
-        "decision": {"choice": "cancel", "by": actor, "reason": reason, "at": moment},
-        "error": f"Cancelled by {actor}: {reason}",
-    }
-    connection.execute(sa.update(updates).where(updates.c.id == update.id).values(values))
-    note = f"Update {update.id} was cancelled by {actor}: {reason}"
-    set_aside(connection, update.pipeline, experiences=experiences, note=note)
-
-
-def heartbeat(
-    engine: sa.Engine, update: Update, *, lease_seconds: float, progress: Mapping[str, Any] | None
-) -> None:
-    """Extend the lease and record progress.
-
-    Raises:
-        LostLeaseError: the update is no longer this attempt's.
-    """
-    with engine.begin() as connection:
-        write(connection, update, {"lease_until": now(connection) + lease_seconds, "progress": progress})
-
-
 def write(connection: sa.Connection, update: Update, values: Mapping[str, Any]) -> None:
     """Change the update's row, if it is still this attempt's.
 
@@ -346,70 +205,8 @@ def write(connection: sa.Connection, update: Update, values: Mapping[str, Any]) 
         )
 
 
-def confirm(engine: sa.Engine, update: Update) -> None:
-    """Make sure that the update is still this attempt's, before something is done that cannot be fenced.
-
-    From now on it cannot be cancelled: what is done next could not be undone.
-
-    Raises:
-        LostLeaseError: it is not.
-    """
-    with engine.begin() as connection:
-        write(connection, update, {"owner": update.owner, "progress": {"stage": RECORDING}})
-
-
-def release(engine: sa.Engine, update: Update) -> None:
-    """Give the update back in good order, because its worker stops: no failure of the update's own.
-
-    Raises:
-        LostLeaseError: the update is no longer this attempt's.
-    """
-    with engine.begin() as connection:
-        write(connection, update, {"state": "queued", "owner": None, "lease_until": None, "progress": None})
-
-
-def retry(
-    engine: sa.Engine, update: Update, *, error: str, max_attempts: int, pause_seconds: float = 0.0
-) -> bool:
-    """Give the update back after a failure that may pass; False: it has failed for good.
-
-    The pause before the next attempt doubles with each failure, to outlast what caused it.
-
-    Raises:
-        LostLeaseError: the update is no longer this attempt's.
-    """
-    if update.failures + 1 >= max_attempts:
-        fail(engine, update, error=error)
-        return False
-    with engine.begin() as connection:
-        values = {
-            "state": "queued",
-            "owner": None,
-            "lease_until": None,
-            "progress": None,
-            "error": error,
-            "failures": update.failures + 1,
-            "not_before": now(connection) + pause_seconds * 2**update.failures,
-        }
-        write(connection, update, values)
-    return True
-
-
-def fail(engine: sa.Engine, update: Update, *, error: str) -> None:
-    """End an update that cannot work, and park its experiences for a person.
-
-    Raises:
-        LostLeaseError: the update is no longer this attempt's.
-    """
-    with engine.begin() as connection:
-        lock_pipeline(connection, update.pipeline)
-        values = {"state": "failed", "finished_at": now(connection), "lease_until": None, "error": error}
-        write(connection, update, values)
-        _set_aside(connection, update.id, error=error)
-
-
 def wanting_cut(connection: sa.Connection, pipeline: str) -> list[str]:
-    """Ids of updates that wait for the ingest side to cut what is pending."""
+    """Ids of updates that wait until ingest has cut the pending records."""
     rows = connection.execute(
         sa.select(updates.c.id).where(
             updates.c.pipeline == pipeline, updates.c.state == "queued", updates.c.wants_cut
@@ -423,29 +220,29 @@ def cut_done(connection: sa.Connection, update_ids: Sequence[str]) -> None:
     connection.execute(sa.update(updates).where(updates.c.id.in_(update_ids)).values(wants_cut=False))
 
 
-def next_is_queued(connection: sa.Connection, pipeline: str, *, beside: str) -> bool:
-    """Whether another update than `beside` is still to be claimed, and learns whatever waits then."""
-    return bool(connection.execute(_sees_news(pipeline).where(updates.c.id != beside).limit(1)).scalar())
+def next_is_queued(connection: sa.Connection, pipeline: str, *, excluding: str) -> bool:
+    """Whether an unclaimed update other than `excluding` will learn whatever waits."""
+    return bool(connection.execute(_unclaimed(pipeline).where(updates.c.id != excluding).limit(1)).scalar())
 
 
-def experiences_of_live(connection: sa.Connection, pipeline: str, *, beside: str = "") -> set[int]:
-    """Every experience that an update names which has not ended; the update `beside` is left out."""
+def experiences_of_live(connection: sa.Connection, pipeline: str, *, excluding: str = "") -> set[int]:
+    """Every experience of updates that have not ended, without the update `excluding`."""
     rows = connection.execute(
         sa.select(updates.c.experiences, updates.c.asked).where(
-            updates.c.pipeline == pipeline, updates.c.state.in_(LIVE_STATES), updates.c.id != beside
+            updates.c.pipeline == pipeline, updates.c.state.in_(LIVE_STATES), updates.c.id != excluding
         )
     )
     return {index for row in rows for index in [*row.experiences, *(row.asked or [])]}
 
 
 def earlier_tries(connection: sa.Connection, update: Update) -> int:
-    """How many updates learnt one of these experiences from the same champion; it may be that again."""
+    """How many earlier updates learnt one of these experiences from the same champion version."""
     rows = connection.execute(
         sa.select(updates.c.experiences).where(
             updates.c.pipeline == update.pipeline,
             updates.c.id != update.id,
             updates.c.version.is_not(None),
-            # By the version, not the revision: to be rolled back to gives a champion no alpha back.
+            # By the version, not the revision: a champion that comes back by a rollback regains no alpha.
             updates.c.base_version.is_not_distinct_from(update.base_version),
         )
     )
@@ -461,3 +258,20 @@ def live(connection: sa.Connection, pipeline: str) -> int:
         .where(updates.c.pipeline == pipeline, updates.c.state.in_(LIVE_STATES))
     ).scalar_one()
     return int(count)
+
+
+def costs(connection: sa.Connection, pipeline: str, *, limit: int) -> list[tuple[Sequence[int], float]]:
+    """Experiences learnt and seconds taken by the latest updates that reached a verdict, oldest first."""
+    columns = updates.c
+    rows = connection.execute(
+        sa.select(columns.experiences, columns.started_at, columns.finished_at)
+        .where(
+            columns.pipeline == pipeline,
+            columns.state.in_(["done", "review"]),
+            columns.outcome.is_not(None),
+            columns.finished_at.is_not(None),
+        )
+        .order_by(columns.created_at.desc())
+        .limit(limit)
+    ).all()
+    return [(row.experiences, row.finished_at - row.started_at) for row in reversed(rows)]

@@ -25,6 +25,20 @@ Action = Literal[
 
 GENESIS = "0" * 64
 
+GATE = "gate"
+"""The actor of decisions that no person took."""
+
+
+@dataclass(frozen=True)
+class By:
+    """Who decides, why, and through which update."""
+
+    actor: str
+    """A person's name, or `GATE`."""
+    reason: str
+    update_id: str | None = None
+    """The update decided on; None where the decision concerns no single update."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -56,9 +70,7 @@ def append(
     pipeline: str,
     *,
     action: Action,
-    actor: str,
-    reason: str,
-    update_id: str | None,
+    by: By,
     version: int | None,
     previous_version: int | None,
 ) -> Entry:
@@ -78,9 +90,9 @@ def append(
         pipeline=pipeline,
         sequence=last.sequence + 1 if last else 1,
         action=action,
-        actor=actor,
-        reason=reason,
-        update_id=update_id,
+        actor=by.actor,
+        reason=by.reason,
+        update_id=by.update_id,
         version=version,
         previous_version=previous_version,
         at=now(connection),
@@ -107,7 +119,7 @@ def first_break(chain: list[Entry]) -> int | None:
     """The sequence of the first entry that does not follow from the one before it; None: the chain holds.
 
     `chain` starts at the first entry of the pipeline. Entries taken off its end leave a shorter chain that
-    holds: whoever must rule that out keeps the newest hash somewhere else.
+    holds: to rule that out, keep the newest hash somewhere else.
     """
     previous_hash = GENESIS
     for sequence, entry in enumerate(chain, start=1):

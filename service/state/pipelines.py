@@ -1,4 +1,4 @@
-"""Pipelines as stored: declared once, read by every role."""
+"""Rows of pipelines: stored when they are declared, read by every role."""
 
 import sqlalchemy as sa
 from pydantic import ValidationError
@@ -17,7 +17,7 @@ def create(connection: sa.Connection, spec: PipelineSpec) -> None:
     document = spec.model_dump(mode="json", by_alias=True)
     row = {"name": spec.name, "spec": document, "created_at": now(connection)}
     try:
-        # Only the insert itself can tell: another caller may declare the same name at this moment.
+        # Only the insert itself can decide: another caller may declare the same name at this moment.
         with connection.begin_nested():
             connection.execute(sa.insert(pipelines).values(row))
     except sa.exc.IntegrityError as error:
@@ -35,7 +35,7 @@ def load_spec(connection: sa.Connection, name: str) -> PipelineSpec:
         PipelineUnreadableError: what an earlier release stored, this one does not understand.
     """
     document = None
-    # PostgreSQL cannot even be asked for a text that holds a NUL.
+    # PostgreSQL refuses a query with a text that holds a NUL.
     if "\0" not in name:
         document = connection.execute(sa.select(pipelines.c.spec).where(pipelines.c.name == name)).scalar()
     if document is None:

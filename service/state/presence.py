@@ -1,4 +1,4 @@
-"""Which parts of the service are alive: each role says so every few seconds, in the database."""
+"""Signs of life of the service's processes, written to the database every few seconds."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ SILENT_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Seen:
-    """A role's instance and how long ago it was heard of."""
+    """A process of a role, and the seconds since its last sign of life."""
 
     role: str
     instance: str
@@ -27,12 +27,12 @@ class Seen:
 
 
 def instance_name() -> str:
-    """This process, among all that share the database."""
+    """A name of this process that is unique among those that share the database."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 class Presence:
-    """Says that a role is here, from entering to leaving."""
+    """Records that a role is alive in this process, from entry to exit."""
 
     def __init__(self, engine: sa.Engine, role: str) -> None:
         self._engine = engine
@@ -42,7 +42,7 @@ class Presence:
         self._thread = threading.Thread(target=self._beat, name=f"presence-{role}", daemon=True)
 
     def __enter__(self) -> "Presence":
-        self._say()
+        self._record()
         self._thread.start()
         return self
 
@@ -60,12 +60,12 @@ class Presence:
     def _beat(self) -> None:
         while not self._left.wait(BEAT_SECONDS):
             try:
-                self._say()
+                self._record()
             except sa.exc.OperationalError:
                 # The database may come back; until then this role rightly looks absent.
                 log.warning("presence not recorded", role=self._role, exc_info=True)
 
-    def _say(self) -> None:
+    def _record(self) -> None:
         with self._engine.begin() as connection:
             moment = now(connection)
             present = connection.execute(sa.update(roles).where(self._mine).values(seen_at=moment))
@@ -82,7 +82,7 @@ class Presence:
 
 
 def seen(connection: sa.Connection) -> list[Seen]:
-    """Every role heard of lately."""
+    """Every process with a sign of life in the last `SILENT_SECONDS`."""
     moment = now(connection)
     rows = connection.execute(
         sa.select(roles).where(roles.c.seen_at > moment - SILENT_SECONDS).order_by(roles.c.role)

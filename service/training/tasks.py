@@ -26,7 +26,7 @@ from service.gate.base import (
     ShiftEvidence,
     Twins,
 )
-from service.storage import StorePlace
+from service.storage import StoreLocation
 from service.training.answers import HoldoutRecords
 from service.training.inspection import Picture
 from strategies.base import LearnReport, StreamInfo
@@ -59,7 +59,7 @@ class Task:
     update_id: str
     folder: Path
     """Where the result appears."""
-    store: StorePlace
+    store: StoreLocation
     """Where the experiences are."""
     champion: Path | None
     """The champion's folder; None: there is no champion yet."""

@@ -1,1 +1,1 @@
-"""From a job to a recorded verdict, and to what a person decides."""
+"""From a queued update to its recorded verdict, and the decisions of people."""

@@ -14,7 +14,7 @@ import structlog
 from service.errors import ChampionMovedError, LostLeaseError, TrainerDiedError, TrainerStoppedError
 from service.registry import Registry, warm_up
 from service.settings import Settings
-from service.state import jobs, pipelines
+from service.state import claims, endings, pipelines
 from service.state.database import connect
 from service.state.jobs import Update
 from service.state.presence import Presence, instance_name
@@ -27,14 +27,14 @@ from streams.state.tables import reading
 log = structlog.get_logger(__name__)
 
 PROJECT_SECONDS = 1.0
-MEND_SECONDS = 30.0
+REPAIR_SECONDS = 30.0
 RETRY_SECONDS = 2.0
 STOP_SECONDS = 5.0
 LOST_LOOK_SECONDS = 2.0
 
 
 BEAT_SECONDS = 1.0
-"""A lease is extended at least so often, however long it is: so soon is a lost one noticed."""
+"""Longest time between two heartbeats, however long the lease: a lost lease is noticed this soon."""
 
 
 class Heartbeat:
@@ -51,10 +51,10 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._beat, name=f"heartbeat-{update.id}", daemon=True)
 
     def note(self, progress: Mapping[str, Any]) -> None:
-        """What the next beat records. Once this returns, no beat records what was noted before.
+        """Set the progress that the next beat records. After this returns, no beat records older progress.
 
         Raises:
-            LostLeaseError: the lease was found lost, so the work is for nothing.
+            LostLeaseError: the lease is lost, so the work has no effect.
         """
         with self._recording:
             self._progress = progress
@@ -78,11 +78,11 @@ class Heartbeat:
         while not self._ended.wait(min(BEAT_SECONDS, self._lease_seconds / 3)):
             try:
                 with self._recording:
-                    jobs.heartbeat(
+                    claims.heartbeat(
                         self._engine, self._update, lease_seconds=self._lease_seconds, progress=self._progress
                     )
             except LostLeaseError as lost:
-                # The settlement is fenced, so going on would change nothing; the next note ends the work.
+                # The settlement is fenced, so more work changes nothing; the next note ends it.
                 self._lost = lost
                 return
             except sa.exc.SQLAlchemyError:
@@ -90,10 +90,10 @@ class Heartbeat:
 
 
 def serve(settings: Settings, stop: threading.Event) -> None:
-    """Run updates until `stop` is set. Updates that run then are given back.
+    """Run updates until `stop` is set; updates that still run are queued again.
 
     Raises:
-        TrainerDiedError: Ray itself is gone; only a new process can start another.
+        TrainerDiedError: Ray itself has died; only a new process can start it again.
     """
     engine = connect(settings.database)
     with ThreadPoolExecutor(1, thread_name_prefix="warm-up") as background:
@@ -124,7 +124,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
                     pass
             lost = not stop.is_set()
             stop.set()
-            # While Ray still runs: time for the updates in work to be given back.
+            # While Ray still runs: leave time for running updates to be queued again.
             pool.let_go()
             for thread in threads:
                 thread.join(STOP_SECONDS)
@@ -140,7 +140,7 @@ def _work(engine: sa.Engine, settings: Settings, updater: Updater, stop: threadi
     owner = f"{instance_name()}:{threading.current_thread().name}"
     while not stop.is_set():
         try:
-            update = jobs.claim(
+            update = claims.claim(
                 engine, owner, lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts
             )
             if update is None:
@@ -161,7 +161,7 @@ def _run_one(engine: sa.Engine, settings: Settings, updater: Updater, update: Up
             verdict = updater.run(update, heartbeat.note)
         log.info("update ended", outcome=verdict.outcome if verdict else "nothing to learn")
     except LostLeaseError:
-        _let_go(updater, update)
+        _abandon(updater, update)
     except ChampionMovedError as moved:
         log.warning("champion moved during the update, starting over")
         _unless_lost(updater, update, partial(updater.start_over, update, moved))
@@ -171,15 +171,15 @@ def _run_one(engine: sa.Engine, settings: Settings, updater: Updater, update: Up
         _unless_lost(updater, update, partial(updater.fail, update, error))
     except TrainerStoppedError:
         log.info("update given back, because this dispatcher stops")
-        _unless_lost(updater, update, partial(jobs.release, engine, update))
+        _unless_lost(updater, update, partial(endings.release, engine, update))
     except Exception as error:
-        # The last line of defence of a process that must live on: recorded, and tried again in bounds.
+        # Any other failure must not end the dispatcher: it is recorded, and tried again in bounds.
         log.exception("update attempt failed")
         _unless_lost(
             updater,
             update,
             partial(
-                jobs.retry,
+                endings.retry,
                 engine,
                 update,
                 error=f"{type(error).__name__}: {error}",
@@ -195,11 +195,11 @@ def _unless_lost(updater: Updater, update: Update, record: Callable[[], object])
     try:
         record()
     except LostLeaseError:
-        _let_go(updater, update)
+        _abandon(updater, update)
 
 
-def _let_go(updater: Updater, update: Update) -> None:
-    """Nothing more is written about an update whose lease is lost."""
+def _abandon(updater: Updater, update: Update) -> None:
+    """Stop work on an update whose lease is lost; nothing more is written about it."""
     if updater.clear_cancelled(update):
         log.info("update cancelled")
     else:
@@ -207,12 +207,12 @@ def _let_go(updater: Updater, update: Update) -> None:
 
 
 def _project_all(engine: sa.Engine, registry: Registry, stop: threading.Event) -> None:
-    """Follow decisions that were taken elsewhere, and now and then mend aliases that were moved by hand."""
+    """Make MLflow's aliases follow every champion, and restore those moved by hand every 30 seconds."""
     known: dict[str, tuple[int | None, int | None]] = {}
-    mend_at = 0.0
+    repair_at = 0.0
     while not stop.wait(PROJECT_SECONDS):
-        if time.monotonic() > mend_at:
-            known, mend_at = {}, time.monotonic() + MEND_SECONDS
+        if time.monotonic() > repair_at:
+            known, repair_at = {}, time.monotonic() + REPAIR_SECONDS
         try:
             with reading(engine) as connection:
                 wanted = {name: aliases(connection, name) for name in pipelines.names(connection)}
@@ -221,6 +221,6 @@ def _project_all(engine: sa.Engine, registry: Registry, stop: threading.Event) -
                     project(engine, registry, name)
                     known[name] = pair
         except Exception:
-            # MLflow may be away for a while; the champion row stands, and the aliases follow later.
+            # MLflow may not answer for a while; the champion row is the truth, and the aliases follow later.
             log.exception("aliases not projected, trying again")
             stop.wait(5.0)

@@ -1,4 +1,4 @@
-"""What one update is about: which experiences, from which champion, against which holdouts."""
+"""The plan of an update: experiences to learn, the champion to start from, holdouts to judge by."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from service.state.champions import Version
 from service.state.jobs import Update
 from service.state.pipelines import load_spec
 from streams.state.manifest import ExperienceRow, Manifest
+from streams.state.tables import reading
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,11 @@ class Plan:
     past: Mapping[int, Bits]
     """The champion's stored answers on the past holdouts that are judged."""
     past_details: Mapping[int, Details]
-    """What it said of each of their records, where a guard asks for it and it is stored."""
+    """Its stored details on each of their records, where a guard needs them."""
     judged: Mapping[int, int]
-    """Past holdouts that are judged -> how many of their records, at most; those retired are not there."""
+    """Past holdout -> most of its records that are judged; retired holdouts are left out."""
     margins: Mapping[int, float]
-    """Of holdouts that a person gave a margin of their own."""
+    """Holdout -> its own margin, where a person set one."""
     anchors: Mapping[int, Bits]
     """For each of them, the stored answers of its anchor on the sealed part."""
     looks: Mapping[int, int]
@@ -47,7 +48,7 @@ class Plan:
     """The newest version of the lineage whose audit passed."""
     freeze: Freeze | None
     references: tuple[Screen, ...]
-    """How the experiences that the champion learnt looked."""
+    """Statistics of the experiences that the champion learnt."""
     classes: tuple[str, ...]
     """Every class of the stream, by id: those declared, and in an open set those that came since."""
 
@@ -68,7 +69,7 @@ class Plan:
 
     @property
     def unanswered(self) -> tuple[int, ...]:
-        """Past holdouts on which the champion's stored answers do not say what the gate asks."""
+        """Past holdouts on which the champion must predict again: stored answers lack what the gate needs."""
         known = set(self.past)
         if self.spec.gate.needs_details:
             known &= set(self.past_details)
@@ -81,72 +82,80 @@ def make_plan(engine: sa.Engine, update: Update) -> Plan:
     Raises:
         LostLeaseError: the update is no longer this attempt's.
     """
+    spec, update = _fixed(engine, update)
     pipeline = update.pipeline
-    with engine.begin() as connection:
-        spec = load_spec(connection, pipeline)
-        if not update.experiences:
-            update = _fix(connection, update, limit=spec.max_experiences_per_update)
+    manifest = Manifest(engine)
+    rows = {row.index: row for row in manifest.experiences(pipeline)}
+    with reading(engine) as connection:
         lineage = champions.lineage(connection, pipeline, update.base_version)
         champion = lineage[-1] if lineage else None
         learnt = tuple(champion.learnt) if champion else ()
-        stored = holdouts.of_version(connection, pipeline, version=champion.version) if champion else {}
-        details = (
-            holdouts.details_of_version(connection, pipeline, version=champion.version)
-            if champion and spec.gate.needs_details
-            else {}
-        )
-        references = backlog.screens(connection, pipeline, learnt)
         marks = holdouts.marks(connection, pipeline)
         judged = records_judged(learnt, marks, spec.gate)
-        anchors = _anchors(connection, lineage, judged)
+        past, past_details = _stored_answers(connection, champion, judged, rows, gate=spec.gate)
         passed = holdouts.audited(connection, pipeline)
         looks, audits = (
-            holdouts.count_looks(connection, pipeline, part=part, beside=update.id)
+            holdouts.count_looks(connection, pipeline, part=part, excluding=update.id)
             for part in ("gate", "audit")
         )
-        attempt = 1 + jobs.earlier_tries(connection, update)
-        freeze = freezes.current(connection, pipeline)
-    experiences = tuple(update.experiences)
-    manifest = Manifest(engine)
-    rows = {row.index: row for row in manifest.experiences(pipeline)}
-    return Plan(
-        update=update,
-        spec=spec,
-        champion=champion,
-        lineage=tuple(lineage),
-        experiences=experiences,
-        rows={index: rows[index] for index in (*experiences, *learnt)},
-        past={
-            index: stored[index][:records]
-            for index, records in judged.items()
-            if index in stored and len(stored[index]) >= min(records, rows[index].gate.rows)
+        return Plan(
+            update=update,
+            spec=spec,
+            champion=champion,
+            lineage=tuple(lineage),
+            experiences=tuple(update.experiences),
+            rows={index: rows[index] for index in (*update.experiences, *learnt)},
+            past=past,
+            past_details=past_details,
+            judged=judged,
+            margins={index: mark.margin for index, mark in marks.items() if mark.margin is not None},
+            anchors=_anchors(connection, lineage, judged),
+            looks=looks,
+            audits=audits,
+            attempt=1 + jobs.earlier_tries(connection, update),
+            last_audited=max((each.version for each in lineage if each.update_id in passed), default=None),
+            freeze=freezes.current(connection, pipeline),
+            references=tuple(backlog.screens(connection, pipeline, learnt)),
+            classes=tuple(manifest.classes(pipeline)) or spec.record_schema.classes,
+        )
+
+
+def _stored_answers(
+    connection: sa.Connection,
+    champion: Version | None,
+    judged: Mapping[int, int],
+    rows: Mapping[int, ExperienceRow],
+    *,
+    gate: GateConfig,
+) -> tuple[dict[int, Bits], dict[int, Details]]:
+    """The champion's stored answers on each judged holdout, where they cover its judged records."""
+    if champion is None:
+        return {}, {}
+    of, version = champion.pipeline, champion.version
+    bits = holdouts.of_version(connection, of, version=version)
+    details = holdouts.details_of_version(connection, of, version=version) if gate.needs_details else {}
+    needed = {index: min(records, rows[index].gate.rows) for index, records in judged.items()}
+    return (
+        {
+            index: bits[index][: judged[index]]
+            for index in needed
+            if index in bits and len(bits[index]) >= needed[index]
         },
-        past_details={
-            index: details[index].first(records)
-            for index, records in judged.items()
-            if index in details and len(details[index]) >= min(records, rows[index].gate.rows)
+        {
+            index: details[index].first(judged[index])
+            for index in needed
+            if index in details and len(details[index]) >= needed[index]
         },
-        judged=judged,
-        margins={index: mark.margin for index, mark in marks.items() if mark.margin is not None},
-        anchors=anchors,
-        looks=looks,
-        audits=audits,
-        attempt=attempt,
-        last_audited=max((each.version for each in lineage if each.update_id in passed), default=None),
-        freeze=freeze,
-        references=tuple(references),
-        classes=tuple(manifest.classes(pipeline)) or spec.record_schema.classes,
     )
 
 
 def records_judged(
     learnt: Sequence[int], marks: Mapping[int, holdouts.Mark], gate: GateConfig
 ) -> dict[int, int]:
-    """Past holdouts that are judged -> how many of their records: the gate's cost has an end.
+    """Past holdout -> the number of its records that are judged, so that the gate's cost stays bounded.
 
-    The newest and the pinned ones are judged whole, up to a limit each. Of the others as many records as one
-    archive holds are judged, shared out evenly; where it holds fewer records than there are holdouts, of
-    evenly spaced ones a record each.
+    The newest and the pinned ones are judged whole, up to a limit each. The others share an archive of
+    bounded size evenly; where it has fewer records than there are holdouts, evenly spaced ones get one each.
     """
     active = [index for index in learnt if not marks.get(index, holdouts.UNMARKED).retired]
     pinned = {index for index in active if marks.get(index, holdouts.UNMARKED).pinned}
@@ -157,7 +166,7 @@ def records_judged(
     kept = archived
     if len(archived) > gate.archive_records:
         kept = [
-            archived[place * len(archived) // gate.archive_records] for place in range(gate.archive_records)
+            archived[index * len(archived) // gate.archive_records] for index in range(gate.archive_records)
         ]
     dropped = set(archived) - set(kept)
     return {
@@ -182,6 +191,16 @@ def _anchors(
             found |= {index: bits[: judged[index]] for index, bits in stored.items()}
             wanted -= here
     return found
+
+
+def _fixed(engine: sa.Engine, update: Update) -> tuple[PipelineSpec, Update]:
+    """The pipeline, and the update with what it learns and from which champion: the same at every attempt."""
+    with reading(engine) as connection:
+        spec = load_spec(connection, update.pipeline)
+    if update.experiences:
+        return spec, update
+    with engine.begin() as connection:
+        return spec, _fix(connection, update, limit=spec.max_experiences_per_update)
 
 
 def _fix(connection: sa.Connection, update: Update, *, limit: int) -> Update:

@@ -1,4 +1,4 @@
-"""What MLflow is told about an update: parameters, metrics, tags, figures, verdict and report."""
+"""What MLflow gets of an update: parameters, metrics, tags, figures, verdict and report."""
 
 import json
 from collections.abc import Mapping
@@ -13,12 +13,13 @@ from service.registry import Publication
 from service.state import holdouts
 from service.training.tasks import SERVED_FILE, Result
 from service.updates.plan import Plan
+from streams.state.tables import reading
 
 
 def publication(
     engine: sa.Engine, plan: Plan, result: Result, verdict: Verdict, *, folder: Path
 ) -> Publication:
-    """Everything about one update, ready for `Registry.publish`. `folder` is where the trainer left it."""
+    """Everything about one update, ready for `Registry.publish`. `folder` is the trainer's."""
     report = _report(plan, result, verdict, matrix=_matrix(engine, plan, result))
     figures = {"retention.png": evidence.retention_figure(report.matrix)} if report.matrix.experiences else {}
     return Publication(
@@ -72,7 +73,7 @@ def _report(
 
 def _matrix(engine: sa.Engine, plan: Plan, result: Result) -> evidence.RetentionMatrix:
     numbers = [version.version for version in plan.lineage]
-    with engine.begin() as connection:
+    with reading(engine) as connection:
         known = holdouts.accuracies(connection, plan.update.pipeline, numbers)
     if plan.champion:
         known[plan.champion.version] |= accuracies(result.baseline)

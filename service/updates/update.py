@@ -1,4 +1,4 @@
-"""One update, told top to bottom: plan, learn, decide, publish, settle.
+"""One update from claim to recorded decision: plan, learn, decide, publish, settle.
 
 Each step can be done twice: the trainer's folder and MLflow's run and version are found again by update
 id, and the settlement is one fenced transaction. A crash anywhere repeats steps, never effects.
@@ -17,19 +17,17 @@ from service.gate.base import Audit, Evidence, PairedAnswers, Verdict
 from service.gate.decide import decide
 from service.registry import Registry
 from service.settings import Settings
-from service.state import backlog, champions, freezes, holdouts, jobs, ledger
+from service.state import backlog, champions, claims, endings, freezes, holdouts, jobs, ledger
 from service.state.database import lock_pipeline, now
 from service.state.jobs import Update
-from service.storage import store_place
+from service.state.ledger import GATE, By
+from service.storage import store_location
 from service.training import repeats
 from service.training.tasks import OnProgress, Result, Stored, Task, is_done, read_result
 from service.updates.plan import Plan, make_plan
 from service.updates.publication import accuracies, publication
 from streams.state.manifest import Manifest
 from streams.state.tables import reading
-
-GATE = "gate"
-"""The actor of decisions that no person took."""
 
 
 class Updater:
@@ -64,14 +62,14 @@ class Updater:
         result = self._learn(plan, on_progress)
         verdict = decide(self._evidence(plan, result), plan.spec.gate)
         on_progress({"stage": jobs.RECORDING})
-        told = publication(self._engine, plan, result, verdict, folder=self.folder(update.id))
-        # MLflow knows no fence: a worker that has lost its lease must not write there a second time.
-        jobs.confirm(self._engine, update)
+        prepared = publication(self._engine, plan, result, verdict, folder=self.folder(update.id))
+        # MLflow has no fencing: a worker that has lost its lease must not write there a second time.
+        claims.confirm(self._engine, update)
         with reading(self._engine) as connection:
-            # A version must not be called promoted there that the settlement is sure to refuse.
+            # No version may be called promoted there if the settlement is sure to refuse it.
             base = plan.update.base_revision
             champions.require_unmoved(connection, update.pipeline, expected_revision=base)
-        run_id, version = self._registry.publish(told)
+        run_id, version = self._registry.publish(prepared)
         self._settle(plan, result, verdict, run_id=run_id, version=version)
         repeats.remove(self.folder(update.id))
         project(self._engine, self._registry, update.pipeline)
@@ -103,7 +101,7 @@ class Updater:
         return Task(
             update_id=plan.update.id,
             folder=folder,
-            store=store_place(self._settings),
+            store=store_location(self._settings),
             champion=self.folder(plan.champion.update_id) if plan.champion else None,
             strategy=plan.spec.strategy.model_dump(mode="json"),
             stream=replace(plan.spec.stream_info, classes=plan.classes),
@@ -163,7 +161,7 @@ class Updater:
         )
 
     def _audit(self, plan: Plan, result: Result) -> Audit:
-        """What an audit would compare: the challenger with each experience's anchor."""
+        """The pairs that an audit compares: the challenger with each experience's anchor."""
         nothing = np.zeros(0, dtype=bool)
         return Audit(
             answers=tuple(
@@ -199,12 +197,12 @@ class Updater:
         with self._engine.begin() as connection:
             lock_pipeline(connection, pipeline)
             jobs.write(connection, plan.update, {**values, "finished_at": now(connection)})
-            # Also a rejection is worth nothing against a champion that was rolled back meanwhile.
+            # A rejection too is void if the champion it was compared with was rolled back meanwhile.
             champions.require_unmoved(connection, pipeline, expected_revision=base)
             self._keep_answers(connection, plan, result, run_id=run_id, version=version)
             _act(connection, plan, result, verdict, version=version)
             _count_looks(connection, plan, result, verdict)
-            if backlog.fresh(connection, pipeline):
+            if backlog.count_untried(connection, pipeline):
                 jobs.ensure_queued(connection, pipeline, requested_by="trigger")
 
     def _keep_answers(
@@ -241,7 +239,7 @@ class Updater:
             holdouts.save(connection, pipeline, version=version, answered=result.sealed, part="audit")
 
     def start_over(self, update: Update, error: ChampionMovedError) -> None:
-        """The champion was moved while this update ran: end it, and compare with the champion of today."""
+        """End an update whose champion was moved meanwhile; queue one against the present champion."""
         with self._engine.begin() as connection:
             lock_pipeline(connection, update.pipeline)
             jobs.write(
@@ -274,7 +272,7 @@ class Updater:
             )
 
     def clear_cancelled(self, update: Update) -> bool:
-        """Remove what a trainer left of an update that a person cancelled; False: it was not cancelled."""
+        """Remove a trainer's files of a cancelled update; False: it was not cancelled."""
         with reading(self._engine) as connection:
             if not jobs.get(connection, update.id).cancelled:
                 return False
@@ -290,17 +288,17 @@ class Updater:
         Raises:
             LostLeaseError: another worker owns the update.
         """
-        jobs.fail(self._engine, update, error=str(error))
+        endings.fail(self._engine, update, error=str(error))
         repeats.remove(self.folder(update.id))
 
 
 def _count_looks(connection: sa.Connection, plan: Plan, result: Result, verdict: Verdict) -> None:
-    """Every look at a holdout takes some of its life; an audit that did not pass ends the looks at all."""
+    """Count the looks at each holdout; freeze promotion where the audit did not pass."""
     if not result.learnt:
         return
     pipeline, update_id = plan.update.pipeline, plan.update.id
     passed = verdict.outcome == "promote"
-    # A new holdout is looked at too, by each try until one is promoted.
+    # Each try until one is promoted also looks at the new holdouts.
     seen = [*plan.judged, *plan.experiences]
     holdouts.note_looks(connection, pipeline, update_id=update_id, experiences=seen, passed=passed)
     if not verdict.audit:
@@ -313,40 +311,32 @@ def _count_looks(connection: sa.Connection, plan: Plan, result: Result, verdict:
         freezes.begin(
             connection,
             pipeline,
-            update_id=update_id,
             last_audited=plan.last_audited,
             champion=plan.base_version,
-            actor=GATE,
-            reason=verdict.reason,
+            by=By(GATE, verdict.reason, update_id),
         )
 
 
 def _act(
     connection: sa.Connection, plan: Plan, result: Result, verdict: Verdict, *, version: int | None
 ) -> None:
-    """Do what the verdict says: to the champion, the backlog and the ledger."""
-    pipeline = plan.update.pipeline
+    """Apply the verdict to the champion, the backlog and the ledger."""
+    pipeline, by = plan.update.pipeline, By(GATE, verdict.reason, plan.update.id)
     if verdict.outcome == "promote" and version is not None:
         champions.promote(
             connection,
             pipeline,
             number=version,
             expected_revision=plan.update.base_revision,
-            update_id=plan.update.id,
-            actor=GATE,
-            reason=verdict.reason,
-        )
-        backlog.mark(
-            connection, pipeline, experiences=plan.experiences, state="learnt", note=f"version {version}"
+            experiences=plan.experiences,
+            by=by,
         )
         return
     ledger.append(
         connection,
         pipeline,
         action="review" if verdict.outcome == "review" else "reject",
-        actor=GATE,
-        reason=verdict.reason,
-        update_id=plan.update.id,
+        by=by,
         version=version,
         previous_version=plan.base_version,
     )
@@ -354,7 +344,7 @@ def _act(
         note = f"update {plan.update.id} awaits a decision"
         backlog.mark(connection, pipeline, experiences=plan.experiences, state="review", note=note)
     elif result.stopped:
-        # The others were never tried: they stay as they are, and go with the next update.
+        # The others were never tried: they go into the next update as they are.
         backlog.park(connection, pipeline, experiences=result.stopped, note=verdict.reason)
     else:
         backlog.carry_or_park(
@@ -374,6 +364,6 @@ def aliases(connection: sa.Connection, pipeline: str) -> tuple[int | None, int |
 
 def project(engine: sa.Engine, registry: Registry, pipeline: str) -> None:
     """Make MLflow's aliases follow the champion row."""
-    with engine.begin() as connection:
+    with reading(engine) as connection:
         champion, challenger = aliases(connection, pipeline)
     registry.project(pipeline, {"champion": champion, "challenger": challenger})

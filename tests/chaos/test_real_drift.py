@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from service.pipelines import parse
-from service.state import jobs
+from service.state import claims
+from service.state.ledger import By
 from service.updates.decisions import decide_review
 from streams.state.manifest import ExperienceRow, Manifest
 from tests.support.homes import Home, home, silent
@@ -48,12 +49,12 @@ def weeks() -> Iterator[str]:
 
 def settle(place: Home) -> None:
     """Run every update that waits; a person approves what the gate asks about, and rejects nothing."""
-    while (update := jobs.claim(place.engine, "test", lease_seconds=60, max_attempts=3)) is not None:
+    while (update := claims.claim(place.engine, "test", lease_seconds=60, max_attempts=3)) is not None:
         place.updater.run(update, silent)
         if place.read(update.id).state == "review":
             reason = "The market moves, and the old weeks are not asked for any more."
             choice = "approve" if place.read(update.id).version else "reject"
-            decide_review(place.engine, update.id, choice=choice, actor="Ada", reason=reason)  # type: ignore[arg-type]
+            decide_review(place.engine, update.id, choice=choice, by=By("Ada", reason))  # type: ignore[arg-type]
 
 
 def stream(place: Home, incoming: Path) -> list[ExperienceRow]:

@@ -16,9 +16,10 @@ import sqlalchemy as sa
 from service.gate.base import Answer, Finding, Note, Outcome, Verdict
 from service.ingest.ingester import PipelineIngest
 from service.settings import Settings
-from service.state import backlog, champions, jobs, ledger, pipelines
+from service.state import backlog, champions, claims, jobs, ledger, pipelines
 from service.state.database import connect
-from service.storage import store_place
+from service.state.ledger import GATE, By
+from service.storage import store_location
 from service.updates.plan import make_plan
 from streams.state.tables import METADATA
 from tests.support.running import free_port
@@ -143,7 +144,7 @@ def ingest(api: Api, pipeline: str) -> None:
     """One look of the ingest role at a pipeline, in this process."""
     with api.engine.begin() as connection:
         declared = pipelines.load_spec(connection, pipeline)
-    role = PipelineIngest(api.engine, api.settings, declared, store=store_place(api.settings).open())
+    role = PipelineIngest(api.engine, api.settings, declared, store=store_location(api.settings).open())
     role.turn()
     role.close()
 
@@ -165,7 +166,7 @@ def _verdict(outcome: Outcome) -> Verdict:
 def settle(api: Api, pipeline: str, requested: str, outcome: Literal["promote", "review", "reject"]) -> str:
     """The rest of an update that was asked for over HTTP."""
     ingest(api, pipeline)
-    update = jobs.claim(api.engine, "test", lease_seconds=60, max_attempts=3)
+    update = claims.claim(api.engine, "test", lease_seconds=60, max_attempts=3)
     assert update is not None
     assert update.id == requested
     plan = make_plan(api.engine, update)
@@ -188,18 +189,15 @@ def settle(api: Api, pipeline: str, requested: str, outcome: Literal["promote", 
                 pipeline,
                 number=number,
                 expected_revision=plan.update.base_revision,
-                update_id=update.id,
-                actor="gate",
-                reason="nothing was forgotten",
+                experiences=plan.experiences,
+                by=By(GATE, "nothing was forgotten", update.id),
             )
         else:
             ledger.append(
                 connection,
                 pipeline,
                 action=outcome,
-                actor="gate",
-                reason="an old holdout may have lost too much",
-                update_id=update.id,
+                by=By(GATE, "an old holdout may have lost too much", update.id),
                 version=number,
                 previous_version=plan.base_version,
             )

@@ -14,17 +14,18 @@ import sqlalchemy as sa
 from pydantic import SecretStr
 
 from service.gate.base import Verdict
-from service.ingest import push as intake
 from service.ingest.ingester import PipelineIngest
+from service.ingest.push import push
 from service.pipelines import PipelineSpec, parse
 from service.registry import Registry
 from service.settings import Settings
-from service.state import backlog, champions, jobs, ledger, pipelines
+from service.state import backlog, champions, claims, jobs, ledger, pipelines
 from service.state.database import connect, migrate
 from service.state.jobs import Update
-from service.storage import store_place
+from service.storage import store_location
 from service.training import trainer
 from service.training.tasks import OnProgress, Task
+from service.updates.requests import request_update
 from service.updates.update import Updater
 from streams.records import Records
 from streams.sources.datasets import DIGITS_SCHEMA, DatasetsConfig, digits_step
@@ -95,7 +96,7 @@ class Home:
 
     def arrive(self, records: Records) -> None:
         """Push records as a caller does, and let the ingest side cut what is due."""
-        intake.push(
+        push(
             self.engine,
             NAME,
             body=b"\n".join(encode_json(records, self.spec.record_schema)),
@@ -109,14 +110,12 @@ class Home:
 
     def ask(self, experiences: list[int] | None = None) -> str:
         """Ask for an update as a caller does, and let the ingest side cut for it."""
-        update_id = intake.request_update(
-            self.engine, NAME, by="Ada", request_key=None, experiences=experiences
-        )
+        update_id = request_update(self.engine, NAME, by="Ada", request_key=None, experiences=experiences)
         self.ingest.turn()
         return update_id
 
     def claim(self, *, lease_seconds: float = 60.0) -> Update:
-        update = jobs.claim(self.engine, "test", lease_seconds=lease_seconds, max_attempts=3)
+        update = claims.claim(self.engine, "test", lease_seconds=lease_seconds, max_attempts=3)
         assert update is not None
         return update
 
@@ -174,7 +173,7 @@ def home(
     spec = spec or declared(**changes)
     with engine.begin() as connection:
         pipelines.create(connection, spec)
-    ingest = PipelineIngest(engine, settings, spec, store=store_place(settings).open())
+    ingest = PipelineIngest(engine, settings, spec, store=store_location(settings).open())
     try:
         yield Home(settings, engine, Registry(settings), spec, ingest)
     finally:

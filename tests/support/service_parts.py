@@ -6,8 +6,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from service.pipelines import PipelineSpec
-from service.state import backlog, champions, jobs, pipelines
+from service.state import backlog, champions, claims, jobs, pipelines
 from service.state.jobs import Update
+from service.state.ledger import GATE, By
 
 NAME = "p"
 
@@ -40,13 +41,13 @@ def enqueue(engine: sa.Engine, *, name: str = NAME, wants_cut: bool = False, key
 
 def claim(engine: sa.Engine, owner: str = "w", *, lease_seconds: float = 60, max_attempts: int = 3) -> Update:
     """A claim that must succeed."""
-    update = jobs.claim(engine, owner, lease_seconds=lease_seconds, max_attempts=max_attempts)
+    update = claims.claim(engine, owner, lease_seconds=lease_seconds, max_attempts=max_attempts)
     assert update is not None
     return update
 
 
 def claim_none(engine: sa.Engine) -> bool:
-    return jobs.claim(engine, "w", lease_seconds=60, max_attempts=3) is None
+    return claims.claim(engine, "w", lease_seconds=60, max_attempts=3) is None
 
 
 def read(engine: sa.Engine, update_id: str) -> Update:
@@ -93,9 +94,8 @@ def promote(engine: sa.Engine, number: int, *, base_revision: int | None) -> Non
             NAME,
             number=number,
             expected_revision=base_revision,
-            update_id=f"u-{number}",
-            actor="gate",
-            reason="better",
+            experiences=(),
+            by=By(GATE, "better", f"u-{number}"),
         )
 
 

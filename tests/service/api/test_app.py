@@ -35,7 +35,7 @@ ROUTES = {
     ("POST", "/v1/pipelines/{pipeline}/stream/pause"),
     ("POST", "/v1/pipelines/{pipeline}/stream/resume"),
     ("GET", "/v1/pipelines/{pipeline}/dead-letters"),
-    ("GET", "/v1/pipelines/{pipeline}/dead-letters/{letter}"),
+    ("GET", "/v1/pipelines/{pipeline}/dead-letters/{dead_letter}"),
     ("POST", "/v1/pipelines/{pipeline}/dead-letters/replay"),
     ("GET", "/v1/pipelines/{pipeline}/experiences"),
     ("GET", "/v1/pipelines/{pipeline}/updates"),

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from service.state import freezes
 from service.state.database import updates
+from service.state.ledger import GATE, By
 from tests.service.api.test_updates import WHY, get, post
 from tests.service.test_cli import holdfast
 from tests.support.api_parts import Api, declare, learn, running_api, unchanged
@@ -36,11 +37,9 @@ def frozen(api: Api, pipeline: str) -> None:
         freezes.begin(
             connection,
             pipeline,
-            update_id="u-audit",
             last_audited=1,
             champion=2,
-            actor="gate",
-            reason="experience 0 lost about 9 points since learnt",
+            by=By(GATE, "experience 0 lost about 9 points since learnt", "u-audit"),
         )
 
 
@@ -163,7 +162,7 @@ def test_the_commands_say_the_same(api: Api, pipeline: str) -> None:
         assert refused.stderr, wrong
     refused = run("holdout", "retire", pipeline, "0", "-m", "again")
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert "stands so already" in refused.stderr
+    assert "it is so already" in refused.stderr
     assert run("holdout", "restore", pipeline, "0", "-m", "why").stdout == (
         "The holdout of experience 0 is evidence again.\n"
     )
@@ -172,13 +171,13 @@ def test_the_commands_say_the_same(api: Api, pipeline: str) -> None:
 
 def test_a_verdict_is_explained_in_words(api: Api, pipeline: str) -> None:
     update = learn(api, pipeline, "review")
-    done = holdfast("gate", "explain", update, env={"HOLDFAST_URL": api.url})
+    done = holdfast("update", "explain", update, env={"HOLDFAST_URL": api.url})
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{update}: review\n")
     whole = get(api, f"/updates/{update}/decision")["verdict"]
     for finding in whole["findings"]:
         assert finding["sentence"].split()[0] in done.stdout
-    asked = holdfast("gate", "explain", update, "--json", env={"HOLDFAST_URL": api.url})
+    asked = holdfast("update", "explain", update, "--json", env={"HOLDFAST_URL": api.url})
     assert json.loads(asked.stdout) == whole
-    unknown = holdfast("gate", "explain", "u-nobody", env={"HOLDFAST_URL": api.url})
+    unknown = holdfast("update", "explain", "u-nobody", env={"HOLDFAST_URL": api.url})
     assert (unknown.returncode, unknown.stdout) == (1, "")

@@ -1,4 +1,4 @@
-"""Streams over HTTP: how one stands, what stops it, and dead letters that become records after all."""
+"""Streams over HTTP: their state, what stops them, and the replay of dead letters."""
 
 import base64
 import json
@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from service.ingest.ingester import PipelineIngest
 from service.state import pipelines
-from service.storage import store_place
+from service.storage import store_location
 from streams.state.manifest import Manifest
 from tests.support.api_parts import Api, declare, push, record, running_api, spec, unchanged
 
@@ -43,7 +43,7 @@ class FilesPipeline:
 
     def _open(self) -> PipelineIngest:
         settings = self.api.settings
-        return PipelineIngest(self.api.engine, settings, self._spec, store=store_place(settings).open())
+        return PipelineIngest(self.api.engine, settings, self._spec, store=store_location(settings).open())
 
     @property
     def path(self) -> str:
@@ -73,7 +73,7 @@ class FilesPipeline:
 
     def ids(self) -> list[str]:
         """Ids of all records in experiences."""
-        store = store_place(self.api.settings).open()
+        store = store_location(self.api.settings).open()
         return sorted(
             name
             for row in Manifest(self.api.engine).experiences(self.name)
@@ -203,16 +203,16 @@ def test_dead_letters_are_listed_and_shown_whole(files: Callable[..., FilesPipel
     stream.arrive("a.ndjson", *good("r1"), *poison)
     stream.turn()
     listed = stream.get("/dead-letters")
-    assert sorted(letter["reason"] for letter in listed) == ["malformed", "unknown-label"]
+    assert sorted(dead_letter["reason"] for dead_letter in listed) == ["malformed", "unknown-label"]
     (sideways,) = stream.get("/dead-letters?reason=unknown-label")
     assert "sideways" in sideways["detail"]
     assert stream.get("/dead-letters?reason=bad-id") == []
     assert len(stream.get("/dead-letters?limit=1")) == 1
     (broken,) = stream.get("/dead-letters?reason=malformed")
-    whole = stream.get(f"/dead-letters/{broken['letter']}")
+    whole = stream.get(f"/dead-letters/{broken['id']}")
     assert whole["text"] is None
     assert base64.b64decode(whole["base64"]) == poison[0]
-    assert stream.get(f"/dead-letters/{sideways['letter']}")["text"] == poison[1].decode()
+    assert stream.get(f"/dead-letters/{sideways['id']}")["text"] == poison[1].decode()
     missing = stream.api.http.get(f"{stream.path}/dead-letters/{'0' * 16}")
     stream.api.refuses(missing, 404, "dead-letter-unknown")
     stream.api.refuses(stream.api.http.get(f"{stream.path}/dead-letters/x"), 422, "request-invalid")
@@ -224,15 +224,15 @@ def test_a_mended_letter_becomes_one_record_however_often_it_is_replayed(
     stream = files(trigger={"records": 3})
     stream.arrive("a.ndjson", *good("r1", "r2"), json.dumps(record("r3", label="sideways")).encode())
     stream.turn()
-    (letter,) = stream.get("/dead-letters")
-    body: dict[str, Any] = {"letters": [letter["letter"]]}
+    (dead_letter,) = stream.get("/dead-letters")
+    body: dict[str, Any] = {"dead_letters": [dead_letter["id"]]}
     found = stream.post("/dead-letters/replay", body)
     assert (found["replayed"], found["refused"]) == (0, 1)
-    assert "sideways" in found["letters"][0]["reason"]
+    assert "sideways" in found["dead_letters"][0]["reason"]
     body["payload"] = json.dumps(record("r3"))
     assert stream.post("/dead-letters/replay", body)["replayed"] == 1
     again = stream.post("/dead-letters/replay", body)
-    assert (again["replayed"], again["letters"][0]["reason"]) == (
+    assert (again["replayed"], again["dead_letters"][0]["reason"]) == (
         0,
         "It was replayed before; it is not learnt twice.",
     )
@@ -261,7 +261,7 @@ def test_more_letters_than_one_answer_holds_are_listed_and_replayed_page_by_page
         stream.turn()
     listed: list[str] = []
     while page := stream.get(f"/dead-letters?limit=1000{f'&after={listed[-1]}' if listed else ''}"):
-        listed += [letter["letter"] for letter in page]
+        listed += [dead_letter["id"] for dead_letter in page]
     assert len(set(listed)) == len(listed) == count
     refused, answer = 0, dict[str, Any](next=None)
     for pages in range(1, 4):
@@ -284,18 +284,20 @@ def test_a_row_of_a_table_that_was_refused_can_be_replayed(files: Callable[..., 
     table = pa.table({"name": ["r1", "r2"], "x": [1.0, 2.0], "y": [3.0, 40.0], "what": ["up", "up"]})
     parquet.write_table(table, stream.folder / "a.parquet")
     stream.turn()
-    (letter,) = stream.get("/dead-letters")
-    assert letter["reason"] == "out-of-range"
-    kept = json.loads(stream.get(f"/dead-letters/{letter['letter']}")["text"])
+    (dead_letter,) = stream.get("/dead-letters")
+    assert dead_letter["reason"] == "out-of-range"
+    kept = json.loads(stream.get(f"/dead-letters/{dead_letter['id']}")["text"])
     assert kept == {"id": "r2", "features": {"x": 2.0, "y": 40.0}, "label": "up"}
-    (told,) = stream.post("/dead-letters/replay", {})["letters"]
-    assert told["reason"] == letter["detail"], "it is read again, and still does not fit"
+    (told,) = stream.post("/dead-letters/replay", {})["dead_letters"]
+    assert told["reason"] == dead_letter["detail"], "it is read again, and still does not fit"
     mended = json.dumps({**kept, "features": {"x": 2.0, "y": 4.0}})
-    assert stream.post("/dead-letters/replay", {"letters": [letter["letter"]], "payload": mended})["replayed"]
+    assert stream.post("/dead-letters/replay", {"dead_letters": [dead_letter["id"]], "payload": mended})[
+        "replayed"
+    ]
     stream.turn()
     assert stream.ids() == ["r1", "r2"]
     found = stream.get("/stream")
-    assert (found["dead_letters"], found["replayed_letters"]) == ({}, 1)
+    assert (found["dead_letters"], found["replayed_dead_letters"]) == ({}, 1)
 
 
 def test_a_line_of_csv_is_mended_as_csv_or_as_a_json_record(files: Callable[..., FilesPipeline]) -> None:
@@ -303,10 +305,12 @@ def test_a_line_of_csv_is_mended_as_csv_or_as_a_json_record(files: Callable[...,
     stream = files(schema=schema, trigger={"records": 2}, split={"gate": 1e-9, "audit": 0})
     stream.arrive("a.csv", b"x,y,label", b"1,40,up", b"1,50,up")
     stream.turn()
-    line, record_ = (letter["letter"] for letter in stream.get("/dead-letters"))
+    line, record_ = (dead_letter["id"] for dead_letter in stream.get("/dead-letters"))
     mended = '{"id": "mended", "features": {"x": 1, "y": 4}, "label": "up"}'
-    assert stream.post("/dead-letters/replay", {"letters": [line], "payload": "1,5,up"})["replayed"] == 1
-    assert stream.post("/dead-letters/replay", {"letters": [record_], "payload": mended})["replayed"] == 1
+    assert stream.post("/dead-letters/replay", {"dead_letters": [line], "payload": "1,5,up"})["replayed"] == 1
+    assert (
+        stream.post("/dead-letters/replay", {"dead_letters": [record_], "payload": mended})["replayed"] == 1
+    )
     stream.turn()
     assert len(stream.ids()) == 2
     assert "mended" in stream.ids()
@@ -331,10 +335,10 @@ def test_a_trigger_that_waits_for_more_than_may_wait_is_refused(api: Api) -> Non
 @pytest.mark.parametrize(
     ("body", "status", "slug"),
     [
-        ({"letters": ["0" * 16]}, 404, "dead-letter-unknown"),
-        ({"letters": []}, 422, "request-invalid"),
-        ({"letters": ["x"]}, 422, "request-invalid"),
-        ({"letters": ["0" * 16, "1" * 16], "payload": "{}"}, 422, "dead-letter-unfit"),
+        ({"dead_letters": ["0" * 16]}, 404, "dead-letter-unknown"),
+        ({"dead_letters": []}, 422, "request-invalid"),
+        ({"dead_letters": ["x"]}, 422, "request-invalid"),
+        ({"dead_letters": ["0" * 16, "1" * 16], "payload": "{}"}, 422, "dead-letter-unfit"),
     ],
 )
 def test_a_replay_that_cannot_be_is_refused(api: Api, body: dict[str, Any], status: int, slug: str) -> None:
@@ -367,7 +371,7 @@ def test_labels_that_come_later_complete_their_records(files: Callable[..., File
     halves = [json.dumps({"id": f"r{place}", "features": [place, 1]}).encode() for place in range(6)]
     stream.arrive("a.ndjson", *halves)
     stream.turn()
-    assert (stream.get("/stream")["waiting_halves"], stream.ids()) == (6, [])
+    assert (stream.get("/stream")["unmatched_records"], stream.ids()) == (6, [])
     records = [{"id": f"r{place}", "label": "up"} for place in range(5)]
     stream.post("/records", {"records": records})
     stream.turn()

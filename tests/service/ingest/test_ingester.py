@@ -14,10 +14,11 @@ import pytest
 import sqlalchemy as sa
 
 from service.ingest import ingester, sources
-from service.ingest import push as intake
+from service.ingest.push import push
 from service.settings import Settings
 from service.state import jobs
 from service.state.database import connect, migrate
+from service.updates.requests import request_update
 from streams.state import status as stream_status
 from streams.state.manifest import Manifest
 from streams.state.tables import reading
@@ -53,12 +54,12 @@ def serving(settings: Settings) -> Iterator[None]:
         assert not role.is_alive(), "the role ends when it is asked to"
 
 
-def push(engine: sa.Engine, name: str, batch: int) -> None:
+def send(engine: sa.Engine, name: str, batch: int) -> None:
     records = [
         {"id": f"{batch}-{place}", "features": [place % 9, 1], "label": "up", "groups": {"site": "north"}}
         for place in range(RECORDS)
     ]
-    intake.push(
+    push(
         engine,
         name,
         body=b"\n".join(json.dumps(one).encode() for one in records),
@@ -92,7 +93,7 @@ def test_a_broker_that_never_answers_holds_up_no_other_pipeline(
             waiting, _ = silent.accept()  # the ingest waits for its first answer now
             began = time.monotonic()
             for batch in range(3):
-                push(engine, "pushed", batch)
+                send(engine, "pushed", batch)
                 wait_for(
                     partial(has_cut, engine, "pushed", batch + 1),
                     seconds=8,
@@ -109,7 +110,7 @@ def test_an_update_that_waits_for_a_cut_goes_on_while_the_source_is_away(
     monkeypatch.setattr(ingester, "BACKOFF_SECONDS", 0.05)
     source = {"kind": "redis", "url": "redis://127.0.0.1:1/0", "streams": ["s"]}
     declare(engine, name="away", source=source)
-    update = intake.request_update(engine, "away", by="Ada", request_key=None, experiences=None)
+    update = request_update(engine, "away", by="Ada", request_key=None, experiences=None)
     with serving(settings):
         wait_for(lambda: status(engine, "away").status == "failing", seconds=20, hint="note of the failure")
 
@@ -135,7 +136,7 @@ def test_a_fault_in_one_pipeline_is_told_and_stops_no_other(
     monkeypatch.setattr(ingester, "BACKOFF_SECONDS", 0.2)
     for name in ("faulty", "sound"):
         declare(engine, name=name, trigger={"records": RECORDS})
-        push(engine, name, 0)
+        send(engine, name, 0)
     with serving(settings):
         wait_for(lambda: cut(engine, "sound"), seconds=20, hint="experience of the sound pipeline")
         failing = wait_for(

@@ -1,7 +1,6 @@
-"""The front door: records that callers send, and updates that they ask for; on both databases."""
+"""Records that callers send: all of a request are stored, or none; on both databases."""
 
 import json
-from functools import partial
 from typing import Any
 
 import pytest
@@ -11,18 +10,15 @@ from service.errors import (
     BacklogFullError,
     BatchTooLargeError,
     IdempotencyKeyReusedError,
-    NothingToLearnError,
     PipelineUnknownError,
     RecordsInvalidError,
-    UpdateDuplicateError,
 )
-from service.ingest import push as intake
-from service.state import backlog
+from service.ingest.push import SHOWN_ERRORS, push
 from streams.sources.datasets import DIGITS_SCHEMA
 from streams.state.manifest import Manifest
 from streams.state.pushed import Receipt
-from tests.support.service_parts import NAME, claim, declare, queued, read, states
-from tests.support.threads import outcome, together
+from tests.support.service_parts import NAME, declare
+from tests.support.threads import together
 
 JSON, NDJSON = "application/json", "application/x-ndjson"
 
@@ -32,7 +28,7 @@ def record(name: str, **changes: Any) -> dict[str, Any]:
     return {key: value for key, value in (good | changes).items() if value is not ...}
 
 
-def push(
+def send(
     engine: sa.Engine,
     records: list[Any],
     *,
@@ -43,21 +39,15 @@ def push(
     body = json.dumps({"records": records}).encode()
     if content_type == NDJSON:
         body = b"\n".join(json.dumps(each).encode() for each in records)
-    return push_body(engine, body, content_type, key=key, limit=limit)
+    return send_body(engine, body, content_type, key=key, limit=limit)
 
 
-def push_body(
+def send_body(
     engine: sa.Engine, body: bytes, content_type: str = JSON, *, key: str | None = None, limit: int = 1000
 ) -> Receipt:
-    return intake.push(
+    return push(
         engine, NAME, body=body, content_type=content_type, request_key=key, max_backlog_records=limit
     )
-
-
-def request(
-    engine: sa.Engine, *, key: str | None = None, experiences: list[int] | None = None, name: str = NAME
-) -> str:
-    return intake.request_update(engine, name, by="Ada", request_key=key, experiences=experiences)
 
 
 def pending(engine: sa.Engine) -> int:
@@ -67,7 +57,7 @@ def pending(engine: sa.Engine) -> int:
 @pytest.mark.parametrize("content_type", [JSON, "application/json; charset=utf-8", NDJSON, ""])
 def test_records_are_taken_as_json_and_as_lines(database: sa.Engine, content_type: str) -> None:
     declare(database)
-    receipt = push(database, [record("a"), record("b")], content_type=content_type)
+    receipt = send(database, [record("a"), record("b")], content_type=content_type)
     assert receipt == Receipt(sequence=1, records=2, duplicate=False)
     assert pending(database) == 2
 
@@ -75,7 +65,7 @@ def test_records_are_taken_as_json_and_as_lines(database: sa.Engine, content_typ
 def test_empty_lines_between_records_are_no_records(database: sa.Engine) -> None:
     declare(database)
     line = json.dumps(record("a")).encode()
-    assert push_body(database, b"\n" + line + b"\r\n\n  \n", NDJSON).records == 1
+    assert send_body(database, b"\n" + line + b"\r\n\n  \n", NDJSON).records == 1
 
 
 BAD: dict[str, tuple[Any, str, str]] = {
@@ -104,7 +94,7 @@ def test_one_bad_record_refuses_the_whole_request_and_is_named(
         if kind == "not finite" and content_type == JSON:
             continue  # then the whole body is not JSON, see below
         with pytest.raises(RecordsInvalidError, match="1 of 3 records does not fit; none was st") as caught:
-            push(database, [record("a"), bad, record("c")], content_type=content_type)
+            send(database, [record("a"), bad, record("c")], content_type=content_type)
         errors: Any = caught.value.members["errors"]
         (error,) = errors
         assert (error["record"], error["reason"]) == (1, reason), kind
@@ -116,10 +106,10 @@ def test_one_bad_record_refuses_the_whole_request_and_is_named(
 def test_of_many_bad_records_the_first_are_shown_and_all_are_counted(database: sa.Engine) -> None:
     declare(database)
     with pytest.raises(RecordsInvalidError, match="50 of 50 records do not fit") as caught:
-        push(database, [record(str(number), label="?") for number in range(50)])
+        send(database, [record(str(number), label="?") for number in range(50)])
     assert caught.value.members["rejected"] == 50
     errors: Any = caught.value.members["errors"]
-    assert [error["record"] for error in errors] == list(range(intake.SHOWN_ERRORS))
+    assert [error["record"] for error in errors] == list(range(SHOWN_ERRORS))
 
 
 @pytest.mark.parametrize(
@@ -143,14 +133,14 @@ def test_a_body_that_holds_no_records_is_refused_with_the_reason(
 ) -> None:
     declare(database)
     with pytest.raises(RecordsInvalidError, match=told):
-        push_body(database, body, content_type)
+        send_body(database, body, content_type)
     assert pending(database) == 0
 
 
 def test_a_request_sent_again_with_its_key_is_stored_once(database: sa.Engine) -> None:
     declare(database)
-    first = push(database, [record("a")], key="k")
-    again = push(database, [record("a")], key="k")
+    first = send(database, [record("a")], key="k")
+    again = send(database, [record("a")], key="k")
     assert (first.duplicate, again.duplicate) == (False, True)
     assert (again.sequence, again.records) == (first.sequence, 1)
     assert pending(database) == 1
@@ -158,115 +148,55 @@ def test_a_request_sent_again_with_its_key_is_stored_once(database: sa.Engine) -
 
 def test_a_key_with_other_records_is_refused_and_nothing_is_stored(database: sa.Engine) -> None:
     declare(database)
-    push(database, [record("a")], key="k")
+    send(database, [record("a")], key="k")
     for other in ([record("b")], [record("a", label="down")], [record("a"), record("b")]):
         with pytest.raises(IdempotencyKeyReusedError, match=r"'k' was used before in 'p'.*of their own"):
-            push(database, other, key="k")
-    assert push(database, [record("a")], content_type=NDJSON, key="k").duplicate, "the records are the same"
+            send(database, other, key="k")
+    assert send(database, [record("a")], content_type=NDJSON, key="k").duplicate, "the records are the same"
     assert pending(database) == 1
 
 
 @pytest.mark.parametrize("limit", [1, 2])
 def test_a_full_backlog_still_recognises_what_it_has_stored(database: sa.Engine, limit: int) -> None:
     declare(database)
-    push(database, [record("a"), record("b")], key="k", limit=2)
-    assert push(database, [record("a"), record("b")], key="k", limit=limit).duplicate
+    send(database, [record("a"), record("b")], key="k", limit=2)
+    assert send(database, [record("a"), record("b")], key="k", limit=limit).duplicate
     with pytest.raises(IdempotencyKeyReusedError):
-        push(database, [record("a"), record("c")], key="k", limit=limit)
+        send(database, [record("a"), record("c")], key="k", limit=limit)
     for key in ("new", None):
         with pytest.raises(BacklogFullError if limit == 2 else BatchTooLargeError):
-            push(database, [record("a"), record("b")], key=key, limit=limit)
+            send(database, [record("a"), record("b")], key=key, limit=limit)
     assert pending(database) == 2
 
 
 def test_of_eight_requests_with_one_key_one_is_stored(database: sa.Engine) -> None:
     declare(database)
-    receipts = together(8, lambda _: push(database, [record("a")], key="k"))
+    receipts = together(8, lambda _: send(database, [record("a")], key="k"))
     assert sorted(receipt.duplicate for receipt in receipts) == [False] + [True] * 7
     assert pending(database) == 1
 
 
 def test_a_full_backlog_takes_no_more_and_says_when_to_come_back(database: sa.Engine) -> None:
     declare(database)
-    push(database, [record("a"), record("b")], limit=3)
+    send(database, [record("a"), record("b")], limit=3)
     with pytest.raises(BacklogFullError, match=r"2 records of 'p' wait .* 3 is the limit. Send these again"):
-        push(database, [record("c"), record("d")], limit=3)
-    assert push(database, [record("c")], limit=3).records == 1
+        send(database, [record("c"), record("d")], limit=3)
+    assert send(database, [record("c")], limit=3).records == 1
     assert pending(database) == 3
 
 
 def test_a_request_that_never_fits_is_told_to_be_smaller(database: sa.Engine) -> None:
     declare(database)
     with pytest.raises(BatchTooLargeError, match="Send fewer records a request"):
-        push(database, [record(str(number)) for number in range(4)], limit=3)
+        send(database, [record(str(number)) for number in range(4)], limit=3)
 
 
 def test_a_pipeline_with_another_source_takes_no_records(database: sa.Engine) -> None:
     declare(database, schema=DIGITS_SCHEMA.model_dump(), source={"kind": "datasets"})
     with pytest.raises(RecordsInvalidError, match="reads from a 'datasets' source"):
-        push(database, [record("a")])
+        send(database, [record("a")])
 
 
 def test_an_unknown_pipeline_takes_nothing(database: sa.Engine) -> None:
     with pytest.raises(PipelineUnknownError, match="no pipeline 'p'"):
-        push(database, [record("a")])
-    with pytest.raises(PipelineUnknownError):
-        request(database)
-
-
-def test_an_update_asked_for_waits_until_what_has_arrived_is_cut(database: sa.Engine) -> None:
-    declare(database)
-    push(database, [record("a")])
-    update = read(database, request(database))
-    assert (update.state, update.wants_cut, update.requested_by) == ("queued", True, "Ada")
-
-
-def test_an_update_of_what_is_left_over_needs_no_cut(database: sa.Engine) -> None:
-    declare(database, experiences=1)
-    update_id = request(database)
-    assert not read(database, update_id).wants_cut
-    assert claim(database).id == update_id
-
-
-def test_with_nothing_to_learn_no_update_is_started_and_the_key_stays_free(database: sa.Engine) -> None:
-    declare(database)
-    with pytest.raises(NothingToLearnError, match="No record of 'p' waits to be learnt"):
-        request(database, key="k")
-    assert queued(database) == []
-    push(database, [record("a")])
-    assert request(database, key="k")
-
-
-def test_parked_experiences_are_learnt_when_they_are_named(database: sa.Engine) -> None:
-    declare(database, experiences=2)
-    with database.begin() as connection:
-        backlog.mark(connection, NAME, experiences=[0, 1], state="parked", note="")
-    with pytest.raises(NothingToLearnError):
-        request(database)
-    update = read(database, request(database, experiences=[1]))
-    assert not update.wants_cut
-    assert states(database) == {0: "parked", 1: "waiting"}
-
-
-def test_an_experience_that_cannot_be_learnt_starts_no_update(database: sa.Engine) -> None:
-    declare(database, experiences=1)
-    with pytest.raises(NothingToLearnError, match="Experience 5"):
-        request(database, experiences=[0, 5], key="k")
-    assert queued(database) == []
-    assert states(database) == {0: "waiting"}
-    assert request(database, experiences=[0], key="k")
-
-
-def test_a_source_that_is_read_is_always_asked_to_cut(database: sa.Engine) -> None:
-    declare(database, schema=DIGITS_SCHEMA.model_dump(), source={"kind": "datasets"})
-    assert read(database, request(database)).wants_cut
-
-
-def test_of_eight_requests_for_an_update_with_one_key_one_starts_it(database: sa.Engine) -> None:
-    declare(database, experiences=1)
-    outcomes = together(8, lambda _: outcome(partial(request, database, key="k", experiences=[0])))
-    started = [each for each in outcomes if isinstance(each, str)]
-    assert len(started) == 1, outcomes
-    refused = [each for each in outcomes if isinstance(each, UpdateDuplicateError)]
-    assert len(refused) == 7, outcomes
-    assert len(queued(database)) == 1
+        send(database, [record("a")])

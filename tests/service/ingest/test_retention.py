@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.ingest.retention import Upkeep
-from service.storage import store_place
+from service.storage import store_location
 from streams.base import ExperienceDamagedError
 from streams.state.manifest import ExperienceRow, Manifest
 from streams.store.experiences import ExperienceStore
@@ -24,7 +24,7 @@ def api(tmp_path: Path) -> Iterator[Api]:
 
 
 def store(api: Api) -> ExperienceStore:
-    return store_place(api.settings).open()
+    return store_location(api.settings).open()
 
 
 def upkeep(api: Api) -> list[str]:

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from service.errors import ChampionMissingError, ChampionMovedError, VersionUnfitError
 from service.state import champions, ledger
 from service.state.champions import Champion
+from service.state.ledger import By
 from tests.support.service_parts import NAME, add_version, promote, three_champions
 from tests.support.threads import outcome, together
 
@@ -24,7 +25,7 @@ def current_version(engine: sa.Engine) -> int | None:
 
 def roll_back(engine: sa.Engine, number: int | None = None) -> ledger.Entry:
     with engine.begin() as connection:
-        return champions.roll_back(connection, NAME, number=number, actor="Ada", reason="it was worse")
+        return champions.roll_back(connection, NAME, number=number, by=By("Ada", "it was worse"))
 
 
 def challenger(engine: sa.Engine) -> int | None:

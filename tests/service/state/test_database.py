@@ -20,6 +20,7 @@ from service.state import database as module
 from service.state import holdouts
 from service.state.database import connect, lock_pipeline, migrate, now
 from service.training.answers import details
+from streams.state import status
 from streams.state.dead_letters import get
 from streams.state.manifest import METADATA, Commit, Manifest, Span
 from tests.support import postgres
@@ -145,6 +146,32 @@ def test_answers_without_details_are_kept_and_can_get_them(empty_database_url: s
     assert kept.score is not None
     assert kept.score.tolist() == [0.25, 0.5]
     assert kept.predicted.tolist() == [0, 0]
+    engine.dispose()
+
+
+def test_reported_records_without_a_match_keep_their_number_under_the_new_name(
+    empty_database_url: str,
+) -> None:
+    engine = connect(empty_database_url)
+    migrate(engine, revision="0005")
+    stored = {"a": '{"records": 3, "waiting": 2}', "b": "{}"}
+    columns = "pipeline, revision, status, reason, actor, since, pending, duplicates, aged_out"
+    insert = sa.text(
+        f"INSERT INTO stream_states ({columns}) VALUES (:name, 4, 'running', '', 'x', 1.5, :pending, 5, 6)"
+    )
+    with engine.begin() as connection:
+        for name, pending in stored.items():
+            connection.execute(insert, {"name": name, "pending": pending})
+    migrate(engine)
+    assert differences(engine) == []
+    with engine.begin() as connection:
+        state = status.read(connection, "a")
+        assert (state.pending, state.revision, state.aged_out) == ({"records": 3, "unmatched": 2}, 4, 6)
+        assert status.read(connection, "b").pending == {}
+    migrate_down(engine, "0005")
+    with engine.begin() as connection:
+        assert status.read(connection, "a").pending == {"records": 3, "waiting": 2}
+        assert status.read(connection, "b").pending == {}
     engine.dispose()
 
 

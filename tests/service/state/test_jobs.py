@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from service.errors import LostLeaseError, UpdateDuplicateError, UpdateUnknownError
-from service.state import backlog, jobs
+from service.state import backlog, claims, endings, jobs
 from tests.support.service_parts import (
     NAME,
     claim,
@@ -90,14 +90,14 @@ def test_eight_workers_run_every_update_once_and_one_a_pipeline(database: sa.Eng
     def work(number: int) -> None:
         deadline = time.monotonic() + 60
         while len(done) < len(ids) and time.monotonic() < deadline:
-            update = jobs.claim(database, f"w{number}", lease_seconds=60, max_attempts=3)
+            update = claims.claim(database, f"w{number}", lease_seconds=60, max_attempts=3)
             if update is None:
                 time.sleep(0.001)
                 continue
             running[update.pipeline] += 1
             if running[update.pipeline] > 1:
                 clashes.append(update.pipeline)
-            jobs.heartbeat(database, update, lease_seconds=60, progress={"step": number})
+            claims.heartbeat(database, update, lease_seconds=60, progress={"step": number})
             running[update.pipeline] -= 1
             write(database, update, state="done")
             done.append(update.id)
@@ -118,18 +118,18 @@ def test_a_lease_that_runs_out_hands_the_update_over_as_the_next_attempt(databas
 def test_a_heartbeat_keeps_the_lease_and_records_progress(database: sa.Engine) -> None:
     enqueue(database)
     update = claim(database, lease_seconds=EXPIRED)
-    jobs.heartbeat(database, update, lease_seconds=60, progress={"stage": "learning", "step": 3})
+    claims.heartbeat(database, update, lease_seconds=60, progress={"stage": "learning", "step": 3})
     assert claim_none(database)
     assert read(database, update.id).progress == {"stage": "learning", "step": 3}
 
 
 STALE: dict[str, Callable[[sa.Engine, jobs.Update], object]] = {
-    "heartbeat": lambda engine, update: jobs.heartbeat(engine, update, lease_seconds=9, progress={"x": 1}),
+    "heartbeat": lambda engine, update: claims.heartbeat(engine, update, lease_seconds=9, progress={"x": 1}),
     "write": lambda engine, update: write(engine, update, state="done", outcome="promote"),
-    "confirm": jobs.confirm,
-    "retry": lambda engine, update: jobs.retry(engine, update, error="late", max_attempts=3),
-    "last retry": lambda engine, update: jobs.retry(engine, update, error="late", max_attempts=1),
-    "fail": lambda engine, update: jobs.fail(engine, update, error="late"),
+    "confirm": claims.confirm,
+    "retry": lambda engine, update: endings.retry(engine, update, error="late", max_attempts=3),
+    "last retry": lambda engine, update: endings.retry(engine, update, error="late", max_attempts=1),
+    "fail": lambda engine, update: endings.fail(engine, update, error="late"),
 }
 
 
@@ -155,9 +155,9 @@ def test_stopping_in_good_order_uses_up_no_attempt(database: sa.Engine) -> None:
     for attempt in range(1, 6):
         update = claim(database, max_attempts=2)
         assert (update.attempt, update.failures) == (attempt, 0)
-        jobs.release(database, update)
+        endings.release(database, update)
         with pytest.raises(LostLeaseError):
-            jobs.release(database, update)
+            endings.release(database, update)
     assert read(database, update_id).state == "queued"
 
 
@@ -167,7 +167,7 @@ def test_the_pause_before_the_next_attempt_doubles(database: sa.Engine) -> None:
     for pause in (0.5, 1.0, 2.0):
         update = claim(database)
         before = time.time()
-        jobs.retry(database, update, error="away", max_attempts=9, pause_seconds=0.5)
+        endings.retry(database, update, error="away", max_attempts=9, pause_seconds=0.5)
         after = time.time()
         assert claim_none(database)
         # However long the machine takes between the two.
@@ -183,11 +183,11 @@ def test_a_failure_that_may_pass_is_tried_again_until_the_attempts_are_used_up(d
         update = claim(database, max_attempts=3)
         assert update.attempt == attempt
         write(database, update, experiences=[0])
-        assert jobs.retry(database, update, error=f"no luck {attempt}", max_attempts=3)
+        assert endings.retry(database, update, error=f"no luck {attempt}", max_attempts=3)
         waiting = read(database, update_id)
         assert (waiting.state, waiting.owner, waiting.error) == ("queued", None, f"no luck {attempt}")
         assert states(database) == {0: "waiting"}
-    assert not jobs.retry(database, claim(database), error="no luck 3", max_attempts=3)
+    assert not endings.retry(database, claim(database), error="no luck 3", max_attempts=3)
     failed = read(database, update_id)
     assert (failed.state, failed.error) == ("failed", "no luck 3")
     assert failed.finished_at is not None
@@ -206,31 +206,31 @@ def test_an_update_whose_workers_all_died_fails_and_its_experiences_are_parked(d
     declare(database, experiences=1)
     update_id = enqueue(database)
     last = exhaust_by_silence(database, 2)
-    assert jobs.claim(database, "w", lease_seconds=60, max_attempts=2) is None
+    assert claims.claim(database, "w", lease_seconds=60, max_attempts=2) is None
     failed = read(database, update_id)
     assert (failed.state, failed.attempt) == ("failed", 2)
     assert failed.error == "Its worker died in each of 2 attempts; the dispatcher's log says why."
     assert states(database) == {0: "parked"}
     with pytest.raises(LostLeaseError):
-        jobs.heartbeat(database, last, lease_seconds=60, progress=None)
+        claims.heartbeat(database, last, lease_seconds=60, progress=None)
 
 
 def test_many_workers_give_an_update_up_once(database: sa.Engine) -> None:
     declare(database, experiences=2)
     enqueue(database)
     exhaust_by_silence(database, 2)
-    claims = together(8, lambda number: jobs.claim(database, f"w{number}", lease_seconds=60, max_attempts=2))
+    made = together(8, lambda number: claims.claim(database, f"w{number}", lease_seconds=60, max_attempts=2))
     assert states(database) == {0: "parked", 1: "waiting"}
     # Experience 1 was not part of the failure: one update is made for it.
     with database.begin() as connection:
         assert len(jobs.of_pipeline(connection, NAME)) == 2
-    assert len([update for update in claims if update]) + len(queued(database)) == 1
+    assert len([update for update in made if update]) + len(queued(database)) == 1
 
 
 ENDS: dict[str, Callable[[sa.Engine, jobs.Update], object]] = {
-    "failure": lambda engine, update: jobs.fail(engine, update, error="broken"),
-    "last attempt": lambda engine, update: jobs.retry(engine, update, error="x", max_attempts=1),
-    "silence": lambda engine, update: jobs.claim(engine, "w", lease_seconds=60, max_attempts=1),
+    "failure": lambda engine, update: endings.fail(engine, update, error="broken"),
+    "last attempt": lambda engine, update: endings.retry(engine, update, error="x", max_attempts=1),
+    "silence": lambda engine, update: claims.claim(engine, "w", lease_seconds=60, max_attempts=1),
 }
 
 
@@ -265,7 +265,7 @@ def test_an_experience_that_arrives_before_a_second_attempt_gets_its_own_update(
     enqueue(database)
     update = claim(database)
     write(database, update, experiences=[0])
-    jobs.retry(database, update, error="no luck", max_attempts=3)
+    endings.retry(database, update, error="no luck", max_attempts=3)
     with database.begin() as connection:
         made = jobs.ensure_queued(connection, NAME, requested_by="trigger")
         assert made != update.id
@@ -287,7 +287,7 @@ def test_ensure_queued_and_claims_at_once_leave_an_update_that_sees_the_news(dat
     def learn() -> None:
         deadline = time.monotonic() + 60
         while len(seen) < count and time.monotonic() < deadline:
-            update = jobs.claim(database, "w", lease_seconds=60, max_attempts=3)
+            update = claims.claim(database, "w", lease_seconds=60, max_attempts=3)
             if update is None:
                 time.sleep(0.001)
                 continue

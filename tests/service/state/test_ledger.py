@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from service.state import ledger
 from service.state.database import ledger as table
+from service.state.ledger import GATE, By
 from tests.support.service_parts import NAME
 from tests.support.threads import together
 
@@ -32,9 +33,7 @@ def append(engine: sa.Engine, reason: str = "it kept what it knew", *, name: str
             connection,
             name,
             action="promote",
-            actor="gate",
-            reason=reason,
-            update_id="u-1",
+            by=By(GATE, reason, "u-1"),
             version=2,
             previous_version=1,
         )
@@ -139,9 +138,7 @@ def test_an_entry_that_is_rolled_back_was_never_there(database: sa.Engine) -> No
             connection,
             NAME,
             action="reject",
-            actor="gate",
-            reason="",
-            update_id=None,
+            by=By(GATE, "", None),
             version=None,
             previous_version=None,
         )

@@ -11,6 +11,7 @@ import pytest
 
 from service.settings import Settings
 from service.state import jobs
+from service.state.ledger import By
 from service.training import pool
 from service.training.pool import TrainerPool
 from service.training.tasks import Task
@@ -63,7 +64,7 @@ def process_of(trainers: TrainerPool) -> int:
 
 
 def cancel_newest(each: Home) -> None:
-    decisions.cancel(each.engine, each.updates()[-1].id, actor="Ada", reason="wrong settings")
+    decisions.cancel(each.engine, each.updates()[-1].id, by=By("Ada", "wrong settings"))
 
 
 def take_over(each: Home) -> None:

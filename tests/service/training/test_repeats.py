@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service.gate.base import GateConfig
-from service.storage import StorePlace
+from service.storage import StoreLocation
 from service.training import repeats
 from service.training.repeats import learn, repeat_folder
 from service.training.tasks import LEARNING, RESULT_FILE, OnProgress, Task
@@ -21,7 +21,7 @@ def task(tmp_path: Path) -> Task:
     return Task(
         update_id="u1",
         folder=tmp_path / "u1",
-        store=StorePlace(tmp_path / "store", bucket=None, cache_bytes=0),
+        store=StoreLocation(tmp_path / "store", bucket=None, cache_bytes=0),
         champion=None,
         strategy={"name": "naive"},
         stream=StreamInfo((2,), ("a", "b")),

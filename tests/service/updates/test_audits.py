@@ -13,6 +13,7 @@ from service.gate.base import GateConfig
 from service.state import freezes, holdouts, ledger
 from service.state.database import updates
 from service.state.holdouts import Mark
+from service.state.ledger import GATE, By
 from service.training.trainer import judging_order
 from service.updates import decisions
 from service.updates.plan import records_judged
@@ -88,10 +89,10 @@ def test_an_audit_that_does_not_pass_freezes_until_a_person_lifts_it(make: Calla
     assert "promotion is frozen" in harmless.reason
     assert harmless.audit == ()
     with pytest.raises(HoldoutUnknownError):
-        decisions.mark_holdout(each.engine, NAME, 7, marking="retire", actor="Ada", reason="why")
-    decisions.unfreeze(each.engine, NAME, actor="Ada", reason="the new angle matters more")
+        decisions.mark_holdout(each.engine, NAME, 7, marking="retire", by=By("Ada", "why"))
+    decisions.unfreeze(each.engine, NAME, by=By("Ada", "the new angle matters more"))
     with pytest.raises(FreezeConflictError):
-        decisions.unfreeze(each.engine, NAME, actor="Ada", reason="again")
+        decisions.unfreeze(each.engine, NAME, by=By("Ada", "again"))
     assert ledger.first_break(each.ledger()) is None
 
 
@@ -105,11 +106,9 @@ def test_going_back_to_the_audited_version_lifts_the_freeze(make: Callable[..., 
     assert each.learn(digits(1)).audit
     each.learn(digits(2))
     with each.engine.begin() as connection:
-        freezes.begin(
-            connection, NAME, update_id="u-9", last_audited=2, champion=3, actor="gate", reason="lost"
-        )
+        freezes.begin(connection, NAME, last_audited=2, champion=3, by=By(GATE, "lost", "u-9"))
         assert freezes.current(connection, NAME) is not None
-    decisions.roll_back(each.engine, NAME, version=2, actor="Ada", reason="as the audit says")
+    decisions.roll_back(each.engine, NAME, version=2, by=By("Ada", "as the audit says"))
     with each.engine.begin() as connection:
         assert freezes.current(connection, NAME) is None
     assert [entry.action for entry in each.ledger()][-3:] == ["freeze", "rollback", "unfreeze"]
@@ -121,7 +120,7 @@ def test_a_retired_holdout_is_no_evidence_and_can_come_back(make: Callable[..., 
     each.learn(digits(1))
 
     def mark(marking: decisions.Marking) -> ledger.Entry:
-        return decisions.mark_holdout(each.engine, NAME, 0, marking=marking, actor="Ada", reason="relabelled")
+        return decisions.mark_holdout(each.engine, NAME, 0, marking=marking, by=By("Ada", "relabelled"))
 
     entry = mark("retire")
     assert (entry.action, entry.actor, entry.reason) == (
@@ -135,7 +134,7 @@ def test_a_retired_holdout_is_no_evidence_and_can_come_back(make: Callable[..., 
     assert [finding.experience for finding in verdict.findings if finding.guard == "retention"] == [1]
     mark("restore")
     mark("pin")
-    decisions.set_holdout_margin(each.engine, NAME, 1, margin=0.25, actor="Ada", reason="few records")
+    decisions.set_holdout_margin(each.engine, NAME, 1, margin=0.25, by=By("Ada", "few records"))
     after = each.learn(digits(3))
     margins = {
         finding.experience: finding.numbers["margin"]
@@ -187,7 +186,7 @@ def test_looks_and_marks_come_back_on_both_databases(database: sa.Engine) -> Non
                     connection, NAME, update_id=update_id, experiences=[0, 1], part="audit", passed=passed
                 )
         assert holdouts.count_looks(connection, NAME, part="audit") == {0: 2, 1: 2}
-        assert holdouts.count_looks(connection, NAME, part="audit", beside="b") == {0: 1, 1: 1}
+        assert holdouts.count_looks(connection, NAME, part="audit", excluding="b") == {0: 1, 1: 1}
         assert holdouts.count_looks(connection, NAME) == {}
         assert holdouts.audited(connection, NAME) == {"a"}
         holdouts.set_mark(connection, NAME, experience=3, mark=Mark(retired=True))

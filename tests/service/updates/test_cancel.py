@@ -7,7 +7,8 @@ import pytest
 import sqlalchemy as sa
 
 from service.errors import CancelConflictError, DecisionConflictError, LostLeaseError, UpdateUnknownError
-from service.state import backlog, jobs, ledger
+from service.state import backlog, claims, endings, jobs, ledger
+from service.state.ledger import By
 from service.updates import decisions
 from tests.support.service_parts import (
     NAME,
@@ -26,7 +27,7 @@ from tests.support.threads import outcome, together
 
 
 def cancel(engine: sa.Engine, update_id: str, actor: str = "Ada") -> jobs.Update:
-    return decisions.cancel(engine, update_id, actor=actor, reason="wrong settings")
+    return decisions.cancel(engine, update_id, by=By(actor, "wrong settings"))
 
 
 def ask(engine: sa.Engine, experiences: list[int]) -> str:
@@ -71,11 +72,11 @@ def test_a_running_update_ends_and_its_worker_can_write_nothing_more(database: s
     ended = cancel(database, running.id)
     assert (ended.state, ended.progress, ended.attempt) == ("failed", None, 1)
     for act in (
-        partial(jobs.heartbeat, database, running, lease_seconds=9, progress=None),
-        partial(jobs.confirm, database, running),
-        partial(jobs.fail, database, running, error="late"),
-        partial(jobs.retry, database, running, error="late", max_attempts=3),
-        partial(jobs.release, database, running),
+        partial(claims.heartbeat, database, running, lease_seconds=9, progress=None),
+        partial(claims.confirm, database, running),
+        partial(endings.fail, database, running, error="late"),
+        partial(endings.retry, database, running, error="late", max_attempts=3),
+        partial(endings.release, database, running),
     ):
         with pytest.raises(LostLeaseError):
             act()
@@ -92,7 +93,7 @@ def test_an_update_that_waits_for_its_next_attempt_parks_what_it_has_tried(datab
     update = claim(database) if enqueue(database) else None
     assert update is not None
     write(database, update, experiences=[0])
-    jobs.retry(database, update, error="no luck", max_attempts=3, pause_seconds=60)
+    endings.retry(database, update, error="no luck", max_attempts=3, pause_seconds=60)
     assert cancel(database, update.id).error == "Cancelled by Ada: wrong settings"
     assert states(database) == {0: "parked", 1: "waiting"}
     assert len(queued(database)) == 1
@@ -154,7 +155,7 @@ def test_a_second_cancel_is_told_who_was_first_and_when(database: sa.Engine) -> 
         cancel(database, update_id, "Bob")
     assert read(database, update_id) == first
     with pytest.raises(DecisionConflictError, match="was cancelled by Ada"):
-        decisions.decide_review(database, update_id, choice="approve", actor="Bob", reason="why not")
+        decisions.decide_review(database, update_id, choice="approve", by=By("Bob", "why not"))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_the_stage_of_a_dead_attempt_does_not_keep_the_next_one_from_being_cance
 ) -> None:
     declare(database, experiences=1)
     enqueue(database)
-    jobs.confirm(database, claim(database, lease_seconds=-1.0))
+    claims.confirm(database, claim(database, lease_seconds=-1.0))
     second = claim(database)
     assert second.attempt == 2
     assert cancel(database, second.id).cancelled
@@ -230,9 +231,9 @@ def test_a_cancel_and_a_worker_at_once_agree_on_the_end(database: sa.Engine, end
             update = claim(database)
             write(database, update, experiences=[number])
             worker = {
-                "record": partial(jobs.confirm, database, update),
+                "record": partial(claims.confirm, database, update),
                 "end": partial(write, database, update, state="done", outcome="reject"),
-                "fail": partial(jobs.fail, database, update, error="broken"),
+                "fail": partial(endings.fail, database, update, error="broken"),
             }[end]
         said, did = together(2, partial(acted, [partial(cancel, database, update_id), worker]))
         ended = read(database, update_id)

@@ -9,13 +9,14 @@ from service.errors import (
     ChampionMissingError,
     ChampionMovedError,
     DecisionConflictError,
-    NothingToLearnError,
     UpdateUnknownError,
     VersionUnfitError,
 )
-from service.state import backlog, champions, jobs, ledger
+from service.state import backlog, champions, claims, ledger
+from service.state.ledger import By
 from service.updates import decisions
 from service.updates.decisions import Choice
+from service.updates.requests import learn_again
 from tests.support.service_parts import (
     NAME,
     add_version,
@@ -34,11 +35,11 @@ from tests.support.threads import outcome, together
 
 
 def decide(engine: sa.Engine, update_id: str, choice: Choice, actor: str = "Ada") -> ledger.Entry:
-    return decisions.decide_review(engine, update_id, choice=choice, actor=actor, reason="I looked at it")
+    return decisions.decide_review(engine, update_id, choice=choice, by=By(actor, "I looked at it"))
 
 
 def roll_back(engine: sa.Engine, version: int | None = None) -> ledger.Entry:
-    return decisions.roll_back(engine, NAME, version=version, actor="Ada", reason="it was worse")
+    return decisions.roll_back(engine, NAME, version=version, by=By("Ada", "it was worse"))
 
 
 def champion(engine: sa.Engine) -> int | None:
@@ -146,7 +147,7 @@ def test_an_approval_against_a_champion_that_has_moved_is_refused_with_the_way_o
     assert states(database)[3] == "review"
     decide(database, update_id, "reject")
     with database.begin() as connection:
-        decisions.learn_again(connection, NAME, experiences=[3])
+        learn_again(connection, NAME, experiences=[3])
         assert backlog.to_learn(connection, NAME, limit=9) == [3]
 
 
@@ -204,7 +205,7 @@ def test_a_rejection_does_not_park_what_the_champion_has_learnt(database: sa.Eng
     three_champions(database)
     roll_back(database, 2)
     with database.begin() as connection:
-        decisions.learn_again(connection, NAME, experiences=[2])
+        learn_again(connection, NAME, experiences=[2])
     update_id = review(database, experiences=[2], version=4)
     roll_back(database, 3)
     decide(database, update_id, "reject")
@@ -223,38 +224,10 @@ def test_a_refused_rollback_changes_nothing(database: sa.Engine) -> None:
     assert len(chain(database)) == 3
 
 
-@pytest.mark.parametrize("state", ["waiting", "carried", "parked"])
-def test_an_experience_can_be_learnt_again_while_it_is_not_learnt(
-    database: sa.Engine, state: backlog.State
-) -> None:
-    declare(database, experiences=1)
-    with database.begin() as connection:
-        backlog.mark(connection, NAME, experiences=[0], state=state, note="")
-        decisions.learn_again(connection, NAME, experiences=[0])
-    assert states(database) == {0: "waiting"}
-    assert notes(database) == {0: "asked for again"}
-
-
-@pytest.mark.parametrize(
-    ("state", "told"),
-    [("learnt", "is in state 'learnt'"), ("review", "is in state 'review'"), (None, "does not exist")],
-)
-def test_an_experience_that_is_learnt_in_review_or_unknown_cannot_be_learnt_again(
-    database: sa.Engine, state: backlog.State | None, told: str
-) -> None:
-    declare(database, experiences=2 if state else 1)
-    with database.begin() as connection:
-        if state:
-            backlog.mark(connection, NAME, experiences=[1], state=state, note="")
-        with pytest.raises(NothingToLearnError, match=f"Experience 1 of 'p' {told}"):
-            decisions.learn_again(connection, NAME, experiences=[0, 1])
-    assert states(database)[0] == "waiting"
-
-
 def test_after_a_decision_the_next_update_may_run(database: sa.Engine) -> None:
     declare(database, experiences=1)
     update_id = review(database, experiences=[0], version=1)
     following = enqueue(database)
-    assert jobs.claim(database, "w", lease_seconds=60, max_attempts=3) is None
+    assert claims.claim(database, "w", lease_seconds=60, max_attempts=3) is None
     decide(database, update_id, "reject")
     assert claim(database).id == following

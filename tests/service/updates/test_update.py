@@ -14,7 +14,8 @@ from service import registry
 from service.errors import CancelConflictError, ChampionMovedError, LostLeaseError
 from service.gate.decide import decide
 from service.registry import UPDATE_TAG
-from service.state import jobs, ledger
+from service.state import claims, jobs, ledger
+from service.state.ledger import By
 from service.training.tasks import LEARNER_FOLDER, SERVED_FILE, read_result
 from service.training.trainer import load_learner
 from service.updates import decisions, dispatcher, update
@@ -101,7 +102,7 @@ def test_what_was_rejected_is_learnt_with_the_next_experience_and_then_parked(
     assert each.champion() == 1
     assert each.states() == {0: "learnt", 1: "carried"}
     assert aliases(each) == {"champion": 1, "challenger": 2}
-    assert jobs.claim(each.engine, "w", lease_seconds=60, max_attempts=3) is None
+    assert claims.claim(each.engine, "w", lease_seconds=60, max_attempts=3) is None
     assert each.learn(digits(2, angle=90)).outcome == "reject"
     third = each.updates()[2]
     assert (list(third.experiences), third.base_version) == ([1, 2], 1)
@@ -213,8 +214,8 @@ def test_what_awaits_a_person_is_promoted_by_the_approval(make: Callable[..., Ho
     assert (waiting.state, each.states(), each.champion()) == ("review", {0: "review"}, None)
     assert aliases(each) == {"challenger": 1}
     each.arrive(digits(1))
-    assert jobs.claim(each.engine, "w", lease_seconds=60, max_attempts=3) is None
-    decisions.decide_review(each.engine, waiting.id, choice="approve", actor="Ada", reason="fine")
+    assert claims.claim(each.engine, "w", lease_seconds=60, max_attempts=3) is None
+    decisions.decide_review(each.engine, waiting.id, choice="approve", by=By("Ada", "fine"))
     update.project(each.engine, each.registry, NAME)
     assert aliases(each) == {"champion": 1}
     assert each.run().outcome == "promote"
@@ -225,7 +226,7 @@ def test_what_awaits_a_person_is_promoted_by_the_approval(make: Callable[..., Ho
 def test_a_rejected_review_is_parked_and_learnt_when_asked_for(make: Callable[..., Home]) -> None:
     each = make(gate={"first_update": "review"})
     each.learn(digits(0))
-    decisions.decide_review(each.engine, each.updates()[0].id, choice="reject", actor="Ada", reason="no")
+    decisions.decide_review(each.engine, each.updates()[0].id, choice="reject", by=By("Ada", "no"))
     assert each.states() == {0: "parked"}
     each.ask([0])
     assert each.run().outcome == "review"
@@ -251,14 +252,14 @@ def test_an_experience_without_holdout_records_is_a_past_one_like_others(make: C
     each.arrive(batch.take(to_learn))
     each.ask()
     assert each.run().outcome == "review"
-    decisions.decide_review(each.engine, each.updates()[1].id, choice="approve", actor="Ada", reason="new")
+    decisions.decide_review(each.engine, each.updates()[1].id, choice="approve", by=By("Ada", "new"))
     verdict = each.learn(digits(2))
     assert verdict.outcome == "review"
     empty = [finding for finding in verdict.findings if finding.experience == 1]
     assert [(finding.guard, finding.answer) for finding in empty] == [("retention", "undecided")], verdict
     assert "its holdout is empty; retire it" in empty[0].sentence
-    decisions.mark_holdout(each.engine, NAME, 1, marking="retire", actor="Ada", reason="it is empty")
-    decisions.decide_review(each.engine, each.updates()[2].id, choice="approve", actor="Ada", reason="kept")
+    decisions.mark_holdout(each.engine, NAME, 1, marking="retire", by=By("Ada", "it is empty"))
+    decisions.decide_review(each.engine, each.updates()[2].id, choice="approve", by=By("Ada", "kept"))
     after = each.learn(digits(3))
     assert after.outcome == "promote", after
 
@@ -330,7 +331,7 @@ def test_a_worker_that_dies_after_the_settlement_leaves_nothing_to_repeat(
         patch.setattr(each.registry, "project", die)
         with pytest.raises(DiedError):
             each.updater.run(each.claim(lease_seconds=EXPIRED), silent)
-    assert jobs.claim(each.engine, "w", lease_seconds=60, max_attempts=3) is None
+    assert claims.claim(each.engine, "w", lease_seconds=60, max_attempts=3) is None
     assert each.champion() == 1
     update.project(each.engine, each.registry, NAME)
     assert aliases(each) == {"champion": 1}
@@ -384,7 +385,7 @@ def test_an_update_whose_champion_is_rolled_back_meanwhile_starts_over(
 
     def rolled_back() -> None:
         each.before_training = lambda: None
-        decisions.roll_back(each.engine, NAME, version=None, actor="Ada", reason="worse")
+        decisions.roll_back(each.engine, NAME, version=None, by=By("Ada", "worse"))
 
     each.before_training = rolled_back
     ended = dispatch(each)
@@ -528,7 +529,7 @@ def test_start_over_without_the_lease_changes_nothing(make: Callable[..., Home])
 
 
 def cancel(each: Home, update_id: str) -> jobs.Update:
-    return decisions.cancel(each.engine, update_id, actor="Ada", reason="wrong settings")
+    return decisions.cancel(each.engine, update_id, by=By("Ada", "wrong settings"))
 
 
 def cancel_newest(each: Home) -> None:
@@ -621,7 +622,7 @@ def test_a_queued_update_that_is_cancelled_is_not_learnt(make: Callable[..., Hom
     each = make()
     each.arrive(digits(0))
     ended = cancel(each, each.updates()[0].id)
-    assert jobs.claim(each.engine, "w", lease_seconds=60, max_attempts=3) is None
+    assert claims.claim(each.engine, "w", lease_seconds=60, max_attempts=3) is None
     assert_nothing_is_left_of(each, ended)
     assert (each.trained, each.states()) == ([], {0: "parked"})
     assert each.learn(digits(1)).outcome == "promote"

@@ -10,6 +10,23 @@ depends_on = None
 
 
 def upgrade() -> None:
+    _create_answers()
+    _create_backlog()
+    _create_champions()
+    _create_dead_letters()
+    _create_experiences()
+    _create_ledger()
+    _create_offsets()
+    _create_pipelines()
+    _create_pushed_batches()
+    _create_pushed_logs()
+    _create_roles()
+    _create_trigger_states()
+    _create_updates()
+    _create_versions()
+
+
+def _create_answers() -> None:
     op.create_table(
         "answers",
         sa.Column("pipeline", sa.String(length=63), nullable=False),
@@ -20,6 +37,9 @@ def upgrade() -> None:
         sa.Column("bits", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("pipeline", "version", "experience", "part", name=op.f("pk_answers")),
     )
+
+
+def _create_backlog() -> None:
     op.create_table(
         "backlog",
         sa.Column("pipeline", sa.String(length=63), nullable=False),
@@ -30,6 +50,9 @@ def upgrade() -> None:
         sa.Column("screen", sa.JSON(), nullable=True),
         sa.PrimaryKeyConstraint("pipeline", "experience", name=op.f("pk_backlog")),
     )
+
+
+def _create_champions() -> None:
     op.create_table(
         "champions",
         sa.Column("pipeline", sa.String(length=63), nullable=False),
@@ -38,6 +61,9 @@ def upgrade() -> None:
         sa.Column("since", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("pipeline", name=op.f("pk_champions")),
     )
+
+
+def _create_dead_letters() -> None:
     op.create_table(
         "dead_letters",
         sa.Column("pipeline", sa.String(length=200), nullable=False),
@@ -52,6 +78,9 @@ def upgrade() -> None:
     op.create_index(
         op.f("ix_dead_letters_pipeline"), "dead_letters", ["pipeline", "created_at"], unique=False
     )
+
+
+def _create_experiences() -> None:
     op.create_table(
         "experiences",
         sa.Column("pipeline", sa.String(length=200), nullable=False),
@@ -68,6 +97,9 @@ def upgrade() -> None:
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("pipeline", "index", name=op.f("pk_experiences")),
     )
+
+
+def _create_ledger() -> None:
     op.create_table(
         "ledger",
         sa.Column("pipeline", sa.String(length=63), nullable=False),
@@ -83,6 +115,9 @@ def upgrade() -> None:
         sa.Column("hash", sa.String(length=64), nullable=False),
         sa.PrimaryKeyConstraint("pipeline", "sequence", name=op.f("pk_ledger")),
     )
+
+
+def _create_offsets() -> None:
     op.create_table(
         "offsets",
         sa.Column("pipeline", sa.String(length=200), nullable=False),
@@ -90,6 +125,9 @@ def upgrade() -> None:
         sa.Column("cursor", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("pipeline", "partition", name=op.f("pk_offsets")),
     )
+
+
+def _create_pipelines() -> None:
     op.create_table(
         "pipelines",
         sa.Column("name", sa.String(length=63), nullable=False),
@@ -97,6 +135,9 @@ def upgrade() -> None:
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_pipelines")),
     )
+
+
+def _create_pushed_batches() -> None:
     op.create_table(
         "pushed_batches",
         sa.Column("pipeline", sa.String(length=200), nullable=False),
@@ -116,12 +157,18 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("pipeline", "sequence", name=op.f("pk_pushed_batches")),
         sa.UniqueConstraint("pipeline", "request_key", name=op.f("uq_pushed_batches_pipeline_request_key")),
     )
+
+
+def _create_pushed_logs() -> None:
     op.create_table(
         "pushed_logs",
         sa.Column("pipeline", sa.String(length=200), nullable=False),
         sa.Column("last_sequence", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("pipeline", name=op.f("pk_pushed_logs")),
     )
+
+
+def _create_roles() -> None:
     op.create_table(
         "roles",
         sa.Column("role", sa.String(length=16), nullable=False),
@@ -129,12 +176,18 @@ def upgrade() -> None:
         sa.Column("seen_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("role", "instance", name=op.f("pk_roles")),
     )
+
+
+def _create_trigger_states() -> None:
     op.create_table(
         "trigger_states",
         sa.Column("pipeline", sa.String(length=200), nullable=False),
         sa.Column("state", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("pipeline", name=op.f("pk_trigger_states")),
     )
+
+
+def _create_updates() -> None:
     op.create_table(
         "updates",
         sa.Column("id", sa.String(length=40), nullable=False),
@@ -176,6 +229,9 @@ def upgrade() -> None:
         sqlite_where=sa.text("state = 'running'"),
         postgresql_where=sa.text("state = 'running'"),
     )
+
+
+def _create_versions() -> None:
     op.create_table(
         "versions",
         sa.Column("pipeline", sa.String(length=63), nullable=False),

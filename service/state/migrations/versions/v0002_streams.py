@@ -1,4 +1,4 @@
-"""Streams: a state for each, classes that come with them, halves that wait, and letters to be replayed."""
+"""Streams: their states and classes, records that wait for a match, and dead letters that can be replayed."""
 
 import hashlib
 
@@ -23,6 +23,13 @@ def upgrade() -> None:
         experiences.add_column(
             sa.Column("train_removed_at", sa.Double(), nullable=True, comment="By the retention policy.")
         )
+    _prepare_dead_letters()
+    _name_letters()
+    _finish_dead_letters()
+    _create_tables()
+
+
+def _prepare_dead_letters() -> None:
     with op.batch_alter_table("dead_letters") as letters:
         letters.alter_column("partition", existing_type=sa.String(200), type_=sa.String(500))
         letters.add_column(sa.Column("letter", sa.String(16), nullable=True))
@@ -38,7 +45,9 @@ def upgrade() -> None:
                 comment="Its partition was forgotten: what comes under that name is another one.",
             )
         )
-    _name_letters()
+
+
+def _finish_dead_letters() -> None:
     with op.batch_alter_table("dead_letters") as letters:
         letters.alter_column(
             "letter",
@@ -57,6 +66,9 @@ def upgrade() -> None:
         )
         letters.drop_constraint(op.f("pk_dead_letters"), type_="primary")
         letters.create_primary_key(op.f("pk_dead_letters"), ["pipeline", "letter"])
+
+
+def _create_tables() -> None:
     op.create_table(
         "stream_states",
         sa.Column("pipeline", sa.String(length=200), nullable=False),
@@ -93,7 +105,7 @@ def upgrade() -> None:
 
 
 def _name_letters() -> None:
-    """Give letters of the release before their names and their form: all of them were JSON."""
+    """Give dead letters of the earlier release their ids and their form: all of them were JSON."""
     letters = sa.table(
         "dead_letters",
         *(sa.column(name) for name in ("pipeline", "partition", "position", "letter")),

@@ -1,4 +1,4 @@
-"""Holdouts: every look at one is counted, and a person may retire or pin one."""
+"""Holdouts: looks at each are counted, and a person may retire or pin one."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Answers on holdouts: what a version said of each record, beyond right or wrong."""
+"""Answers on holdouts: details of each record beyond right or wrong."""
 
 import sqlalchemy as sa
 from alembic import op

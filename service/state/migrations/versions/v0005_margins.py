@@ -1,4 +1,4 @@
-"""Holdouts: a person may set a margin of one's own."""
+"""Holdouts: a person may set a margin for a single one."""
 
 import sqlalchemy as sa
 from alembic import op

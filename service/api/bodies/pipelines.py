@@ -1,0 +1,136 @@
+"""Bodies of pipelines, their experiences, champions and ledgers."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from service.api.bodies.base import Body, ReasonRequest, moment
+from service.api.parameters import MAX_INTEGER
+from service.pipelines import PipelineSpec
+from service.state import champions, ledger
+from streams.state.manifest import ExperienceRow
+
+
+class PipelineView(Body):
+    """A pipeline and its current state."""
+
+    spec: PipelineSpec = Field(description="As declared, with every default.")
+    experiences: int = Field(description="Experiences cut so far.")
+    pending_records: int | None = Field(
+        description="Pushed records not yet cut into an experience; null: none can be pushed."
+    )
+    dead_letters: Mapping[str, int] = Field(
+        description="Records that did not fit, by reason; without those that were replayed."
+    )
+    champion_version: int | None = Field(description="null: no version was promoted yet.")
+    live_updates: int = Field(description="Updates queued, running, or awaiting a decision.")
+
+
+class ExperienceView(Body):
+    """An experience: its records, and what became of it."""
+
+    index: int
+    state: str = Field(
+        description="waiting: for its first update; carried: rejected, goes into the next update; review: "
+        "awaits a decision; learnt: by the champion; parked: until a person asks for it again."
+    )
+    note: str = Field(description="Why it is in that state.")
+    train_records: int = Field(description="Records to learn from.")
+    gate_records: int = Field(description="Holdout records that each update is compared on.")
+    audit_records: int = Field(description="Holdout records that only audits read.")
+    digest: str = Field(description="sha256 of the train part.")
+    cut_reason: str = Field(description="Why it was cut there.")
+    cut_decision: Mapping[str, Any] = Field(description="What the trigger measured.")
+    created_at: datetime
+    train_removed_at: datetime | None = Field(
+        description="When the retention policy removed its train part; null: it is kept."
+    )
+
+    @staticmethod
+    def of(row: ExperienceRow, state: tuple[str, str]) -> "ExperienceView":
+        return ExperienceView(
+            index=row.index,
+            state=state[0],
+            note=state[1],
+            train_records=row.train.rows,
+            gate_records=row.gate.rows,
+            audit_records=row.audit.rows,
+            digest=row.train.digest,
+            cut_reason=row.cut_reason,
+            cut_decision=row.decision,
+            created_at=moment(row.created_at),
+            train_removed_at=None if row.train_removed_at is None else moment(row.train_removed_at),
+        )
+
+
+class RollbackRequest(ReasonRequest):
+    """Which former champion to bring back."""
+
+    version: Annotated[int, Field(ge=1, le=MAX_INTEGER)] | None = Field(
+        None, description="null: the champion that the present one was made from."
+    )
+
+
+class ChampionView(Body):
+    """The version in use."""
+
+    pipeline: str
+    version: int
+    revision: int = Field(description="Rises by one with every promotion or rollback.")
+    since: datetime
+    model_uri: str = Field(description="Where MLflow serves it from.")
+    learnt: Sequence[int] = Field(description="Experiences that it and its ancestors learnt.")
+    update: str = Field(description="The update that made it.")
+
+    @staticmethod
+    def of(champion: champions.Champion, version: champions.Version) -> "ChampionView":
+        return ChampionView(
+            pipeline=champion.pipeline,
+            version=champion.version,
+            revision=champion.revision,
+            since=moment(champion.since),
+            model_uri=f"models:/{champion.pipeline}/{champion.version}",
+            learnt=version.learnt,
+            update=version.update_id,
+        )
+
+
+class EntryView(Body):
+    """One decision in the ledger."""
+
+    sequence: int = Field(description="1, 2, 3 ... within the pipeline.")
+    action: ledger.Action
+    actor: str = Field(description="Who decided; `gate` where no person did.")
+    reason: str
+    update: str | None = Field(description="The update decided on, where there is one.")
+    version: int | None = Field(description="The version decided on.")
+    previous_version: int | None = Field(description="The champion before the decision.")
+    at: datetime
+    hash: str = Field(description="sha256 over every other field.")
+    previous_hash: str = Field(description="The hash of the entry before.")
+
+    @staticmethod
+    def of(entry: ledger.Entry) -> "EntryView":
+        return EntryView(
+            sequence=entry.sequence,
+            action=entry.action,
+            actor=entry.actor,
+            reason=entry.reason,
+            update=entry.update_id,
+            version=entry.version,
+            previous_version=entry.previous_version,
+            at=moment(entry.at),
+            hash=entry.hash,
+            previous_hash=entry.previous_hash,
+        )
+
+
+class LedgerView(Body):
+    """A page of the decisions of a pipeline, in order."""
+
+    pipeline: str
+    entries: Sequence[EntryView]
+    next_after: int | None = Field(description="The `after` of the next page; null: this is the last.")
+    intact: bool = Field(description="Whether the chain of hashes holds, over the whole ledger.")
