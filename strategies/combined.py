@@ -6,12 +6,12 @@ cannot work is refused when it is declared: two parts that both decide what a st
 that are nothing to be added to.
 """
 
-from collections.abc import Mapping
-from importlib import import_module
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
+from strategies import agem, averaging, der, ema, er_ace, er_aml, ewc, gem, lwf, mas, mir, replay, si
 from strategies.agem import AgemConfig
 from strategies.averaging import AveragingConfig
 from strategies.base import Learner, StrategyConfig, StreamInfo
@@ -26,6 +26,9 @@ from strategies.mas import MasConfig
 from strategies.mir import MirConfig
 from strategies.replay import ReplayConfig
 from strategies.si import SiConfig
+
+if TYPE_CHECKING:
+    from strategies.learning.avalanche import SupervisedPlugin
 
 Part = Annotated[
     ReplayConfig
@@ -43,21 +46,22 @@ Part = Annotated[
     | EmaConfig,
     Field(discriminator="name"),
 ]
-_MODULES = {
-    "replay": "replay",
-    "er-ace": "er_ace",
-    "er-aml": "er_aml",
-    "mir": "mir",
-    "der": "der",
-    "a-gem": "agem",
-    "gem": "gem",
-    "ewc": "ewc",
-    "si": "si",
-    "mas": "mas",
-    "lwf": "lwf",
-    "averaging": "averaging",
-    "ema": "ema",
+_PLUGINS: Mapping[str, Callable[..., "Sequence[SupervisedPlugin]"]] = {
+    "replay": replay.plugins,
+    "er-ace": er_ace.plugins,
+    "er-aml": er_aml.plugins,
+    "mir": mir.plugins,
+    "der": der.plugins,
+    "a-gem": agem.plugins,
+    "gem": gem.plugins,
+    "ewc": ewc.plugins,
+    "si": si.plugins,
+    "mas": mas.plugins,
+    "lwf": lwf.plugins,
+    "averaging": averaging.plugins,
+    "ema": ema.plugins,
 }
+"""Strategy name -> function that makes the plugins of a part of that strategy."""
 _MAKES_STEPS = frozenset({"replay", "er-ace", "er-aml", "mir", "der"})
 """These decide which records a step is made of, and what its loss is."""
 _SETS_WEIGHTS = ("ema", "averaging")
@@ -134,11 +138,7 @@ def build(config: CombinedConfig, stream_info: StreamInfo) -> Learner:
 
     ordered = sorted(config.parts, key=lambda part: _turn(part.name))
     plugins = [
-        plugin
-        for part in ordered
-        for plugin in import_module(f"strategies.{_MODULES[part.name]}").plugins(
-            part, batch_size=config.batch_size
-        )
+        plugin for part in ordered for plugin in _PLUGINS[part.name](part, batch_size=config.batch_size)
     ]
     return AvalancheLearner(config, stream_info, plugins=plugins)
 
