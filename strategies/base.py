@@ -1,24 +1,24 @@
-"""What a strategy and a learner are; the errors of the learning side. Imports neither torch nor Avalanche.
-
-StrategyError
-├── StrategyUnknownError   no strategy of that name in the catalog
-├── ExperienceUnfitError   the experience does not fit what this learner learns
-├── LearningDivergedError  the loss became NaN or infinite
-└── StateError             a saved state is missing, damaged, or of an unknown version
-"""
+"""The contracts of the learning side: strategy, config and learner. Imports neither torch nor Avalanche."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from strategies.augment_choice import AugmentChoice
+from strategies.errors import ExperienceUnfitError as ExperienceUnfitError
+from strategies.errors import LearningDivergedError as LearningDivergedError
+from strategies.errors import StateError as StateError
+from strategies.errors import StrategyError as StrategyError
+from strategies.errors import StrategyUnknownError as StrategyUnknownError
+from strategies.learning.state_document import read_document
 from strategies.network_choice import MlpChoice, NetworkChoice
+from strategies.stream_info import StreamInfo as StreamInfo
 from streams.base import Experience
 
 if TYPE_CHECKING:
@@ -27,37 +27,6 @@ if TYPE_CHECKING:
 
 SEEDS = 2**31
 """Seeds are from 0 to one less."""
-
-
-class StrategyError(Exception):
-    """Any failure of the learning side. The message says what is wrong and what to do about it."""
-
-
-class StrategyUnknownError(StrategyError):
-    """No strategy of that name in the catalog."""
-
-
-class ExperienceUnfitError(StrategyError):
-    """The experience does not fit what this learner learns."""
-
-
-class LearningDivergedError(StrategyError):
-    """The loss became NaN or infinite."""
-
-
-class StateError(StrategyError):
-    """A saved state is missing, damaged, or of an unknown version."""
-
-
-@dataclass(frozen=True)
-class StreamInfo:
-    """What a learner must know of its stream before the first experience."""
-
-    shape: tuple[int, ...]
-    """Shape of one record's features."""
-    classes: tuple[str, ...]
-    """Class names; a label's dense class id is its place here."""
-    dtype: Literal["float32", "uint8"] = "float32"
 
 
 class StrategyConfig(BaseModel):
@@ -213,6 +182,19 @@ class Learner(Protocol):
         ...
 
 
+@runtime_checkable
+class LoadableLearner(Learner, Protocol):
+    """A learner that can take over a saved state."""
+
+    def load_state(self, directory: Path) -> None:
+        """Become the learner that was saved in `directory`; called once, on a freshly built learner.
+
+        Raises:
+            StateError: missing, damaged, or not of this learner's strategy and config.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class StrategySpec:
     """One line of the catalog. Reading it, and validating a config, needs no torch."""
@@ -239,11 +221,25 @@ class StrategySpec:
         return learner
 
     def load(self, directory: Path) -> Learner:
-        """The learner that was saved in `directory`.
+        """Load the learner that was saved in `directory`.
 
         Raises:
             StateError: missing, damaged, of an unknown version, or another strategy's.
         """
-        load = import_module("strategies.learning.state").load
-        learner: Learner = load(self, directory)
+        saved = read_document(directory)
+        if saved.strategy != self.name:
+            raise StateError(
+                f"{directory} holds a learner of strategy {saved.strategy!r}, not {self.name!r}; "
+                f"load it as {saved.strategy!r}"
+            )
+        try:
+            config = self.config.model_validate(saved.config)
+        except ValidationError as error:
+            raise StateError(
+                f"{directory}: the saved config is no longer valid for {self.name!r}: {error}"
+            ) from error
+        learner = self.build(config, saved.stream_info)
+        if not isinstance(learner, LoadableLearner):
+            raise StateError(f"the learner of strategy {self.name!r} cannot load a saved state")
+        learner.load_state(directory)
         return learner

@@ -126,7 +126,7 @@ def load_learner(folder: Path) -> Learner:
     """The learner that an update left in its folder."""
     from strategies.learning.state import load_any
 
-    return load_any(folder / LEARNER_FOLDER)
+    return load_any(folder / LEARNER_FOLDER, STRATEGIES)
 
 
 def _champion(task: Task) -> Learner | None:

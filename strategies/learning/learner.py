@@ -45,7 +45,7 @@ from strategies.learning.optimizers import (
     restore_optimizer,
 )
 from strategies.learning.randomness import seeded
-from strategies.learning.state import LearnerState, write_state
+from strategies.learning.state import LearnerState, read_state, write_state
 from strategies.learning.training_plugins import ClippedGradient, EarlyStop, PassingPlugin, Schedule
 from streams.base import Experience
 
@@ -287,6 +287,16 @@ class AvalancheLearner:
         for plugin in stateful:
             tensors = _below(saved.tensors, f"plugin/{plugin.name}/")
             plugin.restore(tensors, facts.plugins[plugin.name], self.network)
+
+    def load_state(self, directory: Path) -> None:
+        """See `LoadableLearner.load_state`."""
+        saved = read_state(directory)
+        try:
+            self.restore(saved)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise StateError(
+                f"{directory}: the state does not fit strategy {self.config.name!r}: {error}"
+            ) from error
 
     def _served(self) -> ServedNetwork:
         """Shares the live network."""

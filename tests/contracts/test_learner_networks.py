@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from strategies import catalog
 from strategies.base import ExperienceUnfitError, StreamInfo
 from strategies.learning.state import load_any
 from strategies.network_choice import Installation, install
@@ -92,7 +93,7 @@ def test_a_reloaded_learner_goes_on_bit_for_bit(network: str, strategy: str, tmp
     learner = build(network, settings["name"], **settings)
     learner.learn(experience(0, 0, 20, below=5))
     learner.save(tmp_path / "saved")
-    reloaded = load_any(tmp_path / "saved")
+    reloaded = load_any(tmp_path / "saved", catalog.STRATEGIES)
     assert digest(reloaded.state()) == digest(learner.state())  # type: ignore[attr-defined]
     for each in (learner, reloaded):
         each.learn(experience(1, 20, 37))  # 17 records: the last step has one; and the head grows

@@ -49,7 +49,7 @@ def test_every_strategy_learns_and_goes_on_from_its_checkpoint(name: str, tmp_pa
     learner = taught(name)
     assert learner.network.head.weight.device.type == "cuda"
     learner.save(tmp_path / "saved")
-    reloaded = load_any(tmp_path / "saved")
+    reloaded = load_any(tmp_path / "saved", STRATEGIES)
     assert isinstance(reloaded, AvalancheLearner)
     inputs = digits(1).inputs
     assert np.array_equal(reloaded.predict(inputs), learner.predict(inputs))
@@ -124,7 +124,7 @@ def test_a_checkpoint_of_the_gpu_is_loaded_where_there_is_none(
     learner = taught("replay", device="auto")
     learner.save(tmp_path / "saved")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    reloaded = load_any(tmp_path / "saved")
+    reloaded = load_any(tmp_path / "saved", STRATEGIES)
     assert isinstance(reloaded, AvalancheLearner)
     assert reloaded.device.type == "cpu"
     inputs = digits(1).inputs

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torchvision.models import resnet18, resnet34
 
 from strategies.base import StrategyError
+from strategies.catalog import STRATEGIES
 from strategies.learning.bodies import cnn
 from strategies.learning.networks import Network
 from strategies.learning.state import load_any
@@ -254,9 +255,9 @@ def test_a_checkpoint_of_a_network_that_this_installation_lost_says_so(
     build("backbone, frozen").save(tmp_path / "backbone")
     install(Installation())
     with pytest.raises(StrategyError, match="HOLDFAST_NETWORKS"):
-        load_any(tmp_path / "own")
+        load_any(tmp_path / "own", STRATEGIES)
     with pytest.raises(StrategyError, match="HOLDFAST_WEIGHTS"):
-        load_any(tmp_path / "backbone")
+        load_any(tmp_path / "backbone", STRATEGIES)
 
 
 def test_a_group_has_more_than_one_value_even_at_one_place() -> None:
