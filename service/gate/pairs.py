@@ -1,0 +1,130 @@
+"""Answers of two models on the same holdout records, record by record."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bits = NDArray[np.bool_]
+"""(n,) right/wrong of one model on a holdout's records, in their order."""
+
+
+@dataclass(frozen=True)
+class Details:
+    """What one model said of each record of a holdout, beyond right or wrong; all (n,), in their order."""
+
+    predicted: NDArray[np.int32]
+    """Class id of the answer."""
+    confidence: NDArray[np.float32]
+    """Probability of the answer."""
+    brier: NDArray[np.float32]
+    """Sum over the classes of (probability - truth)^2, between 0 and 2 (Brier 1950)."""
+    score: NDArray[np.float32] | None = None
+    """Probability of class 1; None: the stream has not two classes."""
+
+    def __len__(self) -> int:
+        return len(self.predicted)
+
+    def first(self, records: int) -> "Details":
+        """The same of the first so many records."""
+        return Details(
+            self.predicted[:records],
+            self.confidence[:records],
+            self.brier[:records],
+            None if self.score is None else self.score[:records],
+        )
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Records of a holdout that have a twin among those now learnt, nearer than their own kind usually is."""
+
+    records: int
+    """Records of the holdout that have one."""
+    relabelled: int
+    """Of these, those whose twin carries another label."""
+    usual: float
+    """Share of the holdout's records whose nearest record in the same holdout carries another label."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A group column of a holdout: which of its values each record has."""
+
+    values: tuple[str, ...]
+    places: NDArray[np.integer[Any]]
+    """(n,) of each record, the place of its value in `values`; in a small type the gate is faster."""
+
+    @staticmethod
+    def of(column: NDArray[np.str_]) -> "Column":
+        """Of the (n,) value of each record."""
+        values, places = np.unique(column, return_inverse=True)
+        return Column(tuple(map(str, values)), places.astype(np.min_scalar_type(max(len(values) - 1, 0))))
+
+    def __post_init__(self) -> None:
+        if len(self.sizes) > len(self.values):
+            raise ValueError(f"a group column of {len(self.values)} values has a record with another")
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """(values,) records of each."""
+        return np.bincount(self.places, minlength=len(self.values)).astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+@dataclass(frozen=True)
+class PairedAnswers:
+    """Right/wrong bits of two models on the same holdout records, in the same order."""
+
+    experience: int
+    baseline: NDArray[np.bool_] | None
+    """(n,) of the champion (or of the majority class, where there is no champion); None: it is missing."""
+    challenger: NDArray[np.bool_] | None
+    """(n,)."""
+    margin: float | None = None
+    """This holdout's own margin; None: the pipeline's."""
+    looks: int = 0
+    """Earlier updates that were compared on it."""
+    twins: Twins | None = None
+    """How the records now learnt that resemble this holdout's are labelled; None: nobody looked."""
+    labels: NDArray[np.int64] | None = None
+    """(n,) class ids; None: no guard asked for them."""
+    groups: Mapping[str, Column] = field(default_factory=dict)
+    """By the name of the group column."""
+    baseline_details: Details | None = None
+    challenger_details: Details | None = None
+
+    @property
+    def n(self) -> int:
+        """Records; 0 where the baseline is missing."""
+        return 0 if self.baseline is None else len(self.baseline)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has nothing to say, and nothing is missing."""
+        if self.baseline is None or self.challenger is None:
+            return False
+        return not len(self.baseline) and not len(self.challenger)
+
+    @property
+    def unpaired(self) -> str | None:
+        """Why the answers cannot be paired, and what to do; None: they can, be they none at all."""
+        if self.baseline is None:
+            return "the baseline's answers are missing; predict its holdout again"
+        if self.challenger is None:
+            return "the challenger's answers are missing; predict its holdout again"
+        if self.baseline.dtype.kind != "b" or self.baseline.ndim != 1:
+            return "the baseline's answers are not right/wrong bits; predict its holdout again"
+        if self.challenger.dtype.kind != "b" or self.challenger.ndim != 1:
+            return "the challenger's answers are not right/wrong bits; predict its holdout again"
+        if len(self.baseline) != len(self.challenger):
+            return (
+                f"{len(self.baseline)} answers of the baseline against {len(self.challenger)} of the "
+                "challenger cannot be paired; predict its holdout again with both"
+            )
+        return None
