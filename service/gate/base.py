@@ -130,6 +130,8 @@ class Evidence:
     """One another seed; empty: nobody asked."""
     shift: ShiftEvidence | None = None
     """None: there is no champion yet, or the batch was not compared."""
+    data_findings: tuple["Finding", ...] = ()
+    """What the data guard found on `data`, where it judged before learning; empty: `decide` asks it."""
 
 
 class Finding(NamedTuple):
@@ -139,7 +141,12 @@ class Finding(NamedTuple):
     answer: Answer
     sentence: str
     experience: int | None = None
-    numbers: Mapping[str, float] = {}
+    # The union keeps whole numbers whole when a stored finding is read back.
+    numbers: Mapping[str, int | float] = {}
+
+    def storable(self) -> "Finding":
+        """The finding with the numbers that JSON can hold; evidence that is no number is left to words."""
+        return self._replace(numbers=_json_numbers(self.numbers))
 
 
 @dataclass(frozen=True)
@@ -174,15 +181,15 @@ class Verdict:
         return any(each.answer != "pass" for each in self.audit)
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form, `verdict.json`; `form.schema` describes it."""
-        findings = [each._asdict() | {"numbers": _whole(each.numbers)} for each in self.findings]
-        notes = [asdict(each) | {"numbers": _whole(each.numbers)} for each in self.notes]
+        """The JSON form, `verdict.json`; `schema.schema` describes it."""
+        findings = [each._asdict() | {"numbers": _json_numbers(each.numbers)} for each in self.findings]
+        notes = [asdict(each) | {"numbers": _json_numbers(each.numbers)} for each in self.notes]
         bare = asdict(replace(self, findings=(), notes=()))
         return {"schema": VERDICT_SCHEMA, **bare, "findings": findings, "notes": notes}
 
 
-def _whole(numbers: Mapping[str, float]) -> dict[str, float]:
-    """What JSON has a form for: evidence that is no number is told by its sentence alone."""
+def _json_numbers(numbers: Mapping[str, float]) -> dict[str, float]:
+    """The finite numbers: JSON has no NaN and no infinity."""
     return {
         key: value
         for key, value in numbers.items()

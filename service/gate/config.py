@@ -171,8 +171,8 @@ class GateConfig(BaseModel):
         0.15, gt=0, lt=1, description="Share of holdout records that another seed may answer otherwise."
     )
 
-    def routed(self, shift: ShiftEvidence | None) -> "GateConfig":
-        """What is asked of a batch that came with this shift."""
+    def for_shift(self, shift: ShiftEvidence | None) -> "GateConfig":
+        """The config for a batch with this shift: where `on_shift` is strict, half of each allowed excess."""
         if self.on_shift != "strict" or shift is None or shift.verdict != "shifted":
             return self
         excesses = ("label_error_excess", "anomaly_excess", "suspect_excess", "planted_excess")

@@ -26,7 +26,9 @@ Guard = Callable[[Evidence, GateConfig], tuple[Finding | Note, ...]]
 
 
 def _data(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
-    return batch_guards.data(evidence.data, config.routed(evidence.shift))
+    if evidence.data_findings:
+        return evidence.data_findings
+    return batch_guards.data(evidence.data, config.for_shift(evidence.shift))
 
 
 def _shift_noted(evidence: Evidence, _config: GateConfig) -> tuple[Note, ...]:

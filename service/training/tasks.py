@@ -20,6 +20,7 @@ from service.gate.base import (
     DataEvidence,
     Details,
     Disturbed,
+    Finding,
     GateConfig,
     Running,
     Screen,
@@ -105,9 +106,12 @@ class Result:
     """What a trainer found and made."""
 
     data: DataEvidence
+    """Of the worst experience of the batch."""
     stopped: tuple[int, ...]
     """Experiences that the data guard stopped; when there is one, nothing was learnt."""
     screens: dict[int, Screen]
+    data_findings: tuple[Finding, ...] = ()
+    """The findings of the data guard on `data`; empty: a version of this program that stored none made it."""
     report: LearnReport | None = None
     challenger: dict[int, Bits] = field(default_factory=dict)
     baseline: dict[int, Bits] = field(default_factory=dict)

@@ -127,7 +127,13 @@ class Updater:
 
     def _evidence(self, plan: Plan, result: Result) -> Evidence:
         if not result.learnt:
-            return Evidence(data=result.data, first=plan.champion is None, learnt=False, shift=result.shift)
+            return Evidence(
+                data=result.data,
+                first=plan.champion is None,
+                learnt=False,
+                shift=result.shift,
+                data_findings=result.data_findings,
+            )
         baseline = {**plan.past, **result.baseline}
         baseline_details = {**plan.past_details, **result.baseline_details}
 
@@ -160,6 +166,7 @@ class Updater:
             running=result.running,
             repeats=repeats.evidence(self.folder(plan.update.id), result, repeats=plan.spec.gate.repeats),
             shift=result.shift,
+            data_findings=result.data_findings,
         )
 
     def _audit(self, plan: Plan, result: Result) -> Audit:
