@@ -9,13 +9,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 class _Augment(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def misfit(self, shape: Sequence[int], dtype: str) -> str | None:
-        """Why records of that shape cannot be varied so; None where they can."""
+    def problem(self, shape: Sequence[int], dtype: str) -> str | None:
+        """Why records of this shape and type cannot be augmented this way; None: they can."""
         return None
 
 
 class _OfImages(_Augment):
-    def misfit(self, shape: Sequence[int], dtype: str) -> str | None:
+    def problem(self, shape: Sequence[int], dtype: str) -> str | None:
         if len(shape) not in (2, 3):
             name = type(self).model_fields["name"].default
             return (
@@ -63,7 +63,7 @@ class Color(_OfImages):
         0.2, gt=0, le=1, description="Share by which the first three vary; hue varies by a quarter of it."
     )
 
-    def misfit(self, shape: Sequence[int], dtype: str) -> str | None:
+    def problem(self, shape: Sequence[int], dtype: str) -> str | None:
         if len(shape) != 3 or shape[0] != 3 or dtype != "uint8":
             return (
                 "augment color takes images of uint8 and shape (3, height, width); the records are "

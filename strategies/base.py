@@ -100,14 +100,13 @@ class StrategyConfig(BaseModel):
         """Fields that this strategy refuses, and why."""
         return self.refused
 
-    def room_for(self, classes: int) -> str | None:
-        """Why so many classes cannot be learnt; None where they can."""
-        return None
+    def problem(self, shape: Sequence[int], dtype: str, *, classes: int = 0) -> tuple[str, str] | None:
+        """The field that makes such records, or so many classes, impossible to learn, and why.
 
-    def misfit(self, shape: Sequence[int], dtype: str) -> tuple[str, str] | None:
-        """The field by which such records cannot be learnt, and why; None where they can."""
+        None: they can be learnt.
+        """
         choices = (("network", self.network), *(("augment", choice) for choice in self.augment))
-        problems = ((field, choice.misfit(shape, dtype)) for field, choice in choices)
+        problems = ((field, choice.problem(shape, dtype)) for field, choice in choices)
         return next(((field, problem) for field, problem in problems if problem), None)
 
 

@@ -6,6 +6,7 @@ many records. The scaling of features stays that of the first experience. The pa
 are left out.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -25,10 +26,8 @@ class GdumbConfig(RehearsalConfig):
     )
     replay_batch_size: None = Field(None, description="Has no meaning here: every record is a kept one.")
 
-    def room_for(self, classes: int) -> str | None:
-        if classes <= self.capacity:
-            return None
-        return f"{self.name} keeps a record of each class at least; {classes} do not fit in {self.capacity}"
+    def problem(self, shape: Sequence[int], dtype: str, *, classes: int = 0) -> tuple[str, str] | None:
+        return super().problem(shape, dtype) or self.capacity_problem(classes)
 
 
 def build(config: GdumbConfig, stream_info: StreamInfo) -> Learner:

@@ -8,7 +8,7 @@ trains on exemplars and new records in one heap; here a step takes a share of ea
 strategies.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -35,10 +35,8 @@ class IcarlConfig(RehearsalConfig):
         "which class comes first stays.",
     )
 
-    def room_for(self, classes: int) -> str | None:
-        if classes <= self.capacity:
-            return None
-        return f"{self.name} keeps a record of each class at least; {classes} do not fit in {self.capacity}"
+    def problem(self, shape: Sequence[int], dtype: str, *, classes: int = 0) -> tuple[str, str] | None:
+        return super().problem(shape, dtype) or self.capacity_problem(classes)
 
 
 def build(config: IcarlConfig, stream_info: StreamInfo) -> Learner:

@@ -36,6 +36,13 @@ class RehearsalConfig(StrategyConfig):
     )
     balance: Balance = "records"
 
+    def capacity_problem(self, classes: int) -> tuple[str, str] | None:
+        """Why the capacity is too small for a strategy that keeps at least a record of each class."""
+        if classes <= self.capacity:
+            return None
+        few = f"{self.name} keeps a record of each class at least; {classes} do not fit in {self.capacity}"
+        return "capacity", few
+
 
 class ReplayConfig(RehearsalConfig):
     """How much of the past is kept, and how much of it a step sees."""

@@ -7,7 +7,7 @@ is not trained. The second view of a record, which the paper makes by cropping, 
 is the record with noise on its scaled features: it has a meaning for tables too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -52,10 +52,8 @@ class ScrConfig(RehearsalConfig):
         "which class comes first stays.",
     )
 
-    def room_for(self, classes: int) -> str | None:
-        if classes <= self.capacity:
-            return None
-        return f"{self.name} keeps a record of each class at least; {classes} do not fit in {self.capacity}"
+    def problem(self, shape: Sequence[int], dtype: str, *, classes: int = 0) -> tuple[str, str] | None:
+        return super().problem(shape, dtype) or self.capacity_problem(classes)
 
 
 def build(config: ScrConfig, stream_info: StreamInfo) -> Learner:

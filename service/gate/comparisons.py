@@ -66,8 +66,9 @@ class Comparison(NamedTuple):
 
 def problem(answers: PairedAnswers, margin: float) -> str | None:
     """Why a holdout cannot be compared, and what to do; None: it can."""
-    if answers.unpaired is not None:
-        return answers.unpaired
+    unpaired = answers.problem()
+    if unpaired is not None:
+        return unpaired
     if not 0 < margin < 1:
         return f"a margin of {margin} means nothing; set one between 0 and 1"
     if not answers.n:

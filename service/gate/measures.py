@@ -169,7 +169,7 @@ def _auc_losses(positive: NDArray[np.bool_], score: Floats) -> Floats:
     return np.asarray(1 - area - influence, dtype=np.float64)
 
 
-def unfit(metric: Metric, labels: NDArray[np.int64], details: Details) -> str | None:
+def problem(metric: Metric, labels: NDArray[np.int64], details: Details) -> str | None:
     """Why a metric's test cannot be relied on with these records; None: it can."""
     if len(labels) < ENOUGH_RECORDS:
         return f"its test needs {ENOUGH_RECORDS} records, these are {len(labels)}"

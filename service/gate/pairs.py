@@ -111,9 +111,8 @@ class PairedAnswers:
             return False
         return not len(self.baseline) and not len(self.challenger)
 
-    @property
-    def unpaired(self) -> str | None:
-        """Why the answers cannot be paired, and what to do; None: they can, be they none at all."""
+    def problem(self) -> str | None:
+        """Why the answers cannot be paired, and what to do; None: they can, even where there are none."""
         if self.baseline is None:
             return "the baseline's answers are missing; predict its holdout again"
         if self.challenger is None:

@@ -79,9 +79,9 @@ def data_evidence(
     """
     classes = np.asarray(labels)
     known = [screen for screen in reference if screen.sizes]
-    misshapen = _misshapen(inputs, classes, n_classes=n_classes, shape=tuple(shape))
-    if misshapen is not None:
-        return DataEvidence(len(inputs), 0, misshapen=misshapen, has_reference=bool(known))
+    problem = _problem(inputs, classes, n_classes=n_classes, shape=tuple(shape))
+    if problem is not None:
+        return DataEvidence(len(inputs), 0, misshapen=problem, has_reference=bool(known))
     nonfinite = _count_nonfinite(inputs)
     bare = DataEvidence(len(inputs), nonfinite, has_reference=bool(known))
     size = _common_size(len(inputs) - nonfinite, known)
@@ -116,10 +116,10 @@ def _common_size(records: int, known: Sequence[Screen]) -> int | None:
     return max(shared, default=None)
 
 
-def _misshapen(
+def _problem(
     inputs: NDArray[np.generic], labels: NDArray[np.generic], *, n_classes: int, shape: tuple[int, ...]
 ) -> str | None:
-    """What is wrong with the arrays as arrays, in words; None: nothing."""
+    """Why the arrays are not a batch of this stream; None: they are."""
     if inputs.ndim == 0 or inputs.shape[1:] != shape:
         return f"records have the shape {inputs.shape[1:]}, {shape} was declared"
     if inputs.dtype.kind not in "fiub":

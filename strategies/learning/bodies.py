@@ -36,7 +36,7 @@ def make_body(config: StrategyConfig, shape: Sequence[int], dtype: str) -> nn.Mo
         StrategyError: the network does not take such records, or cannot be made here.
     """
     choice = config.network
-    problem = choice.misfit(shape, dtype) or choice.lacking(installed())
+    problem = choice.problem(shape, dtype) or choice.installation_problem(installed())
     if problem:
         raise StrategyError(problem)
     channels = shape[0] if len(shape) == 3 else 1

@@ -28,15 +28,9 @@ from strategies.base import (
 )
 from strategies.learning.augmentation import Augmentation
 from strategies.learning.avalanche import Clock, PeriodicEval, SupervisedPlugin
-from strategies.learning.bridge import (
-    BridgedExperience,
-    Options,
-    Recorder,
-    StatefulPlugin,
-    Template,
-    TensorDataset,
-)
+from strategies.learning.bridge import Options, Template
 from strategies.learning.checks import check_fits, check_shape
+from strategies.learning.dataset import BridgedExperience, TensorDataset
 from strategies.learning.networks import Network, ServedNetwork
 from strategies.learning.optimizers import (
     make_optimizer,
@@ -44,7 +38,9 @@ from strategies.learning.optimizers import (
     optimizer_tensors,
     restore_optimizer,
 )
+from strategies.learning.plugin_roles import StatefulPlugin
 from strategies.learning.randomness import seeded
+from strategies.learning.recorder import Recorder
 from strategies.learning.state import LearnerState, read_state, write_state
 from strategies.learning.training_plugins import ClippedGradient, EarlyStop, PassingPlugin, Schedule
 from streams.base import Experience
@@ -93,9 +89,8 @@ class AvalancheLearner:
         Raises:
             StrategyError: the config asks for a GPU and there is none, or it does not fit such records.
         """
-        misfit = config.misfit(stream_info.shape, stream_info.dtype)
-        if misfit:
-            raise StrategyError(misfit[1])
+        if problem := config.problem(stream_info.shape, stream_info.dtype):
+            raise StrategyError(problem[1])
         self.config = config
         self.stream_info = stream_info
         self.device = choose_device(config.device)

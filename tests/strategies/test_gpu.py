@@ -10,8 +10,9 @@ from sklearn.datasets import load_digits
 
 from strategies.base import StreamInfo
 from strategies.catalog import STRATEGIES
-from strategies.learning.bridge import Recorder, Template
+from strategies.learning.bridge import Template
 from strategies.learning.learner import AvalancheLearner
+from strategies.learning.recorder import Recorder
 from strategies.learning.state import load_any
 from streams.base import Experience
 

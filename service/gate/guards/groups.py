@@ -56,7 +56,7 @@ def groups(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
     floor = int(stats.floor_n(margin, stats.spent_at_first(config.alpha, evidence.attempt)))
     cut, broken = [], []
     for column in columns:
-        checked = [(each, _uncut(each, column, margin)) for each in holdouts]
+        checked = [(each, _problem(each, column, margin)) for each in holdouts]
         broken.append([(each.experience, why) for each, why in checked if why is not None])
         whole = [each for each, why in checked if why is None and not each.is_empty]
         cut.append(_joined(_cut(whole, column), floor=floor))
@@ -66,8 +66,8 @@ def groups(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
     )
 
 
-def _uncut(each: PairedAnswers, column: str, margin: float) -> str | None:
-    """Why a holdout cannot be cut by a column. An empty one has nothing to cut."""
+def _problem(each: PairedAnswers, column: str, margin: float) -> str | None:
+    """Why a holdout cannot be divided by a group column; None: it can, or it is empty."""
     if each.baseline is not None and each.challenger is not None:
         if each.is_empty:
             return None

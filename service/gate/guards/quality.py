@@ -197,7 +197,7 @@ def _ask(question: _Quality, evidence: Evidence, config: GateConfig) -> tuple[Fi
     first = stats.spent_at_first(config.alpha, evidence.attempt)
     for holdout in sound:
         # By the first try's alpha: what is judged alone stays so, however little of alpha is left.
-        fits = measures.unfit(question.metric, holdout.labels, holdout.after) is None and (
+        fits = measures.problem(question.metric, holdout.labels, holdout.after) is None and (
             measures.too_few(question.metric, holdout.labels, margin=question.margin, alpha=first) is None
         )
         (large if fits else small).append(holdout)
@@ -263,7 +263,7 @@ def _together(small: Sequence[_Holdout]) -> _Holdout:
 
 
 def _measured(question: _Quality, each: _Holdout, *, alpha: float) -> measures.Increase | str:
-    wrong = measures.unfit(question.metric, each.labels, each.after)
+    wrong = measures.problem(question.metric, each.labels, each.after)
     if wrong is not None:
         return wrong
     after = measures.losses(question.metric, each.labels, each.after)
