@@ -1,4 +1,4 @@
-"""Evidence in, findings and a verdict out: the values that the gate works on."""
+"""The values that the gate works on: evidence in, findings and a verdict out."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -23,20 +23,20 @@ from service.gate.config import Share as Share
 from service.gate.pairs import Bits as Bits
 from service.gate.pairs import Column as Column
 from service.gate.pairs import Details as Details
+from service.gate.pairs import NearDuplicates as NearDuplicates
 from service.gate.pairs import PairedAnswers as PairedAnswers
-from service.gate.pairs import Twins as Twins
 
 Answer = Literal["pass", "fail", "undecided"]
 Outcome = Literal["promote", "review", "reject"]
 
 VERDICT_SCHEMA = "holdfast.verdict/1"
 BUDGET = "budget"
-"""The guard of the sealed audit parts."""
+"""Name of the guard that judges the sealed audit parts."""
 
 
 @dataclass(frozen=True)
 class Freeze:
-    """Promotion stopped: an audit did not pass, and no person has lifted that yet."""
+    """Promotion is stopped: an audit did not pass, and no person has lifted the freeze yet."""
 
     update_id: str
     """Whose audit it was."""
@@ -48,20 +48,22 @@ class Freeze:
 class Audit:
     """The sealed audit parts: the challenger against each experience's anchor.
 
-    Only an update that would be promoted is looked at (`decide`), so that all an audit ever tells the
-    following updates is that it passed, and a sum of error rates over the looks is a bound.
+    `decide` looks at it only for an update that would be promoted. So an audit reveals nothing to later
+    updates but that it passed, and the sum of the error rates of all looks is a bound.
     """
 
     answers: tuple[PairedAnswers, ...]
-    """One an experience that the champion learnt; the baseline is its anchor, `looks` are earlier audits."""
+    """One for each experience that the champion learnt. The baseline is its anchor; looks are past audits."""
     last_audited: int | None = None
     """The newest version of the champion's lineage whose audit passed."""
 
 
 @dataclass(frozen=True)
 class Disturbed:
-    """Right/wrong bits on the same holdout records, disturbed in one way; by each model's own gradients
-    where it is an attack."""
+    """Right/wrong bits of both models on the same holdout records, disturbed in one way.
+
+    An attack disturbs them by each model's own gradients.
+    """
 
     way: str
     """Such as "fgsm", "pgd" or "blur"."""
@@ -84,19 +86,19 @@ class Repeat:
 
 @dataclass(frozen=True)
 class Running:
-    """What a challenger cost to make, and costs to run. None: it was not measured."""
+    """Cost of making and of running the challenger. None: it was not measured."""
 
     train_right: int | None = None
-    """Training records that the challenger answers right,"""
+    """Training records that the challenger answers right."""
     train_records: int = 0
-    """of so many."""
+    """Training records in all."""
     seconds: float | None = None
-    """That learning took."""
+    """Duration of learning."""
     champion_bytes: int | None = None
-    """Of the served network."""
+    """Size of the served network."""
     challenger_bytes: int | None = None
     champion_rounds: tuple[float, ...] = ()
-    """Seconds that the same batch took, round by round, in turns with the challenger."""
+    """Seconds for the same batch in each round; both models take turns."""
     challenger_rounds: tuple[float, ...] = ()
 
 
@@ -106,9 +108,9 @@ class Evidence:
 
     data: DataEvidence
     past: tuple[PairedAnswers, ...] = ()
-    """One a past holdout, challenger against champion."""
+    """One for each past holdout, challenger against champion."""
     new: tuple[PairedAnswers, ...] = ()
-    """One an experience that this update learnt."""
+    """One for each experience that this update learnt."""
     first: bool = False
     """No champion yet: the baseline of `new` is the majority class."""
     learnt: bool = True
@@ -123,11 +125,11 @@ class Evidence:
     champion: int | None = None
     """The version in use."""
     disturbed: tuple[Disturbed, ...] = ()
-    """One a way of disturbing; empty: nobody asked."""
+    """One for each way of disturbing records; empty: not asked."""
     running: Running | None = None
     """None: nothing was measured."""
     repeats: tuple[Repeat, ...] = ()
-    """One another seed; empty: nobody asked."""
+    """One for each other seed; empty: not asked."""
     shift: ShiftEvidence | None = None
     """None: there is no champion yet, or the batch was not compared."""
     data_findings: tuple["Finding", ...] = ()
@@ -151,7 +153,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Note:
-    """Something to know that does not decide."""
+    """Information that does not influence the outcome."""
 
     about: str
     sentence: str
@@ -160,7 +162,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says, and why."""
+    """The outcome for an update, with all findings."""
 
     outcome: Outcome
     reason: str
@@ -172,7 +174,7 @@ class Verdict:
 
     @property
     def audit(self) -> tuple[Finding, ...]:
-        """What the sealed audit parts said; empty: they were not looked at."""
+        """Findings on the sealed audit parts; empty: no audit was made."""
         return tuple(each for each in self.findings if each.guard == BUDGET and "look" in each.numbers)
 
     @property

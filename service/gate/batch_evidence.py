@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Screen:
-    """How a batch looks by itself, at several sample sizes, so that batches of any size can be compared.
+    """Label errors and distances within a batch, at sample sizes that batches of any size share.
 
     Both numbers come from neighbours *within* the batch. A shifted batch keeps them; broken pixels or
     shuffled labels do not.
@@ -31,7 +31,7 @@ class Deviation:
     """A feature of one record that lies far outside what is usual."""
 
     feature: int
-    """Its place among the flattened features."""
+    """Index among the flattened features."""
     value: float
     low: float
     """1st percentile of the past holdouts."""
@@ -58,15 +58,15 @@ class WorstRecord:
 
 @dataclass(frozen=True)
 class Suspects:
-    """What past holdouts and the champion make of a batch's records."""
+    """Suspect records of a batch, found by comparison with past holdouts and the champion's answers."""
 
     records: int
-    """Records of the batch that were looked at; 0: they, or the past holdouts', are too few."""
+    """Records of the batch that were examined; 0: the batch, or the past holdouts, have too few."""
     reference_records: int
     rates: Mapping[SuspectKind, float] = field(default_factory=dict)
-    """Share of the records looked at."""
+    """Share of the examined records."""
     expected_rates: Mapping[SuspectKind, float] = field(default_factory=dict)
-    """The share among the past holdouts, had the champion doubted their labels as it doubts this batch's."""
+    """The share expected in a clean batch whose labels the champion doubts as much as this one's."""
     worst: tuple[WorstRecord, ...] = ()
     """Up to `MOST_WORST` of each kind, the worst first."""
     dead_features: tuple[int, ...] = ()
@@ -77,7 +77,7 @@ class Suspects:
 
 @dataclass(frozen=True)
 class ShiftEvidence:
-    """What the battery of `streams.shift` says about the batch against the newest past holdouts."""
+    """Result of the shift tests (`streams.shift`) of the batch against the newest past holdouts."""
 
     verdict: Literal["shifted", "same", "undecided"]
     alpha: float
@@ -87,7 +87,7 @@ class ShiftEvidence:
     distance: float
     """Largest KS distance of a feature, 0..1."""
     feature: int | None
-    """Where that is."""
+    """Index of that feature."""
     reference_records: int
     window_records: int
     label_shift: float
@@ -102,7 +102,7 @@ class ShiftEvidence:
 
 @dataclass(frozen=True)
 class DataEvidence:
-    """What the data guard sees of a batch, before anything is learnt from it."""
+    """What the data guard judges: a batch before anything is learnt from it."""
 
     records: int
     nonfinite_records: int

@@ -13,7 +13,7 @@ Attack = Literal["fgsm", "pgd", "corruptions"]
 
 
 class GateConfig(BaseModel):
-    """What a pipeline asks of a challenger. Shares are between 0 and 1: 0.02 is two points."""
+    """What a pipeline requires of a challenger. Shares are between 0 and 1: 0.02 is two points."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,7 +48,7 @@ class GateConfig(BaseModel):
         500,
         ge=1,
         le=1_000_000,
-        description="Updates that a holdout may be compared in; then it is worn out, and no evidence.",
+        description="Updates that a holdout may be compared in; then it is exhausted, and no evidence.",
     )
     max_holdouts: int = Field(
         50,
@@ -94,7 +94,7 @@ class GateConfig(BaseModel):
     )
     on_shift: Literal["note", "strict", "review"] = Field(
         "note",
-        description="When the batch is shifted, beside a note with the verdict: strict halves every excess "
+        description="When the batch is shifted, in addition to a note: strict halves every excess "
         "that the data guard allows, review lets a person decide.",
     )
     shift_alpha: float = Field(
@@ -180,20 +180,20 @@ class GateConfig(BaseModel):
 
     @property
     def repeats(self) -> int:
-        """How often an update is learnt again, with other seeds."""
+        """How many times each update is learnt again, with other seeds."""
         return 0 if self.seeds is None else self.seeds - 1
 
     @property
     def needs_details(self) -> bool:
-        """Whether a guard asks for more of each record than right or wrong."""
+        """Whether a guard needs more of each record than right or wrong."""
         return self.calibration is not None or bool(self.metrics)
 
     @property
     def needs_champion(self) -> bool:
-        """Whether the champion must answer again, beside the challenger."""
+        """Whether the champion must answer again, next to the challenger."""
         return self.robustness is not None or self.latency_ratio is not None
 
     @property
     def needs_records(self) -> bool:
-        """Whether a guard asks for the records' own labels and groups."""
+        """Whether a guard needs the records' labels and groups."""
         return self.groups is not None or self.needs_details

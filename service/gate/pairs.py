@@ -14,7 +14,7 @@ Bits = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Details:
-    """What one model said of each record of a holdout, beyond right or wrong; all (n,), in their order."""
+    """One model's answers on each record of a holdout, beyond right or wrong; all (n,), in holdout order."""
 
     predicted: NDArray[np.int32]
     """Class id of the answer."""
@@ -29,7 +29,7 @@ class Details:
         return len(self.predicted)
 
     def first(self, records: int) -> "Details":
-        """The same of the first so many records."""
+        """The details of the first `records` records."""
         return Details(
             self.predicted[:records],
             self.confidence[:records],
@@ -39,30 +39,30 @@ class Details:
 
 
 @dataclass(frozen=True)
-class Twins:
-    """Records of a holdout that have a twin among those now learnt, nearer than their own kind usually is."""
+class NearDuplicates:
+    """How many records of a holdout have a near duplicate in the new data, and how those are labelled."""
 
     records: int
-    """Records of the holdout that have one."""
+    """Records of the holdout that have a near duplicate (see `service.gate.obsolete`)."""
     relabelled: int
-    """Of these, those whose twin carries another label."""
+    """Of these, those whose near duplicate carries another label."""
     usual: float
     """Share of the holdout's records whose nearest record in the same holdout carries another label."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A group column of a holdout: which of its values each record has."""
+    """A group column of a holdout: its values, and the index of each record's value."""
 
     values: tuple[str, ...]
-    places: NDArray[np.integer[Any]]
-    """(n,) of each record, the place of its value in `values`; in a small type the gate is faster."""
+    indices: NDArray[np.integer[Any]]
+    """(n,) index into `values` of each record's value; a small integer type makes the gate faster."""
 
     @staticmethod
     def of(column: NDArray[np.str_]) -> "Column":
-        """Of the (n,) value of each record."""
-        values, places = np.unique(column, return_inverse=True)
-        return Column(tuple(map(str, values)), places.astype(np.min_scalar_type(max(len(values) - 1, 0))))
+        """A column from the (n,) value of each record."""
+        values, indices = np.unique(column, return_inverse=True)
+        return Column(tuple(map(str, values)), indices.astype(np.min_scalar_type(max(len(values) - 1, 0))))
 
     def __post_init__(self) -> None:
         if len(self.sizes) > len(self.values):
@@ -70,11 +70,11 @@ class Column:
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
-        """(values,) records of each."""
-        return np.bincount(self.places, minlength=len(self.values)).astype(np.int64)
+        """(values,) number of records with each value."""
+        return np.bincount(self.indices, minlength=len(self.values)).astype(np.int64)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class PairedAnswers:
     """This holdout's own margin; None: the pipeline's."""
     looks: int = 0
     """Earlier updates that were compared on it."""
-    twins: Twins | None = None
-    """How the records now learnt that resemble this holdout's are labelled; None: nobody looked."""
+    near_duplicates: NearDuplicates | None = None
+    """Near duplicates of its records in the new data; None: they were not counted."""
     labels: NDArray[np.int64] | None = None
     """(n,) class ids; None: no guard asked for them."""
     groups: Mapping[str, Column] = field(default_factory=dict)
@@ -106,7 +106,7 @@ class PairedAnswers:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it has nothing to say, and nothing is missing."""
+        """Whether both models answered, on no record."""
         if self.baseline is None or self.challenger is None:
             return False
         return not len(self.baseline) and not len(self.challenger)

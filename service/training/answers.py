@@ -15,16 +15,16 @@ from streams.base import Experience
 
 @dataclass(frozen=True)
 class Answers:
-    """What one model said of a holdout."""
+    """The answers of one model on a holdout."""
 
     bits: Bits
     details: Details | None = None
-    """None: it said nothing of single records, as the majority class does."""
+    """None for the majority class, which has no probabilities."""
 
 
 @dataclass(frozen=True)
 class HoldoutRecords:
-    """What the gate must know of a holdout's records themselves."""
+    """Labels and groups of a holdout's records, as the gate needs them."""
 
     labels: NDArray[np.int64]
     groups: Mapping[str, Column] = field(default_factory=dict)
@@ -40,7 +40,7 @@ def answer(learner: Learner, holdout: Experience) -> Answers:
 
 
 def details(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Details:
-    """Of (n, n_classes) probabilities and the (n,) class ids that are true."""
+    """The details of (n, n_classes) probabilities, given the (n,) true class ids."""
     rows = np.arange(len(labels))
     if not len(labels):
         empty = np.zeros(0, np.float32)

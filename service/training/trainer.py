@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from service.gate.base import Bits, Details, Running
-from service.gate.obsolete import twins
+from service.gate.obsolete import near_duplicates
 from service.gate.screen import profile
 from service.training.answers import Answers, answer, judged, majority_right, records_of
 from service.training.inspection import Inspector
@@ -192,8 +192,9 @@ def _learn(
         challenger=_bits(answered),
         baseline=_bits(baseline),
         sealed=sealed,
-        twins={
-            each.index: twins(each.inputs, each.labels, batch.inputs, batch.labels) for each in holdouts.past
+        near_duplicates={
+            each.index: near_duplicates(each.inputs, each.labels, batch.inputs, batch.labels)
+            for each in holdouts.past
         },
         train_accuracy=float(train_right.mean()),
         challenger_details=_details(answered),

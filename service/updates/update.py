@@ -146,7 +146,7 @@ class Updater:
                 # Of a past holdout: to be new again, an experience must have been rolled back.
                 margin=plan.margins.get(index) if index in plan.judged else None,
                 looks=plan.looks.get(index, 0),
-                twins=result.twins.get(index),
+                near_duplicates=result.near_duplicates.get(index),
                 labels=records.labels if records else None,
                 groups=records.groups if records else {},
                 baseline_details=baseline_details.get(index),
