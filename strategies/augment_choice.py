@@ -1,4 +1,4 @@
-"""How records may be varied while they are learnt, and what each way takes. Reading this needs no torch."""
+"""Augmentations of records during training, with their settings. Imports no torch."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -80,7 +80,7 @@ class Noise(_Augment):
 
 
 def _with_name(given: Any) -> Any:
-    """A bare name is that way with its defaults."""
+    """A bare name is that augmentation with its defaults."""
     return {"name": given} if isinstance(given, str) else given
 
 

@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 
 SEEDS = 2**31
-"""Seeds are from 0 to one less."""
+"""Seeds are from 0 to SEEDS - 1."""
 
 
 class StrategyConfig(BaseModel):
-    """The knobs every strategy has. A strategy adds its own in a subclass."""
+    """The settings that every strategy has. A strategy adds its own in a subclass."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     refused: ClassVar[Mapping[str, str]] = {}
-    """Fields that must keep their defaults, and why: they would do nothing, or harm."""
+    """Field -> why it must keep its default: it would have no effect, or do harm."""
 
     name: str
     hidden: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(
@@ -97,7 +97,7 @@ class StrategyConfig(BaseModel):
         return self
 
     def not_taken(self) -> Mapping[str, str]:
-        """Fields that this strategy refuses, and why."""
+        """The `refused` fields, with those of the parts of a combination."""
         return self.refused
 
     def problem(self, shape: Sequence[int], dtype: str, *, classes: int = 0) -> tuple[str, str] | None:
@@ -120,12 +120,12 @@ class Progress(Protocol):
 
 
 def silent(*, step: int, total_steps: int, loss: float) -> None:
-    """The progress callback that tells nobody."""
+    """A progress callback that does nothing."""
 
 
 @dataclass(frozen=True)
 class LearnReport:
-    """What one call of `Learner.learn` did."""
+    """The result of one call of `Learner.learn`."""
 
     experience: int
     records: int
@@ -138,7 +138,7 @@ class LearnReport:
 
 
 class Learner(Protocol):
-    """The live object that a strategy builds."""
+    """A model that learns one experience after another; built by `StrategySpec.build`."""
 
     def learn(self, experience: Experience, progress: Progress = silent) -> LearnReport:
         """Learn one experience.
@@ -157,15 +157,15 @@ class Learner(Protocol):
         ...
 
     def embed(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
-        """Features below the head (n, width): what the network decides by. As pure as `predict`."""
+        """Features below the head (n, width). As pure as `predict`."""
         ...
 
     def reseed(self, seed: int) -> None:
-        """Draw by another seed in what is learnt from now on."""
+        """Use another seed in what is learnt from now on."""
         ...
 
     def widen(self, classes: Sequence[str]) -> None:
-        """Know of classes that came to the stream since; those known before stay in their places.
+        """Add classes that were declared since; the class ids of known classes stay the same.
 
         Raises:
             ExperienceUnfitError: the classes do not begin with those known before.

@@ -1,9 +1,8 @@
-"""Several strategies at once: one that trains on kept records, and others that hold the network.
+"""Combination of strategies: one that replays kept records, and others that regularise the network.
 
-A combination adds up what its parts do to a step, in the order in which they are named, after the part that
-decides what a step is made of; averages of weights are taken before any part looks at what was learnt. What
-cannot work is refused when it is declared: two parts that both decide what a step is made of, and strategies
-that are nothing to be added to.
+A combination has the plugins of all its parts, in the order in which they are named, after those of the part
+that composes a step; averages of weights are taken before any part reads the result. Declaring a combination
+that cannot work is refused: two parts that both compose a step, and strategies with nothing to add.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -63,9 +62,9 @@ _PLUGINS: Mapping[str, Callable[..., "Sequence[SupervisedPlugin]"]] = {
 }
 """Strategy name -> function that makes the plugins of a part of that strategy."""
 _MAKES_STEPS = frozenset({"replay", "er-ace", "er-aml", "mir", "der"})
-"""These decide which records a step is made of, and what its loss is."""
+"""These compose a step: its records and its loss."""
 _SETS_WEIGHTS = ("ema", "averaging")
-"""These end an experience with other weights than the last: before others look at them, and in this order."""
+"""These replace the last weights of an experience: before other plugins read them, and in this order."""
 _USES_RECORDS = _MAKES_STEPS | {"a-gem", "gem"}
 _NOTHING_TO_ADD = {
     "naive": "it adds nothing",
@@ -81,7 +80,7 @@ _COMMON = frozenset(StrategyConfig.model_fields) - {"name"}
 
 
 class CombinedConfig(StrategyConfig):
-    """Which strategies, and what each of them adds."""
+    """Config of a combination: its parts, each with its own settings."""
 
     name: Literal["combined"] = "combined"
     parts: tuple[Part, ...] = Field(
@@ -128,7 +127,7 @@ class CombinedConfig(StrategyConfig):
 
 
 def with_parts(document: Any) -> Any:
-    """A strategy as declared; a list of strategies is their combination."""
+    """A declared strategy, unchanged; a list of strategies as the config of their combination."""
     return {"name": "combined", "parts": document} if isinstance(document, list | tuple) else document
 
 
@@ -146,6 +145,6 @@ def build(config: CombinedConfig, stream_info: StreamInfo) -> Learner:
 def _turn(name: str) -> int:
     if name in _SETS_WEIGHTS:
         return _SETS_WEIGHTS.index(name)
-    # Of what pulls at weights, si looks at the gradient before the others join it.
+    # Among the penalties on weights, si comes first: it reads the gradient before the others add to it.
     pulls = 1 if name == "si" else 2
     return len(_SETS_WEIGHTS) + (0 if name in _MAKES_STEPS else pulls)

@@ -1,4 +1,4 @@
-"""GDumb: keeps a balanced sample, and learns a fresh network on it at every experience.
+"""GDumb: keeps a balanced sample, and trains a fresh network on it at every experience.
 
 Prabhu et al., "GDumb: A Simple Approach that Questions Our Progress in Continual Learning", ECCV 2020. It
 forgets nothing that is in the sample and knows nothing that is not: what a strategy must beat that keeps as
@@ -16,7 +16,7 @@ from strategies.replay import Balance, RehearsalConfig
 
 
 class GdumbConfig(RehearsalConfig):
-    """How large the sample is, and how long it is learnt."""
+    """Config of GDumb: the size of the sample, and the epochs."""
 
     name: Literal["gdumb"] = "gdumb"
     epochs: int = Field(50, ge=1, le=10_000, description="Passes over the sample.")

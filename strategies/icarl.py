@@ -1,4 +1,4 @@
-"""iCaRL: exemplars of each class, chosen by herding, are learnt again and answered by.
+"""iCaRL: replays exemplars of each class, chosen by herding, and classifies by their nearest mean.
 
 Rebuffi et al., "iCaRL: Incremental Classifier and Representation Learning", CVPR 2017 (arXiv:1611.07725). The
 head is trained with a sigmoid a class, old classes by what the network before the experience answered; it
@@ -18,7 +18,7 @@ from strategies.replay import RehearsalConfig
 
 
 class IcarlConfig(RehearsalConfig):
-    """How many exemplars are kept, and how sure the answers are."""
+    """Config of iCaRL: the exemplars, and the temperature of the answers."""
 
     refused: ClassVar[Mapping[str, str]] = {"early_stop": "it answers by means taken after an experience"}
 

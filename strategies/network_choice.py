@@ -1,9 +1,9 @@
-"""The networks that a strategy can train, and what each takes. Reading this needs no torch.
+"""The networks that a strategy can train, with their settings. Imports no torch.
 
-Every network is a scaling of raw features, a body that makes features of them, and a head with a row a class
-that grows as classes appear. What is chosen here is the body.
+Every network scales raw features, computes features from them in a body, and ends in a head with one row for
+each class that has appeared. The choice here is the body.
 
-A pipeline names what it wants; what stands behind a name, `Installation` says, and no pipeline can.
+A pipeline only names a network. `Installation` maps the name to code or weights, which no pipeline can set.
 """
 
 import re
@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 @dataclass(frozen=True)
 class Installation:
-    """What whoever runs this installation adds to the networks that pipelines may name."""
+    """Networks and weight files that the operator of an installation adds for pipelines to name."""
 
     networks: Mapping[str, str] = field(default_factory=dict)
     """Name -> `module:function`. The function takes the shape of a record, and gives a `torch.nn.Module`
@@ -62,18 +62,18 @@ _installed = Installation()
 
 
 def install(installation: Installation) -> None:
-    """Make known to this process what this installation has; what was known before is not any more."""
+    """Set the installation of this process, in place of the one before."""
     global _installed
     _installed = installation
 
 
 def installed() -> Installation:
-    """What `install` made known; nothing, before."""
+    """The installation that `install` set; an empty one before."""
     return _installed
 
 
 def own_networks(text: str) -> dict[str, str]:
-    """Names and functions out of `name=module:function;other=module:function`.
+    """Parse names and functions out of `name=module:function;other=module:function`.
 
     Raises:
         ValueError: it is written in another way.
@@ -126,7 +126,7 @@ class MlpChoice(_Choice):
 
 
 class CnnChoice(_Choice):
-    """Blocks of two 3x3 convolutions with ReLU, each halving the image; then the mean over places."""
+    """Blocks of two 3x3 convolutions with ReLU, each halving the image; then the mean over positions."""
 
     name: Literal["cnn"] = "cnn"
     channels: tuple[Annotated[int, Field(ge=2, le=65536)], ...] = Field(

@@ -1,4 +1,4 @@
-"""SCR: supervised contrastive replay, answered by the nearest mean of kept records.
+"""SCR: supervised contrastive replay; classifies by the nearest mean of kept records.
 
 Mai et al., "Supervised Contrastive Replay: Revisiting the Nearest Class Mean Classifier in Online
 Class-Incremental Continual Learning", CVPR Workshops 2021 (arXiv:2103.13885). New and kept records of a class
@@ -17,7 +17,7 @@ from strategies.replay import RehearsalConfig
 
 
 class ScrConfig(RehearsalConfig):
-    """How much of the past is kept, and what records are drawn together by."""
+    """Config of SCR: the replay buffer, and the contrastive loss."""
 
     refused: ClassVar[Mapping[str, str]] = {
         "early_stop": "it answers by means that are taken after an experience",

@@ -6,10 +6,10 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """What a learner must know of its stream before the first experience."""
+    """What a learner needs to know of its stream before the first experience."""
 
     shape: tuple[int, ...]
     """Shape of one record's features."""
     classes: tuple[str, ...]
-    """Class names; a label's dense class id is its place here."""
+    """Class names; a label's dense class id is its index here."""
     dtype: Literal["float32", "uint8"] = "float32"

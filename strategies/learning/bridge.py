@@ -29,7 +29,7 @@ CACHED_VALUES = 2**17
 
 @dataclass(frozen=True)
 class Options:
-    """How steps are computed, whatever they learn."""
+    """How a step is computed, for every strategy."""
 
     augmentation: Augmentation | None = None
     bfloat16: bool = False
@@ -42,10 +42,9 @@ class Options:
 class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no types
     """Avalanche's training loop over whole tensors and over a head that grows by rows.
 
-    One step calls what the plugins say, as Avalanche's own loop does, and only that: of the hooks of each
-    step, those that no plugin has are not looked for. A plugin that has a `criterion` decides what the loss
-    of a step is, one that has a `forward` what the loss is taken of. Where no weight is trained, a step is
-    only the loss of its batch.
+    Each step calls the plugins' hooks as Avalanche's own loop does, and skips hooks that no plugin has.
+    A plugin with a `criterion` sets the loss of a step, one with a `forward` sets the logits. Where no weight
+    is trained, a step only computes the loss of its batch.
     """
 
     def __init__(self, *, evaluator: Recorder, options: Options, **settings: Any) -> None:
@@ -61,7 +60,7 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
         if options.channels_last:
             self.model.to(memory_format=torch.channels_last)
         if options.compile_mode:
-            # Not the head: each growth of it would be compiled anew, and torch gives up after a few.
+            # Not the head: each growth would compile it again, and torch gives up after a few.
             # For one size: kernels for any size take up to three times as long in batch normalisation.
             features: Any = torch.compile(self.model.features, dynamic=False, mode=options.compile_mode)
             self.answer = lambda prepared: self.model.head(
@@ -104,7 +103,7 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
         return whole
 
     def unvaried(self, records: Records) -> Records:
-        """The same records as they are, where steps see them varied."""
+        """The same records without augmentation."""
         if self.options.augmentation is None:
             return records
         return replace(records, prepare=partial(self._prepare_batch, varied=False))
@@ -146,8 +145,8 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
         network.head.grow(self.experience.head_rows, self.generator)
         return network.to(self.device)
 
-    def begin_anew(self) -> None:
-        """Draw the network anew and forget what the optimizer knows of it."""
+    def restart(self) -> None:
+        """Draw new weights for the network, and clear the state of the optimizer."""
         self.model.forget(self.generator)
         self.optimizer.state.clear()
 
@@ -175,18 +174,18 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
         return logits.float()
 
     def training_epoch(self, **_: Any) -> None:
-        acts = self._acts_of_a_step()
+        functions = self._step_functions()
         self._whole_step = self.dataloader.whole_step
         resident = all(records.resident for records in self.dataloader.sources)
         for batch in self.dataloader if resident else ahead(self.dataloader, self.device):
             if self._stop_training:
                 break
             self.mbatch = batch
-            for act in acts:
-                act(self)
+            for function in functions:
+                function(self)
 
-    def _acts_of_a_step(self) -> list[Callable[["Template"], None]]:
-        """What Avalanche's loop does in a step, in its order: its own acts, and what the plugins add."""
+    def _step_functions(self) -> list[Callable[["Template"], None]]:
+        """The functions of one training step in Avalanche's order: its own, and the hooks of the plugins."""
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         forward, criterion = self._forward_of_plugins(), self._criterion_of_plugins()
 
@@ -220,7 +219,7 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
         ]
 
     def _calls(self, hook: str) -> list[Callable[["Template"], None]]:
-        """What the plugins have to say at this hook, in their order."""
+        """The methods of the plugins for this hook, in their order."""
         nothing = getattr(SupervisedPlugin, hook)
         return [
             getattr(plugin, hook)

@@ -59,7 +59,7 @@ class LearnerFacts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     classes_by_row: tuple[int, ...]
-    """Class ids in order of first appearance: place i is row i of the head."""
+    """Class ids in order of first appearance: index i is row i of the head."""
     clock: dict[str, int]
     optimizer: list[dict[str, JsonValue]]
     plugins: dict[str, dict[str, JsonValue]]
@@ -68,8 +68,8 @@ class LearnerFacts(BaseModel):
 class AvalancheLearner:
     """Implements `Learner` with Avalanche's training loop.
 
-    A `learn` that raises anything but `ExperienceUnfitError` from its first checks leaves the learner half
-    taught: it then refuses to learn, predict or save, and the last saved state must be loaded instead.
+    A `learn` that raises anything but `ExperienceUnfitError` from its first checks leaves the learner in
+    an undefined state: it then refuses to learn, predict or save, and the last saved state must be loaded.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class AvalancheLearner:
             train_mb_size=config.batch_size,
             train_epochs=config.epochs,
             device=self.device,
-            plugins=_with_training_parts(config, plugins),
+            plugins=_with_training_plugins(config, plugins),
             evaluator=self._recorder,
             options=Options(
                 augmentation=Augmentation(config.augment, stream_info.shape) if config.augment else None,
@@ -341,7 +341,7 @@ class AvalancheLearner:
         )
 
 
-def _with_training_parts(
+def _with_training_plugins(
     config: StrategyConfig, plugins: Sequence[SupervisedPlugin]
 ) -> list[SupervisedPlugin]:
     parts = list(plugins)

@@ -27,13 +27,13 @@ class StatefulPlugin(Protocol):
 
 @runtime_checkable
 class LossPlugin(Protocol):
-    """A plugin that decides what the loss of a step is, in place of the loss on all its labels."""
+    """A plugin that sets the loss of a step, instead of the loss on all its labels."""
 
     def criterion(self, strategy: Any) -> Tensor: ...
 
 
 @runtime_checkable
 class ForwardPlugin(Protocol):
-    """A plugin that decides what is made of a batch, in place of the head's logits."""
+    """A plugin that computes the output for a batch, instead of the head's logits."""
 
     def forward(self, strategy: Any) -> Tensor: ...

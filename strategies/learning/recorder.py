@@ -49,7 +49,7 @@ class Recorder(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no ty
         self.losses.append(self._mean_loss())
 
     def after_training_exp(self, strategy: Any, **_: Any) -> None:
-        # The last step's loss was taken before that step: the weights tell whether it broke them.
+        # The last step's loss was taken before that step: the weights show whether it broke them.
         if not all(bool(p.isfinite().all()) for p in strategy.model.parameters()):
             raise LearningDivergedError(_diverged("a weight"))
         self._report(strategy, self._total_steps)

@@ -34,7 +34,7 @@ TENSORS_FILE = "tensors.safetensors"
 
 @dataclass(frozen=True)
 class LearnerState:
-    """Everything that makes a learner go on as if it had never stopped."""
+    """The whole state of a learner: loaded, it continues as if it had never stopped."""
 
     strategy: str
     config: dict[str, JsonValue]
@@ -46,7 +46,7 @@ class LearnerState:
 
 @runtime_checkable
 class SavableLearner(Learner, Protocol):
-    """A learner that gives its whole state, and takes one over."""
+    """A learner whose whole state can be read and set."""
 
     def state(self) -> LearnerState: ...
 
@@ -57,7 +57,7 @@ def write_state(saved: LearnerState, directory: Path) -> None:
     """Write `saved` into `directory`: it exists complete, or not at all, even if the machine stops.
 
     A folder that holds something is never overwritten; a state belongs to one version and stays as it is.
-    A machine that stops meanwhile may leave `.<name>.*.unfinished` beside it, which can be deleted.
+    A machine that stops meanwhile may leave `.<name>.*.unfinished` next to it, which can be deleted.
 
     Raises:
         StateError: `directory` exists and is not empty.
@@ -91,7 +91,7 @@ def read_state(directory: Path) -> LearnerState:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != document.tensors_sha256:
             raise damaged(path, "its bytes are not those that were saved")
-        # Cloned: the file is mapped into memory, and may be deleted while the learner lives.
+        # Cloned: the file is mapped into memory, and may be deleted while the learner is in use.
         tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     except FileNotFoundError:
         raise damaged(path, "it is missing") from None

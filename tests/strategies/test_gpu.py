@@ -70,17 +70,17 @@ def test_no_step_waits_for_the_host(name: str, monkeypatch: pytest.MonkeyPatch) 
 
     def watched(self: Template, **kwargs: Any) -> None:
         # The order of an epoch is drawn on the host and brought over once, before the first step.
-        acts, batches = self._acts_of_a_step(), iter(self.dataloader)
+        functions, batches = self._step_functions(), iter(self.dataloader)
         self.mbatch = next(batches)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            for act in acts:
-                act(self)
+            for function in functions:
+                function(self)
             for batch in batches:
                 self.mbatch = batch
-                for act in acts:
-                    act(self)
+                for function in functions:
+                    function(self)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
