@@ -269,7 +269,7 @@ def _judge_retention(
     if not seen.baseline_right and seen.p_gain > seen.alpha:
         none = f"{name}: the champion answers none of {say.records(seen.n, 'holdout')} right"
         retire = "a person decides, or retires it (holdfast holdout retire)"
-        return "undecided", f"{none}, so whether anything was lost cannot be told; {retire}", {}
+        return "undecided", f"{none}, so whether anything was lost is unknown; {retire}", {}
     if seen.p_noninferior <= seen.alpha:
         if seen.upper < 0 and say.points(-seen.upper) != "0":
             kept = f"{subject} gained{together}: at least {say.with_unit(-seen.upper)} better"
