@@ -109,10 +109,9 @@ class PipelineSpec(BaseModel):
         schema: RecordSchema | None = info.data.get("record_schema")
         if schema is None:
             return strategy
-        room = strategy.room_for(len(schema.classes))
-        misfit = strategy.misfit(schema.shape, schema.dtype) or (("capacity", room) if room else None)
-        if misfit:
-            field, problem = misfit
+        found = strategy.problem(schema.shape, schema.dtype, classes=len(schema.classes))
+        if found:
+            field, problem = found
             raise PydanticCustomError(MISFIT + field, "{problem}", {"problem": problem})
         return strategy
 

@@ -1,4 +1,4 @@
-"""A-GEM: a step may not go where the loss on kept records would rise.
+"""A-GEM: projects each gradient so that the loss on a sample of kept records does not rise.
 
 Chaudhry et al., "Efficient Lifelong Learning with A-GEM", ICLR 2019 (arXiv:1812.00420). The gradient of new
 records is projected where it points against that of kept ones. Kept records come from one bounded sample of
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class AgemConfig(RehearsalConfig):
-    """How much of the past is kept, and how much of it a step is held to."""
+    """Config of A-GEM: the buffer, and the kept records that constrain a step."""
 
     name: Literal["a-gem"] = "a-gem"
 
 
 def plugins(config: AgemConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
-    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
+    """The plugins of this strategy, alone or in a combination; `batch_size`: new records in a step."""
     from strategies.plugins.buffers import ReplayBuffer
     from strategies.plugins.rehearsal import GradientProjection
 

@@ -1,4 +1,4 @@
-"""How records may be varied while they are learnt, and what each way takes. Reading this needs no torch."""
+"""Augmentations of records during training, with their settings. Imports no torch."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -9,13 +9,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 class _Augment(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def misfit(self, shape: Sequence[int], dtype: str) -> str | None:
-        """Why records of that shape cannot be varied so; None where they can."""
+    def problem(self, shape: Sequence[int], dtype: str) -> str | None:
+        """Why records of this shape and type cannot be augmented this way; None: they can."""
         return None
 
 
 class _OfImages(_Augment):
-    def misfit(self, shape: Sequence[int], dtype: str) -> str | None:
+    def problem(self, shape: Sequence[int], dtype: str) -> str | None:
         if len(shape) not in (2, 3):
             name = type(self).model_fields["name"].default
             return (
@@ -63,7 +63,7 @@ class Color(_OfImages):
         0.2, gt=0, le=1, description="Share by which the first three vary; hue varies by a quarter of it."
     )
 
-    def misfit(self, shape: Sequence[int], dtype: str) -> str | None:
+    def problem(self, shape: Sequence[int], dtype: str) -> str | None:
         if len(shape) != 3 or shape[0] != 3 or dtype != "uint8":
             return (
                 "augment color takes images of uint8 and shape (3, height, width); the records are "
@@ -80,7 +80,7 @@ class Noise(_Augment):
 
 
 def _with_name(given: Any) -> Any:
-    """A bare name is that way with its defaults."""
+    """A bare name is that augmentation with its defaults."""
     return {"name": given} if isinstance(given, str) else given
 
 

@@ -1,8 +1,8 @@
-"""Champion and challenger averaged: the weights before an experience and after it are mixed.
+"""Weight averaging: mixes the weights before an experience (champion) with those after it (challenger).
 
 Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022 (arXiv:2109.01903), there for a
-pretrained and a fine-tuned network. Keeps no record and costs nothing a step; it goes with everything that
-trains one network on and on.
+pretrained and a fine-tuned network. Keeps no record and costs nothing a step; it combines with every
+strategy that keeps training one network.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class AveragingConfig(StrategyConfig):
-    """How the two are mixed."""
+    """Config of weight averaging."""
 
     name: Literal["averaging"] = "averaging"
     share: float = Field(
@@ -29,14 +29,14 @@ class AveragingConfig(StrategyConfig):
 
 
 def plugins(config: AveragingConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
-    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
+    """The plugins of this strategy, alone or in a combination; `batch_size`: new records in a step."""
     from strategies.plugins.weight_averages import ChampionAverage
 
     return [ChampionAverage(share=config.share)]
 
 
 def build(config: AveragingConfig, stream_info: StreamInfo) -> Learner:
-    """A fresh learner; its first experience is learnt plainly."""
+    """A fresh learner; its first experience is learnt without averaging."""
     from strategies.learning.learner import AvalancheLearner
 
     return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

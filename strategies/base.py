@@ -1,24 +1,24 @@
-"""What a strategy and a learner are; the errors of the learning side. Imports neither torch nor Avalanche.
-
-StrategyError
-├── StrategyUnknownError   no strategy of that name in the catalog
-├── ExperienceUnfitError   the experience does not fit what this learner learns
-├── LearningDivergedError  the loss became NaN or infinite
-└── StateError             a saved state is missing, damaged, or of an unknown version
-"""
+"""The contracts of the learning side: strategy, config and learner. Imports neither torch nor Avalanche."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from strategies.augment_choice import AugmentChoice
+from strategies.errors import ExperienceUnfitError as ExperienceUnfitError
+from strategies.errors import LearningDivergedError as LearningDivergedError
+from strategies.errors import StateError as StateError
+from strategies.errors import StrategyError as StrategyError
+from strategies.errors import StrategyUnknownError as StrategyUnknownError
+from strategies.learning.state_document import read_document
 from strategies.network_choice import MlpChoice, NetworkChoice
+from strategies.stream_info import StreamInfo as StreamInfo
 from streams.base import Experience
 
 if TYPE_CHECKING:
@@ -26,47 +26,16 @@ if TYPE_CHECKING:
 
 
 SEEDS = 2**31
-"""Seeds are from 0 to one less."""
-
-
-class StrategyError(Exception):
-    """Any failure of the learning side. The message says what is wrong and what to do about it."""
-
-
-class StrategyUnknownError(StrategyError):
-    """No strategy of that name in the catalog."""
-
-
-class ExperienceUnfitError(StrategyError):
-    """The experience does not fit what this learner learns."""
-
-
-class LearningDivergedError(StrategyError):
-    """The loss became NaN or infinite."""
-
-
-class StateError(StrategyError):
-    """A saved state is missing, damaged, or of an unknown version."""
-
-
-@dataclass(frozen=True)
-class StreamInfo:
-    """What a learner must know of its stream before the first experience."""
-
-    shape: tuple[int, ...]
-    """Shape of one record's features."""
-    classes: tuple[str, ...]
-    """Class names; a label's dense class id is its place here."""
-    dtype: Literal["float32", "uint8"] = "float32"
+"""Seeds are from 0 to SEEDS - 1."""
 
 
 class StrategyConfig(BaseModel):
-    """The knobs every strategy has. A strategy adds its own in a subclass."""
+    """The settings that every strategy has. A strategy adds its own in a subclass."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     refused: ClassVar[Mapping[str, str]] = {}
-    """Fields that must keep their defaults, and why: they would do nothing, or harm."""
+    """Field -> why it must keep its default: it would have no effect, or do harm."""
 
     name: str
     hidden: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(
@@ -128,17 +97,16 @@ class StrategyConfig(BaseModel):
         return self
 
     def not_taken(self) -> Mapping[str, str]:
-        """Fields that this strategy refuses, and why."""
+        """The `refused` fields, with those of the parts of a combination."""
         return self.refused
 
-    def room_for(self, classes: int) -> str | None:
-        """Why so many classes cannot be learnt; None where they can."""
-        return None
+    def problem(self, shape: Sequence[int], dtype: str, *, classes: int = 0) -> tuple[str, str] | None:
+        """The field that makes such records, or so many classes, impossible to learn, and why.
 
-    def misfit(self, shape: Sequence[int], dtype: str) -> tuple[str, str] | None:
-        """The field by which such records cannot be learnt, and why; None where they can."""
+        None: they can be learnt.
+        """
         choices = (("network", self.network), *(("augment", choice) for choice in self.augment))
-        problems = ((field, choice.misfit(shape, dtype)) for field, choice in choices)
+        problems = ((field, choice.problem(shape, dtype)) for field, choice in choices)
         return next(((field, problem) for field, problem in problems if problem), None)
 
 
@@ -152,12 +120,12 @@ class Progress(Protocol):
 
 
 def silent(*, step: int, total_steps: int, loss: float) -> None:
-    """The progress callback that tells nobody."""
+    """A progress callback that does nothing."""
 
 
 @dataclass(frozen=True)
 class LearnReport:
-    """What one call of `Learner.learn` did."""
+    """The result of one call of `Learner.learn`."""
 
     experience: int
     records: int
@@ -170,7 +138,7 @@ class LearnReport:
 
 
 class Learner(Protocol):
-    """The live object that a strategy builds."""
+    """A model that learns one experience after another; built by `StrategySpec.build`."""
 
     def learn(self, experience: Experience, progress: Progress = silent) -> LearnReport:
         """Learn one experience.
@@ -189,15 +157,15 @@ class Learner(Protocol):
         ...
 
     def embed(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
-        """Features below the head (n, width): what the network decides by. As pure as `predict`."""
+        """Features below the head (n, width). As pure as `predict`."""
         ...
 
     def reseed(self, seed: int) -> None:
-        """Draw by another seed in what is learnt from now on."""
+        """Use another seed in what is learnt from now on."""
         ...
 
     def widen(self, classes: Sequence[str]) -> None:
-        """Know of classes that came to the stream since; those known before stay in their places.
+        """Add classes that were declared since; the class ids of known classes stay the same.
 
         Raises:
             ExperienceUnfitError: the classes do not begin with those known before.
@@ -210,6 +178,19 @@ class Learner(Protocol):
 
     def served_network(self) -> "nn.Module":
         """A copy in evaluation mode for serving: raw features (n, *shape) in, probabilities out."""
+        ...
+
+
+@runtime_checkable
+class LoadableLearner(Learner, Protocol):
+    """A learner that can take over a saved state."""
+
+    def load_state(self, directory: Path) -> None:
+        """Become the learner that was saved in `directory`; called once, on a freshly built learner.
+
+        Raises:
+            StateError: missing, damaged, or not of this learner's strategy and config.
+        """
         ...
 
 
@@ -239,11 +220,25 @@ class StrategySpec:
         return learner
 
     def load(self, directory: Path) -> Learner:
-        """The learner that was saved in `directory`.
+        """Load the learner that was saved in `directory`.
 
         Raises:
             StateError: missing, damaged, of an unknown version, or another strategy's.
         """
-        load = import_module("strategies.learning.state").load
-        learner: Learner = load(self, directory)
+        saved = read_document(directory)
+        if saved.strategy != self.name:
+            raise StateError(
+                f"{directory} holds a learner of strategy {saved.strategy!r}, not {self.name!r}; "
+                f"load it as {saved.strategy!r}"
+            )
+        try:
+            config = self.config.model_validate(saved.config)
+        except ValidationError as error:
+            raise StateError(
+                f"{directory}: the saved config is no longer valid for {self.name!r}: {error}"
+            ) from error
+        learner = self.build(config, saved.stream_info)
+        if not isinstance(learner, LoadableLearner):
+            raise StateError(f"the learner of strategy {self.name!r} cannot load a saved state")
+        learner.load_state(directory)
         return learner

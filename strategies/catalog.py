@@ -1,4 +1,4 @@
-"""The strategies a pipeline can name. Reading this, and validating a config, needs no torch."""
+"""STRATEGIES: the strategies that a pipeline can name. Imports no torch; builders are named by strings."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -1,17 +1,16 @@
-"""Several strategies at once: one that trains on kept records, and others that hold the network.
+"""Combination of strategies: one that replays kept records, and others that regularise the network.
 
-A combination adds up what its parts do to a step, in the order in which they are named, after the part that
-decides what a step is made of; averages of weights are taken before any part looks at what was learnt. What
-cannot work is refused when it is declared: two parts that both decide what a step is made of, and strategies
-that are nothing to be added to.
+A combination has the plugins of all its parts, in the order in which they are named, after those of the part
+that composes a step; averages of weights are taken before any part reads the result. Declaring a combination
+that cannot work is refused: two parts that both compose a step, and strategies with nothing to add.
 """
 
-from collections.abc import Mapping
-from importlib import import_module
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
+from strategies import agem, averaging, der, ema, er_ace, er_aml, ewc, gem, lwf, mas, mir, replay, si
 from strategies.agem import AgemConfig
 from strategies.averaging import AveragingConfig
 from strategies.base import Learner, StrategyConfig, StreamInfo
@@ -26,6 +25,9 @@ from strategies.mas import MasConfig
 from strategies.mir import MirConfig
 from strategies.replay import ReplayConfig
 from strategies.si import SiConfig
+
+if TYPE_CHECKING:
+    from strategies.learning.avalanche import SupervisedPlugin
 
 Part = Annotated[
     ReplayConfig
@@ -43,25 +45,26 @@ Part = Annotated[
     | EmaConfig,
     Field(discriminator="name"),
 ]
-_MODULES = {
-    "replay": "replay",
-    "er-ace": "er_ace",
-    "er-aml": "er_aml",
-    "mir": "mir",
-    "der": "der",
-    "a-gem": "agem",
-    "gem": "gem",
-    "ewc": "ewc",
-    "si": "si",
-    "mas": "mas",
-    "lwf": "lwf",
-    "averaging": "averaging",
-    "ema": "ema",
+_PLUGINS: Mapping[str, Callable[..., "Sequence[SupervisedPlugin]"]] = {
+    "replay": replay.plugins,
+    "er-ace": er_ace.plugins,
+    "er-aml": er_aml.plugins,
+    "mir": mir.plugins,
+    "der": der.plugins,
+    "a-gem": agem.plugins,
+    "gem": gem.plugins,
+    "ewc": ewc.plugins,
+    "si": si.plugins,
+    "mas": mas.plugins,
+    "lwf": lwf.plugins,
+    "averaging": averaging.plugins,
+    "ema": ema.plugins,
 }
+"""Strategy name -> function that makes the plugins of a part of that strategy."""
 _MAKES_STEPS = frozenset({"replay", "er-ace", "er-aml", "mir", "der"})
-"""These decide which records a step is made of, and what its loss is."""
+"""These compose a step: its records and its loss."""
 _SETS_WEIGHTS = ("ema", "averaging")
-"""These end an experience with other weights than the last: before others look at them, and in this order."""
+"""These replace the last weights of an experience: before other plugins read them, and in this order."""
 _USES_RECORDS = _MAKES_STEPS | {"a-gem", "gem"}
 _NOTHING_TO_ADD = {
     "naive": "it adds nothing",
@@ -77,7 +80,7 @@ _COMMON = frozenset(StrategyConfig.model_fields) - {"name"}
 
 
 class CombinedConfig(StrategyConfig):
-    """Which strategies, and what each of them adds."""
+    """Config of a combination: its parts, each with its own settings."""
 
     name: Literal["combined"] = "combined"
     parts: tuple[Part, ...] = Field(
@@ -124,7 +127,7 @@ class CombinedConfig(StrategyConfig):
 
 
 def with_parts(document: Any) -> Any:
-    """A strategy as declared; a list of strategies is their combination."""
+    """A declared strategy, unchanged; a list of strategies as the config of their combination."""
     return {"name": "combined", "parts": document} if isinstance(document, list | tuple) else document
 
 
@@ -134,11 +137,7 @@ def build(config: CombinedConfig, stream_info: StreamInfo) -> Learner:
 
     ordered = sorted(config.parts, key=lambda part: _turn(part.name))
     plugins = [
-        plugin
-        for part in ordered
-        for plugin in import_module(f"strategies.{_MODULES[part.name]}").plugins(
-            part, batch_size=config.batch_size
-        )
+        plugin for part in ordered for plugin in _PLUGINS[part.name](part, batch_size=config.batch_size)
     ]
     return AvalancheLearner(config, stream_info, plugins=plugins)
 
@@ -146,6 +145,6 @@ def build(config: CombinedConfig, stream_info: StreamInfo) -> Learner:
 def _turn(name: str) -> int:
     if name in _SETS_WEIGHTS:
         return _SETS_WEIGHTS.index(name)
-    # Of what pulls at weights, si looks at the gradient before the others join it.
+    # Among the penalties on weights, si comes first: it reads the gradient before the others add to it.
     pulls = 1 if name == "si" else 2
     return len(_SETS_WEIGHTS) + (0 if name in _MAKES_STEPS else pulls)

@@ -1,4 +1,4 @@
-"""Training on all records so far at every experience: the upper bound that others are measured against.
+"""Training on all records so far at every experience: an upper bound for other strategies.
 
 It keeps a copy of every record, and the time of an experience grows with their number. Its bound is a wall,
 not a window: an experience that would pass `max_records` is refused.
@@ -12,7 +12,7 @@ from strategies.base import Learner, StrategyConfig, StreamInfo
 
 
 class CumulativeConfig(StrategyConfig):
-    """Where the growth must end."""
+    """Config of cumulative training: the limit of records kept."""
 
     name: Literal["cumulative"] = "cumulative"
     early_stop: None = Field(

@@ -1,4 +1,4 @@
-"""DER and DER++: kept records are replayed together with what the network answered when they were kept.
+"""DER and DER++: replays kept records with the logits that the network gave when they were stored.
 
 Buzzega et al., "Dark Experience for General Continual Learning: a Strong, Simple Baseline", NeurIPS 2020
 (arXiv:2004.07211). `beta` 0 is DER, above it DER++. Two things differ from the paper, whose stream has a
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class DerConfig(RehearsalConfig):
-    """How much the old answers and the old labels weigh."""
+    """Config of DER: the buffer, and the weights of stored logits and labels."""
 
     name: Literal["der"] = "der"
     alpha: float = Field(
@@ -37,7 +37,7 @@ class DerConfig(RehearsalConfig):
 
 
 def plugins(config: DerConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
-    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
+    """The plugins of this strategy, alone or in a combination; `batch_size`: new records in a step."""
     from strategies.plugins.buffers import ReplayBuffer
     from strategies.plugins.rehearsal import DarkReplay
 

@@ -1,9 +1,9 @@
-"""A moving average of the weights: an experience leaves the mean over its steps, which is slower than they.
+"""Exponential moving average of the weights over the steps of an experience.
 
 Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992; for continual learning
 Soutif et al., "Improving Online Continual Learning Performance and Stability with Temporal Ensembles",
-CoLLAs 2023 (arXiv:2306.16817), who keep the last weights beside the mean. Here the next experience goes on
-from the mean.
+CoLLAs 2023 (arXiv:2306.16817), who keep both the last weights and the mean. Here the next experience
+starts from the mean.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class EmaConfig(StrategyConfig):
-    """How slow the mean is."""
+    """Config of the moving average."""
 
     refused: ClassVar[Mapping[str, str]] = {"early_stop": "the best weights would be given up for the mean"}
 
@@ -33,7 +33,7 @@ class EmaConfig(StrategyConfig):
 
 
 def plugins(config: EmaConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
-    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
+    """The plugins of this strategy, alone or in a combination; `batch_size`: new records in a step."""
     from strategies.plugins.weight_averages import MovingAverage
 
     return [MovingAverage(decay=config.decay)]

@@ -1,7 +1,7 @@
-"""ER-ACE: replay whose loss on new records leaves the classes alone that are not among them.
+"""ER-ACE: replay whose loss on new records is taken over the classes among them only.
 
 Caccia et al., "New Insights on Reducing Abrupt Representation Change in Online Continual Learning", ICLR 2022
-(arXiv:2104.05025). New records are told apart from each other only, kept records from all classes: so the
+(arXiv:2104.05025). New records are separated from each other only, kept records from all classes: so the
 rows of old classes are not pushed down by records that cannot be theirs. Where all classes come in every
 batch, it is replay with the two losses added.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ErAceConfig(RehearsalConfig):
-    """How much of the past is kept, and how much of it a step sees."""
+    """Config of ER-ACE: the replay buffer."""
 
     refused: ClassVar[Mapping[str, str]] = {"early_stop": "records put aside would be learnt as kept ones"}
 
@@ -26,7 +26,7 @@ class ErAceConfig(RehearsalConfig):
 
 
 def plugins(config: ErAceConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
-    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
+    """The plugins of this strategy, alone or in a combination; `batch_size`: new records in a step."""
     from strategies.plugins.buffers import ReplayBuffer
     from strategies.plugins.rehearsal import AsymmetricReplay
 

@@ -1,4 +1,4 @@
-"""ER-AML: replay that learns new records by the nearness of their features, and the head from kept ones.
+"""ER-AML: replay with a metric loss on features of new records; the head learns from kept ones.
 
 Caccia et al., "New Insights on Reducing Abrupt Representation Change in Online Continual Learning", ICLR 2022
 (arXiv:2104.05025), the sibling of ER-ACE: features of old classes are not pushed about by records that
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ErAmlConfig(RehearsalConfig):
-    """How much of the past is kept, how much of it a step sees, and how sharply features are told apart."""
+    """Config of ER-AML: the replay buffer, and the metric loss on features of new records."""
 
     refused: ClassVar[Mapping[str, str]] = {"early_stop": "records put aside would be learnt as kept ones"}
 
@@ -42,7 +42,7 @@ class ErAmlConfig(RehearsalConfig):
 
 
 def plugins(config: ErAmlConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
-    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
+    """The plugins of this strategy, alone or in a combination; `batch_size`: new records in a step."""
     from strategies.plugins.buffers import ReplayBuffer
     from strategies.plugins.metric_rehearsal import AsymmetricMetric
 

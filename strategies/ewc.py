@@ -1,4 +1,4 @@
-"""Elastic weight consolidation: weights that mattered are held near where they were.
+"""Elastic weight consolidation (EWC): penalises changes of weights by their Fisher information.
 
 Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", PNAS 2017 (arXiv:1612.00796);
 one decaying importance instead of one an experience: Schwarz et al., "Progress & Compress", ICML 2018
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class EwcConfig(StrategyConfig):
-    """How firmly the past is held."""
+    """Config of the penalty on changes of important weights."""
 
     name: Literal["ewc"] = "ewc"
     strength: float = Field(
@@ -55,7 +55,7 @@ class EwcConfig(StrategyConfig):
 
 
 def plugins(config: EwcConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
-    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
+    """The plugins of this strategy, alone or in a combination; `batch_size`: new records in a step."""
     from strategies.plugins.importance import FisherInformation
 
     return [
@@ -70,7 +70,7 @@ def plugins(config: EwcConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin
 
 
 def build(config: EwcConfig, stream_info: StreamInfo) -> Learner:
-    """A fresh learner that nothing holds yet."""
+    """A fresh learner without a penalty yet."""
     from strategies.learning.learner import AvalancheLearner
 
     return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

@@ -1,4 +1,4 @@
-"""GDumb: keeps a balanced sample, and learns a fresh network on it at every experience.
+"""GDumb: keeps a balanced sample, and trains a fresh network on it at every experience.
 
 Prabhu et al., "GDumb: A Simple Approach that Questions Our Progress in Continual Learning", ECCV 2020. It
 forgets nothing that is in the sample and knows nothing that is not: what a strategy must beat that keeps as
@@ -6,6 +6,7 @@ many records. The scaling of features stays that of the first experience. The pa
 are left out.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -15,7 +16,7 @@ from strategies.replay import Balance, RehearsalConfig
 
 
 class GdumbConfig(RehearsalConfig):
-    """How large the sample is, and how long it is learnt."""
+    """Config of GDumb: the size of the sample, and the epochs."""
 
     name: Literal["gdumb"] = "gdumb"
     epochs: int = Field(50, ge=1, le=10_000, description="Passes over the sample.")
@@ -25,10 +26,8 @@ class GdumbConfig(RehearsalConfig):
     )
     replay_batch_size: None = Field(None, description="Has no meaning here: every record is a kept one.")
 
-    def room_for(self, classes: int) -> str | None:
-        if classes <= self.capacity:
-            return None
-        return f"{self.name} keeps a record of each class at least; {classes} do not fit in {self.capacity}"
+    def problem(self, shape: Sequence[int], dtype: str, *, classes: int = 0) -> tuple[str, str] | None:
+        return super().problem(shape, dtype) or self.capacity_problem(classes)
 
 
 def build(config: GdumbConfig, stream_info: StreamInfo) -> Learner:

@@ -1,11 +1,11 @@
-"""GEM: a step may go where the loss of no group of kept records would rise.
+"""GEM: projects each gradient so that the loss on no group of kept records rises.
 
 Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017 (arXiv:1706.08840).
 The paper keeps a memory and a constraint for each experience, so memory and the time of a step grow with the
 stream. Here one sample of bounded size is kept, and its records make up a bounded number of constraints: one
 for each experience while these are few, then one for each run of neighbouring experiences. The paper makes a
-constraint of all records of its experience; here the kept records of a step are drawn anew each time, as many
-of each group. A margin adds gradients of kept records to a step: these are then learnt, not only looked at.
+constraint of all records of its experience; here each step draws its kept records again, as many of each
+group. A margin adds gradients of kept records to a step: these are then learnt, not only looked at.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class GemConfig(RehearsalConfig):
-    """How much of the past is kept, and in how many parts a step is held to it."""
+    """Config of GEM: the buffer, and the groups of kept records that constrain a step."""
 
     name: Literal["gem"] = "gem"
     groups: int = Field(
@@ -41,7 +41,7 @@ class GemConfig(RehearsalConfig):
 
 
 def plugins(config: GemConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
-    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
+    """The plugins of this strategy, alone or in a combination; `batch_size`: new records in a step."""
     from strategies.plugins.buffers import ReplayBuffer
     from strategies.plugins.gradient_rehearsal import EpisodicConstraints
 

@@ -1,4 +1,4 @@
-"""iCaRL: exemplars of each class, chosen by herding, are learnt again and answered by.
+"""iCaRL: replays exemplars of each class, chosen by herding, and classifies by their nearest mean.
 
 Rebuffi et al., "iCaRL: Incremental Classifier and Representation Learning", CVPR 2017 (arXiv:1611.07725). The
 head is trained with a sigmoid a class, old classes by what the network before the experience answered; it
@@ -8,7 +8,7 @@ trains on exemplars and new records in one heap; here a step takes a share of ea
 strategies.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -18,7 +18,7 @@ from strategies.replay import RehearsalConfig
 
 
 class IcarlConfig(RehearsalConfig):
-    """How many exemplars are kept, and how sure the answers are."""
+    """Config of iCaRL: the exemplars, and the temperature of the answers."""
 
     refused: ClassVar[Mapping[str, str]] = {"early_stop": "it answers by means taken after an experience"}
 
@@ -35,10 +35,8 @@ class IcarlConfig(RehearsalConfig):
         "which class comes first stays.",
     )
 
-    def room_for(self, classes: int) -> str | None:
-        if classes <= self.capacity:
-            return None
-        return f"{self.name} keeps a record of each class at least; {classes} do not fit in {self.capacity}"
+    def problem(self, shape: Sequence[int], dtype: str, *, classes: int = 0) -> tuple[str, str] | None:
+        return super().problem(shape, dtype) or self.capacity_problem(classes)
 
 
 def build(config: IcarlConfig, stream_info: StreamInfo) -> Learner:

@@ -1,4 +1,4 @@
-"""A fresh network on all records so far at every experience: what could be learnt if nothing came in turns.
+"""Joint training: a fresh network on all records so far, as if they had not arrived one after the other.
 
 Like `cumulative` it keeps every record up to a wall; unlike it, nothing is left of the order they came in.
 """
@@ -10,7 +10,7 @@ from strategies.cumulative import CumulativeConfig
 
 
 class JointConfig(CumulativeConfig):
-    """Where the growth must end."""
+    """Config of joint training: the limit of records kept."""
 
     name: Literal["joint"] = "joint"  # type: ignore[assignment]  # the same knobs under another name
 
@@ -20,5 +20,5 @@ def build(config: JointConfig, stream_info: StreamInfo) -> Learner:
     from strategies.learning.learner import AvalancheLearner
     from strategies.plugins.buffers import CumulativePlugin
 
-    plugin = CumulativePlugin(config.max_records, anew=True)
+    plugin = CumulativePlugin(config.max_records, fresh=True)
     return AvalancheLearner(config, stream_info, plugins=[plugin])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class LwfConfig(StrategyConfig):
-    """How much the old network has to say."""
+    """Config of LwF: the weight and temperature of the distillation loss."""
 
     name: Literal["lwf"] = "lwf"
     alpha: float = Field(
@@ -30,7 +30,7 @@ class LwfConfig(StrategyConfig):
 
 
 def plugins(config: LwfConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
-    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
+    """The plugins of this strategy, alone or in a combination; `batch_size`: new records in a step."""
     from strategies.plugins.distillation import Distillation
 
     return [Distillation(alpha=config.alpha, temperature=config.temperature)]

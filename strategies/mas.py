@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class MasConfig(StrategyConfig):
-    """How firmly the past is held."""
+    """Config of the penalty on changes of important weights."""
 
     name: Literal["mas"] = "mas"
     strength: float = Field(
@@ -38,7 +38,7 @@ class MasConfig(StrategyConfig):
 
 
 def plugins(config: MasConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
-    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
+    """The plugins of this strategy, alone or in a combination; `batch_size`: new records in a step."""
     from strategies.plugins.importance import AnswerSensitivity
 
     return [
@@ -47,7 +47,7 @@ def plugins(config: MasConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin
 
 
 def build(config: MasConfig, stream_info: StreamInfo) -> Learner:
-    """A fresh learner that nothing holds yet."""
+    """A fresh learner without a penalty yet."""
     from strategies.learning.learner import AvalancheLearner
 
     return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

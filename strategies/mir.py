@@ -1,4 +1,4 @@
-"""MIR: of a sample of kept records, those are replayed that a step on the new ones would hurt most.
+"""MIR: replays the kept records, out of a sample, that a step on the new ones would hurt most.
 
 Aljundi et al., "Online Continual Learning with Maximally Interfered Retrieval", NeurIPS 2019
 (arXiv:1908.04742). The step that is tried is a plain one along the gradient, of the size of the learning
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class MirConfig(RehearsalConfig):
-    """How much of the past is kept, how much of it a step looks at, and how much of that it learns."""
+    """Config of MIR: the buffer, and the kept records that a step examines and replays."""
 
     name: Literal["mir"] = "mir"
     candidates: int | None = Field(
@@ -37,7 +37,7 @@ class MirConfig(RehearsalConfig):
 
 
 def plugins(config: MirConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
-    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
+    """The plugins of this strategy, alone or in a combination; `batch_size`: new records in a step."""
     from strategies.plugins.buffers import ReplayBuffer
     from strategies.plugins.gradient_rehearsal import InterferedReplay
 

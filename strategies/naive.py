@@ -6,7 +6,7 @@ from strategies.base import Learner, StrategyConfig, StreamInfo
 
 
 class NaiveConfig(StrategyConfig):
-    """No knob of its own."""
+    """Config of plain training: no settings of its own."""
 
     name: Literal["naive"] = "naive"
 

@@ -1,9 +1,9 @@
-"""The networks that a strategy can train, and what each takes. Reading this needs no torch.
+"""The networks that a strategy can train, with their settings. Imports no torch.
 
-Every network is a scaling of raw features, a body that makes features of them, and a head with a row a class
-that grows as classes appear. What is chosen here is the body.
+Every network scales raw features, computes features from them in a body, and ends in a head with one row for
+each class that has appeared. The choice here is the body.
 
-A pipeline names what it wants; what stands behind a name, `Installation` says, and no pipeline can.
+A pipeline only names a network. `Installation` maps the name to code or weights, which no pipeline can set.
 """
 
 import re
@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 @dataclass(frozen=True)
 class Installation:
-    """What whoever runs this installation adds to the networks that pipelines may name."""
+    """Networks and weight files that the operator of an installation adds for pipelines to name."""
 
     networks: Mapping[str, str] = field(default_factory=dict)
     """Name -> `module:function`. The function takes the shape of a record, and gives a `torch.nn.Module`
@@ -62,18 +62,18 @@ _installed = Installation()
 
 
 def install(installation: Installation) -> None:
-    """Make known to this process what this installation has; what was known before is not any more."""
+    """Set the installation of this process, in place of the one before."""
     global _installed
     _installed = installation
 
 
 def installed() -> Installation:
-    """What `install` made known; nothing, before."""
+    """The installation that `install` set; an empty one before."""
     return _installed
 
 
 def own_networks(text: str) -> dict[str, str]:
-    """Names and functions out of `name=module:function;other=module:function`.
+    """Parse names and functions out of `name=module:function;other=module:function`.
 
     Raises:
         ValueError: it is written in another way.
@@ -94,16 +94,16 @@ def own_networks(text: str) -> dict[str, str]:
 class _Choice(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def misfit(self, shape: Sequence[int], dtype: str) -> str | None:
-        """Why such records cannot be learnt by this network, wherever it runs; None where they can."""
+    def problem(self, shape: Sequence[int], dtype: str) -> str | None:
+        """Why this network cannot learn such records, on any installation; None: it can."""
         return None
 
-    def lacking(self, installation: Installation) -> str | None:
-        """What this network needs and that installation lacks; None where nothing is known to be lacking."""
+    def installation_problem(self, installation: Installation) -> str | None:
+        """Why this installation cannot build the network; None: it can, as far as this machine sees."""
         return None
 
 
-def _not_images(shape: Sequence[int], *, name: str, smallest: int) -> str | None:
+def _image_problem(shape: Sequence[int], *, name: str, smallest: int) -> str | None:
     if len(shape) in (2, 3) and min(shape[-2:]) >= smallest:
         return None
     size = f", of {smallest} pixels each way at least" if smallest > 1 else ""
@@ -126,7 +126,7 @@ class MlpChoice(_Choice):
 
 
 class CnnChoice(_Choice):
-    """Blocks of two 3x3 convolutions with ReLU, each halving the image; then the mean over places."""
+    """Blocks of two 3x3 convolutions with ReLU, each halving the image; then the mean over positions."""
 
     name: Literal["cnn"] = "cnn"
     channels: tuple[Annotated[int, Field(ge=2, le=65536)], ...] = Field(
@@ -138,8 +138,8 @@ class CnnChoice(_Choice):
         "the newest records, which is a way to forget.",
     )
 
-    def misfit(self, shape: Sequence[int], dtype: str) -> str | None:
-        return _not_images(shape, name=self.name, smallest=2 ** (len(self.channels) - 1))
+    def problem(self, shape: Sequence[int], dtype: str) -> str | None:
+        return _image_problem(shape, name=self.name, smallest=2 ** (len(self.channels) - 1))
 
 
 class Resnet18Choice(_Choice):
@@ -147,8 +147,8 @@ class Resnet18Choice(_Choice):
 
     name: Literal["resnet18"] = "resnet18"
 
-    def misfit(self, shape: Sequence[int], dtype: str) -> str | None:
-        return _not_images(shape, name=self.name, smallest=8)
+    def problem(self, shape: Sequence[int], dtype: str) -> str | None:
+        return _image_problem(shape, name=self.name, smallest=8)
 
 
 class BackboneChoice(_Choice):
@@ -189,12 +189,12 @@ class BackboneChoice(_Choice):
             raise ValueError("mean and deviation take 3 values each, or 1 each")
         return self
 
-    def misfit(self, shape: Sequence[int], dtype: str) -> str | None:
+    def problem(self, shape: Sequence[int], dtype: str) -> str | None:
         if len(shape) == 3 and shape[0] not in (1, 3):
             return f"network backbone takes images of 1 or 3 channels; the records have shape {list(shape)}"
-        return _not_images(shape, name=self.name, smallest=1)
+        return _image_problem(shape, name=self.name, smallest=1)
 
-    def lacking(self, installation: Installation) -> str | None:
+    def installation_problem(self, installation: Installation) -> str | None:
         elsewhere = installation.weights is not None and not installation.weights.is_dir()
         if self.weights is None or elsewhere:
             # A folder that this machine does not see may well be seen by those that train.
@@ -212,7 +212,7 @@ class OwnChoice(_Choice):
     name: Literal["own"] = "own"
     of: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Its name in HOLDFAST_NETWORKS.")
 
-    def lacking(self, installation: Installation) -> str | None:
+    def installation_problem(self, installation: Installation) -> str | None:
         try:
             installation.function(self.of)
         except ValueError as error:

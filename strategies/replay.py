@@ -26,7 +26,7 @@ Balance = Annotated[
 
 
 class RehearsalConfig(StrategyConfig):
-    """How much of the past is kept, and how much of it a step sees."""
+    """Settings of strategies with a replay buffer: its capacity, and the kept records in a step."""
 
     capacity: int = Field(
         1000, ge=1, le=10_000_000, description="Records kept; the memory they take never exceeds this."
@@ -36,15 +36,22 @@ class RehearsalConfig(StrategyConfig):
     )
     balance: Balance = "records"
 
+    def capacity_problem(self, classes: int) -> tuple[str, str] | None:
+        """Why the capacity is too small for a strategy that keeps at least a record of each class."""
+        if classes <= self.capacity:
+            return None
+        few = f"{self.name} keeps a record of each class at least; {classes} do not fit in {self.capacity}"
+        return "capacity", few
+
 
 class ReplayConfig(RehearsalConfig):
-    """How much of the past is kept, and how much of it a step sees."""
+    """Config of experience replay."""
 
     name: Literal["replay"] = "replay"
 
 
 def plugins(config: ReplayConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
-    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
+    """The plugins of this strategy, alone or in a combination; `batch_size`: new records in a step."""
     from strategies.plugins.buffers import ReplayBuffer, ReplayPlugin
 
     buffer = ReplayBuffer(config.capacity, config.balance)

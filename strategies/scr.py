@@ -1,4 +1,4 @@
-"""SCR: supervised contrastive replay, answered by the nearest mean of kept records.
+"""SCR: supervised contrastive replay; classifies by the nearest mean of kept records.
 
 Mai et al., "Supervised Contrastive Replay: Revisiting the Nearest Class Mean Classifier in Online
 Class-Incremental Continual Learning", CVPR Workshops 2021 (arXiv:2103.13885). New and kept records of a class
@@ -7,7 +7,7 @@ is not trained. The second view of a record, which the paper makes by cropping, 
 is the record with noise on its scaled features: it has a meaning for tables too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -17,7 +17,7 @@ from strategies.replay import RehearsalConfig
 
 
 class ScrConfig(RehearsalConfig):
-    """How much of the past is kept, and what records are drawn together by."""
+    """Config of SCR: the replay buffer, and the contrastive loss."""
 
     refused: ClassVar[Mapping[str, str]] = {
         "early_stop": "it answers by means that are taken after an experience",
@@ -52,10 +52,8 @@ class ScrConfig(RehearsalConfig):
         "which class comes first stays.",
     )
 
-    def room_for(self, classes: int) -> str | None:
-        if classes <= self.capacity:
-            return None
-        return f"{self.name} keeps a record of each class at least; {classes} do not fit in {self.capacity}"
+    def problem(self, shape: Sequence[int], dtype: str, *, classes: int = 0) -> tuple[str, str] | None:
+        return super().problem(shape, dtype) or self.capacity_problem(classes)
 
 
 def build(config: ScrConfig, stream_info: StreamInfo) -> Learner:

@@ -1,7 +1,7 @@
-"""Synaptic intelligence: weights that did much for the loss are held near where they were.
+"""Synaptic intelligence (SI): penalises changes of weights by how much they reduced the loss.
 
-Zenke et al., "Continual Learning Through Synaptic Intelligence", ICML 2017 (arXiv:1703.04200). How much a
-weight did is summed up while it learns: no pass over the data is needed for it. The sum takes the gradient of
+Zenke et al., "Continual Learning Through Synaptic Intelligence", ICML 2017 (arXiv:1703.04200). The importance
+of a weight is summed up while it learns, without a further pass over the data. The sum takes the gradient of
 the loss on the labels alone, as the paper has it; Avalanche's includes that of the penalty.
 """
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class SiConfig(StrategyConfig):
-    """How firmly the past is held."""
+    """Config of the penalty on changes of important weights."""
 
     name: Literal["si"] = "si"
     strength: float = Field(
@@ -36,14 +36,14 @@ class SiConfig(StrategyConfig):
 
 
 def plugins(config: SiConfig, *, batch_size: int) -> "Sequence[SupervisedPlugin]":
-    """What this adds to plain training, alone or beside others; `batch_size`: new records a step."""
+    """The plugins of this strategy, alone or in a combination; `batch_size`: new records in a step."""
     from strategies.plugins.importance import PathIntegral
 
     return [PathIntegral(strength=config.strength, damping=config.damping)]
 
 
 def build(config: SiConfig, stream_info: StreamInfo) -> Learner:
-    """A fresh learner that nothing holds yet."""
+    """A fresh learner without a penalty yet."""
     from strategies.learning.learner import AvalancheLearner
 
     return AvalancheLearner(config, stream_info, plugins=plugins(config, batch_size=config.batch_size))

@@ -1,4 +1,4 @@
-"""SLDA: a Gaussian a class over features that stay as they are; nothing is trained, so nothing is forgotten.
+"""SLDA: one Gaussian for each class over fixed features; no weight is trained, so nothing is forgotten.
 
 Hayes and Kanan, "Lifelong Machine Learning with Deep Streaming Linear Discriminant Analysis", CVPR Workshops
 2020 (arXiv:1909.01520). The features are those of a frozen `backbone`, or of a network that stays as it was
@@ -17,7 +17,7 @@ from strategies.base import Learner, StrategyConfig, StreamInfo
 
 
 class SldaConfig(StrategyConfig):
-    """How many features there are, and how much their covariance is trusted.
+    """Config of SLDA: the number of features, and the shrinkage of their covariance.
 
     What says how a network is trained (optimizer, learning_rate, momentum, weight_decay, epochs) has no
     meaning here, and batch_size none but for the loss that is shown.

@@ -1,4 +1,4 @@
-"""The commands about the gate: what it will do, before a pipeline goes live, and its schema."""
+"""Commands `holdfast gate`: simulate and plan the gate before a pipeline goes live; print its schema."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +13,7 @@ from service.commands.pipelines import Json, print_json
 from service.errors import HoldfastError
 
 if TYPE_CHECKING:
-    from service.gate.simulation.lifetimes import Life, Lives
+    from service.gate.simulation.lifetimes import Lifetime, LifetimeOutcomes
     from service.gate.simulation.rates import Holdout, Rates
 
 gate_app = typer.Typer(
@@ -52,11 +52,13 @@ def gate_simulate(
         int | None,
         typer.Option(help="Which try of the update, 1, 2 ..., by what it may spend; default: all."),
     ] = None,
-    updates: Annotated[int, typer.Option(help="Also simulate lives of so many updates in a row.")] = 0,
-    loss: Annotated[float, typer.Option(help="What each update of a life truly loses.")] = 0.004,
-    budget: Annotated[float, typer.Option(help="What a life may lose in all, against the anchor.")] = 0.05,
+    updates: Annotated[int, typer.Option(help="Also simulate lifetimes of so many updates in a row.")] = 0,
+    loss: Annotated[float, typer.Option(help="What each update of a lifetime truly loses.")] = 0.004,
+    budget: Annotated[
+        float, typer.Option(help="What a lifetime may lose in all, against the anchor.")
+    ] = 0.05,
     audit: Annotated[int, typer.Option(help="Records of each holdout's sealed audit part.")] = 1500,
-    lives: Annotated[int, typer.Option(help="Lives to simulate.")] = 300,
+    lifetimes: Annotated[int, typer.Option(help="Lifetimes to simulate.")] = 300,
     accuracy: Accuracy = 0.9,
     seed: Seed = 0,
     json_output: Json = False,
@@ -65,26 +67,26 @@ def gate_simulate(
     _check(margin=margin, churn=churn, n=n, holdouts=holdouts, alpha=alpha, seed=seed)
     _between("accuracy", accuracy, 0, 1)
     from service.commands import gate_tables as tables
-    from service.gate.simulation.lifetimes import Life
+    from service.gate.simulation.lifetimes import Lifetime
     from service.gate.simulation.rates import Holdout
 
     spending = _spending(alpha, attempt)
     holdout = Holdout(n, churn, margin, spending)
-    life = None
+    lifetime = None
     if updates:
-        life = Life(
+        lifetime = Lifetime(
             updates, loss, churn, n, audit, margin, budget, alpha, spending, holdouts, accuracy=accuracy
         )
-        _check_life(life, lives)
-    with _progress(f"simulating {holdouts} holdouts", 6 + (4 * updates if life else 0)) as step:
+        _check_lifetime(lifetime, lifetimes)
+    with _progress(f"simulating {holdouts} holdouts", 6 + (4 * updates if lifetime else 0)) as step:
         draws = min(DRAWS, max(2000, 20 * DRAWS // holdouts))
         rates = _rates(holdout, holdouts, draws=draws, seed=seed, step=step)
-        lived = _lived(life, lives, seed=seed, step=step) if life else {}
+        simulated = _simulated(lifetime, lifetimes, seed=seed, step=step) if lifetime else {}
     if json_output:
-        return print_json(tables.simulated(holdout, holdouts, alpha, rates, life, lived))
+        return print_json(tables.simulated(holdout, holdouts, alpha, rates, lifetime, simulated))
     _say(tables.rate_lines(holdout, holdouts, alpha, rates))
-    if life:
-        _say(tables.life_lines(life, lives, lived))
+    if lifetime:
+        _say(tables.lifetime_lines(lifetime, lifetimes, simulated))
 
 
 @gate_app.command("plan")
@@ -105,15 +107,8 @@ def gate_plan(
 ) -> None:
     """How many holdout records a pipeline needs, so that harmless updates pass without a person."""
     _check(margin=margin, churn=churn, n=1 if n is None else n, holdouts=holdouts, alpha=alpha)
-    _between("power", power, 0, 0.9999)
-    for name, value in (("margin", margin), ("budget", budget)):
-        if value < _LEAST_PLANNED:
-            _refuse(name, value, f"at least {_LEAST_PLANNED:g} to be planned for")
-    _between("gate", gate, 0, 1)
-    _between("audit", audit, 0, 1)
-    _between("budget", budget, 0, 0.5)
+    _check_plan(margin=margin, budget=budget, power=power, gate=gate, audit=audit, updates=updates)
     _between("accuracy", accuracy, 0, 1)
-    _whole("updates", updates, 1, 10_000)
     from service.commands import gate_tables as tables
     from service.gate.sentences import percent
     from service.gate.simulation import planning
@@ -155,7 +150,7 @@ def gate_schema() -> None:
 def _rates(
     holdout: "Holdout", holdouts: int, *, draws: int, seed: int, step: Step
 ) -> "list[tuple[int, float, Rates]]":
-    """Of one holdout and of all: nothing lost, or one or two margins lost on one of them."""
+    """Rates for one holdout and for all: nothing lost, or one or two margins lost on one of them."""
     from service.gate.simulation.rates import rates_of_many
 
     found = []
@@ -167,20 +162,22 @@ def _rates(
     return found
 
 
-def _lived(life: "Life", lives: int, *, seed: int, step: Step) -> "dict[str, tuple[str, Lives]]":
+def _simulated(
+    lifetime: "Lifetime", lifetimes: int, *, seed: int, step: Step
+) -> "dict[str, tuple[str, LifetimeOutcomes]]":
     from service.gate.sentences import with_unit
     from service.gate.simulation.lifetimes import simulate
 
-    loses = f"each loses {with_unit(life.loss, digits=2)}"
+    loses = f"each loses {with_unit(lifetime.loss, digits=2)}"
     kinds = {
-        "threshold": (f"{loses}; a threshold alone", replace(life, rule="threshold", budget=None)),
-        "step": (f"{loses}; the step alone", replace(life, budget=None)),
-        "budget": (f"{loses}; step and budget", life),
-        "harmless": ("each loses nothing; step and budget", replace(life, loss=0.0)),
+        "threshold": (f"{loses}; a threshold alone", replace(lifetime, rule="threshold", budget=None)),
+        "step": (f"{loses}; the step alone", replace(lifetime, budget=None)),
+        "budget": (f"{loses}; step and budget", lifetime),
+        "harmless": ("each loses nothing; step and budget", replace(lifetime, loss=0.0)),
     }
     return {
-        name: (told, simulate(kind, lives=lives, seed=seed, progress=step))
-        for name, (told, kind) in kinds.items()
+        name: (title, simulate(kind, lifetimes=lifetimes, seed=seed, progress=step))
+        for name, (title, kind) in kinds.items()
     }
 
 
@@ -199,14 +196,27 @@ def _check(*, margin: float, churn: float, n: int, holdouts: int, alpha: float, 
     _whole("seed", seed, 0, 2**32)
 
 
-def _check_life(life: "Life", lives: int) -> None:
-    _whole("updates", life.updates, 1, 10_000)
-    _whole("audit", life.audit, 1, MOST_RECORDS)
-    _whole("lives", lives, 1, 100_000)
-    _between("budget", life.budget or 0.0, 0, 0.5)
-    if wrong := life.problem():
+def _check_plan(
+    *, margin: float, budget: float, power: float, gate: float, audit: float, updates: int
+) -> None:
+    _between("power", power, 0, 0.9999)
+    for name, value in (("margin", margin), ("budget", budget)):
+        if value < _LEAST_PLANNED:
+            _refuse(name, value, f"at least {_LEAST_PLANNED:g} to be planned for")
+    _between("gate", gate, 0, 1)
+    _between("audit", audit, 0, 1)
+    _between("budget", budget, 0, 0.5)
+    _whole("updates", updates, 1, 10_000)
+
+
+def _check_lifetime(lifetime: "Lifetime", lifetimes: int) -> None:
+    _whole("updates", lifetime.updates, 1, 10_000)
+    _whole("audit", lifetime.audit, 1, MOST_RECORDS)
+    _whole("lifetimes", lifetimes, 1, 100_000)
+    _between("budget", lifetime.budget or 0.0, 0, 0.5)
+    if wrong := lifetime.problem():
         raise HoldfastError(
-            f"There is no such life: {wrong}.",
+            f"Such a lifetime is impossible: {wrong}.",
             fix="Change --loss, --churn, --updates or --accuracy.",
         )
 
@@ -237,14 +247,14 @@ def _refuse(name: str, value: float, allowed: str) -> None:
 
 
 def _say(lines: Iterable[str]) -> None:
-    """Tables as they are, sentences no wider than they."""
+    """Print tables as they are, and wrap sentences to the same width."""
     for line in lines:
         typer.echo(fill(line, WIDTH) if "  " not in line else line)
 
 
 @contextmanager
-def _progress(told: str, steps: int) -> Iterator[Step]:
-    """Something to call after each step: a bar for a person at a terminal; nothing where nobody watches."""
+def _progress(title: str, steps: int) -> Iterator[Step]:
+    """A callback for each finished step, which moves a progress bar; the bar shows at a terminal only."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -253,5 +263,5 @@ def _progress(told: str, steps: int) -> Iterator[Step]:
         *columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True
     )
     with progress:
-        task = progress.add_task(told, total=steps)
+        task = progress.add_task(title, total=steps)
         yield lambda: progress.update(task, advance=1)

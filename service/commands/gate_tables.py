@@ -1,19 +1,19 @@
-"""How the simulations are told: tables that fit a terminal, and a sentence of what they mean."""
+"""Text output of `holdfast gate simulate` and `plan`: tables that fit a terminal, and what they mean."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from service.gate import sentences as say
-from service.gate.simulation.lifetimes import Life, Lives, audited_together
+from service.gate.simulation.lifetimes import Lifetime, LifetimeOutcomes, audited_together
 from service.gate.simulation.planning import Plan, Wish
 from service.gate.simulation.rates import Holdout, Rates, promote_rate, worst_false_promotion
 from service.gate.stats import floor_n
 
 Rated = Sequence[tuple[int, float, Rates]]
 """Holdouts, what was lost on one of them, and the rates."""
-Lived = Mapping[str, tuple[str, Lives]]
-"""By rule: what it is called, and its lives."""
+Simulated = Mapping[str, tuple[str, LifetimeOutcomes]]
+"""Rule -> its title, and its simulated lifetimes."""
 
 
 def rate_lines(holdout: Holdout, holdouts: int, alpha: float, rates: Rated) -> Iterator[str]:
@@ -58,34 +58,35 @@ def _worst(holdout: Holdout) -> tuple[float, float]:
     return (own, holdout.churn) if own > worst else (worst, churn)
 
 
-def life_lines(life: Life, lives: int, lived: Lived) -> Iterator[str]:
-    budget = life.budget or 0.0
+def lifetime_lines(lifetime: Lifetime, lifetimes: int, simulated: Simulated) -> Iterator[str]:
+    budget = lifetime.budget or 0.0
     yield ""
     yield (
-        f"{lives} lives of {life.updates} updates; {_many(life.holdouts)} with {life.gate:,} records to "
-        f"judge by and {life.audit:,} sealed{_audited(life)}; budget {say.with_unit(budget, digits=2)}."
+        f"{lifetimes} lifetimes of {lifetime.updates} updates; {_many(lifetime.holdouts)} with "
+        f"{lifetime.gate:,} records to judge by and {lifetime.audit:,} sealed{_audited(lifetime)}; "
+        f"budget {say.with_unit(budget, digits=2)}."
     )
     yield ""
     yield f"{'':<40}{'promoted':>10}{'lost':>8}{'at most':>9}{'the budget lost':>17}{'stopped':>9}"
-    for told, found in lived.values():
-        each = _summary(found, life)
+    for title, found in simulated.values():
+        each = _summary(found, lifetime)
         yield (
-            f"{told:<40}{each['promotions']:>10.1f}{100 * each['lost_mean']:>8.1f}"
+            f"{title:<40}{each['promotions']:>10.1f}{100 * each['lost_mean']:>8.1f}"
             f"{100 * each['lost_most']:>9.1f}{_rate(each['lost_the_budget']):>17}{_rate(each['frozen']):>9}"
         )
     yield ""
-    kept, harmless = _summary(lived["budget"][1], life), _summary(lived["harmless"][1], life)
+    kept, harmless = _summary(simulated["budget"][1], lifetime), _summary(simulated["harmless"][1], lifetime)
     limit = _rate(kept["lost_the_budget_upper_95"])
     yield (
-        f"With the budget, {_rate(kept['lost_the_budget'])} of the lives lost "
-        f"{say.with_unit(budget, digits=2)} or more (at most {limit}, 95 % sure; promised: "
-        f"{say.percent(life.alpha)}); "
-        f"it stopped {_rate(harmless['frozen'])} of the harmless lives before their end."
+        f"With the budget, {_rate(kept['lost_the_budget'])} of the lifetimes lost "
+        f"{say.with_unit(budget, digits=2)} or more (at most {limit}, 95 % sure; "
+        f"{say.percent(lifetime.alpha)} promised); "
+        f"it stopped {_rate(harmless['frozen'])} of the harmless lifetimes before their end."
     )
 
 
-def _audited(life: Life) -> str:
-    together = audited_together(life)
+def _audited(lifetime: Lifetime) -> str:
+    together = audited_together(lifetime)
     if together == 1:
         return ""
     return f", audited {together} experiences at a time" if together else ", too few for an audit to be asked"
@@ -125,7 +126,12 @@ def plan_lines(wish: Wish, plan: Plan) -> Iterator[str]:
 
 
 def simulated(
-    holdout: Holdout, holdouts: int, alpha: float, rates: Rated, life: Life | None, lived: Lived
+    holdout: Holdout,
+    holdouts: int,
+    alpha: float,
+    rates: Rated,
+    lifetime: Lifetime | None,
+    simulated: Simulated,
 ) -> dict[str, Any]:
     """All of it as JSON."""
     worst, churn = _worst(holdout)
@@ -137,21 +143,21 @@ def simulated(
         "worst_churn": churn,
         "rates": [{"holdouts": of, "lost_on_one": lost, **asdict(found)} for of, lost, found in rates],
     }
-    if life:
-        lives = [{"rule": name, **_summary(found, life)} for name, (_, found) in lived.items()]
-        document |= {"life": asdict(life), "lives": lives}
+    if lifetime:
+        lifetimes = [{"rule": name, **_summary(found, lifetime)} for name, (_, found) in simulated.items()]
+        document |= {"lifetime": asdict(lifetime), "lifetimes": lifetimes}
     return document
 
 
-def _summary(lived: Lives, life: Life) -> dict[str, float]:
-    beyond, limit = lived.beyond(life.budget or 0.0)
+def _summary(simulated: LifetimeOutcomes, lifetime: Lifetime) -> dict[str, float]:
+    beyond, limit = simulated.beyond(lifetime.budget or 0.0)
     return {
-        "promotions": float(lived.promotions.mean()),
-        "lost_mean": float(lived.lost.mean()),
-        "lost_most": float(lived.lost.max()),
+        "promotions": float(simulated.promotions.mean()),
+        "lost_mean": float(simulated.lost.mean()),
+        "lost_most": float(simulated.lost.max()),
         "lost_the_budget": beyond,
         "lost_the_budget_upper_95": limit,
-        "frozen": float(lived.frozen.mean()),
+        "frozen": float(simulated.frozen.mean()),
     }
 
 

@@ -1,4 +1,4 @@
-"""Two models on the same holdouts, record by record: what flipped, and what the statistics say of it."""
+"""Paired comparison of two models on the same holdout records: flips, limits, p-values, sample sizes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.gate import stats
-from service.gate.base import PairedAnswers, Twins
+from service.gate.base import NearDuplicates, PairedAnswers
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -21,7 +21,7 @@ POWER = 0.8
 
 
 class Comparison(NamedTuple):
-    """The flips of one holdout, and everything the statistics say of them."""
+    """The flips on one holdout, and the statistics derived from them."""
 
     experience: int
     n: int
@@ -46,7 +46,7 @@ class Comparison(NamedTuple):
     """Records with which McNemar's test would see a difference like this one with power 0.8."""
 
     def numbers(self, more: Mapping[str, float] = {}) -> dict[str, float]:
-        """What a finding tells, with `more` that is known of the holdout."""
+        """The numbers of a finding, with `more` of the same holdout."""
         return {
             "n": self.n,
             "lost": self.lost,
@@ -66,8 +66,9 @@ class Comparison(NamedTuple):
 
 def problem(answers: PairedAnswers, margin: float) -> str | None:
     """Why a holdout cannot be compared, and what to do; None: it can."""
-    if answers.unpaired is not None:
-        return answers.unpaired
+    unpaired = answers.problem()
+    if unpaired is not None:
+        return unpaired
     if not 0 < margin < 1:
         return f"a margin of {margin} means nothing; set one between 0 and 1"
     if not answers.n:
@@ -77,7 +78,7 @@ def problem(answers: PairedAnswers, margin: float) -> str | None:
 
 @dataclass(frozen=True)
 class Pool:
-    """Past holdouts that are too small to be judged alone, as one: a past holdout never grows."""
+    """Past holdouts too small to be judged alone, combined into one: a past holdout never grows."""
 
     small: tuple[int, ...]
     """Their experiences, rising."""
@@ -86,9 +87,9 @@ class Pool:
     answers: PairedAnswers
     """All their records, one after the other, under the first small experience."""
     margin: float
-    """What they may lose together."""
+    """The loss allowed on all of them together."""
     floor: int
-    """Records that they need to be judged as one."""
+    """Records needed to judge them as one."""
 
     @property
     def n(self) -> int:
@@ -100,7 +101,7 @@ Enough = Callable[[float], int]
 
 
 def floor(alpha: float) -> Enough:
-    """Records below which no challenger can pass."""
+    """A function of the margin: records below which no challenger can pass at `alpha`."""
     return lambda margin: _floor(margin, alpha)
 
 
@@ -113,7 +114,7 @@ def _floor(margin: float, alpha: float) -> int:
 def is_small(answers: PairedAnswers, margin: float, *, enough: Enough) -> bool:
     """Whether a holdout's answers can be paired, but are too few to be judged alone.
 
-    An empty one has nothing to say, and one with a margin of its own is never judged at another.
+    An empty holdout is not small, and neither is one with a margin of its own: it is never judged at another.
     """
     return answers.margin is None and 0 < answers.n < enough(margin) and problem(answers, margin) is None
 
@@ -148,19 +149,21 @@ def pooled(past: Sequence[tuple[PairedAnswers, float]], *, enough: Enough, margi
             challenger,
             margin,
             looks=max(each.looks for each in every),
-            twins=_together([each.twins for each in every if each.twins is not None]),
+            near_duplicates=_together(
+                [each.near_duplicates for each in every if each.near_duplicates is not None]
+            ),
         ),
         margin=margin,
         floor=floor,
     )
 
 
-def _together(twins: Sequence[Twins]) -> Twins | None:
-    records = sum(each.records for each in twins)
+def _together(near_duplicates: Sequence[NearDuplicates]) -> NearDuplicates | None:
+    records = sum(each.records for each in near_duplicates)
     if not records:
         return None
-    usual = sum(each.usual * each.records for each in twins) / records
-    return Twins(records, sum(each.relabelled for each in twins), usual)
+    usual = sum(each.usual * each.records for each in near_duplicates) / records
+    return NearDuplicates(records, sum(each.relabelled for each in near_duplicates), usual)
 
 
 ComparisonTable = Mapping[str, NDArray[Any]]
@@ -168,7 +171,10 @@ ComparisonTable = Mapping[str, NDArray[Any]]
 
 
 def compare(sound: Sequence[tuple[PairedAnswers, float]], *, alpha: float, holdouts: int) -> list[Comparison]:
-    """Each sound holdout with its margin, all at once; of `holdouts` in all, for Holm's adjustment."""
+    """Compare holdouts whose answers can be paired, each with its margin.
+
+    `holdouts`: their number in all, for Holm's adjustment.
+    """
     if not sound:
         return []
     columns = compare_counts(
@@ -182,7 +188,7 @@ def compare(sound: Sequence[tuple[PairedAnswers, float]], *, alpha: float, holdo
 
 
 def rows(table: ComparisonTable) -> list[Comparison]:
-    """Each comparison by itself."""
+    """The comparisons of a table, one by one."""
     # As plain numbers, a column at a time: to take them out one by one would outlast the statistics.
     return list(map(Comparison._make, zip(*(column.tolist() for column in table.values()), strict=True)))
 
@@ -190,9 +196,9 @@ def rows(table: ComparisonTable) -> list[Comparison]:
 def compare_counts(
     counted: Counts, *, experiences: Sequence[int], margins: Floats, alpha: float, holdouts: int
 ) -> ComparisonTable:
-    """The same of (4, holdouts) `counts`, none empty.
+    """Compare (4, holdouts) `counts`, none of them empty.
 
-    Those of all `holdouts` that could not be compared count in Holm's adjustment with p = 1.
+    Of all `holdouts`, those that could not be compared enter Holm's adjustment with p = 1.
     """
     n, before, after, both = counted
     lost, gained = before - both, after - both

@@ -26,7 +26,9 @@ Guard = Callable[[Evidence, GateConfig], tuple[Finding | Note, ...]]
 
 
 def _data(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
-    return batch_guards.data(evidence.data, config.routed(evidence.shift))
+    if evidence.data_findings:
+        return evidence.data_findings
+    return batch_guards.data(evidence.data, config.for_shift(evidence.shift))
 
 
 def _shift_noted(evidence: Evidence, _config: GateConfig) -> tuple[Note, ...]:
@@ -34,7 +36,7 @@ def _shift_noted(evidence: Evidence, _config: GateConfig) -> tuple[Note, ...]:
 
 
 BEFORE_LEARNING: tuple[tuple[str, Guard], ...] = (("data", _data), ("shift", _shift_noted))
-"""Guards of the batch itself, and what is to be known of it."""
+"""Guards of the batch itself, and notes on it."""
 AFTER_LEARNING: tuple[tuple[str, Guard], ...] = (
     ("retention", forgetting.retention),
     ("learning", forgetting.learning),
@@ -93,7 +95,7 @@ def decide(
 
 
 _SHOWN_FOR = {"anomalies": "outliers", "labels": "mislabelled"}
-"""The kind of suspect records that shows what another finding is about."""
+"""Finding -> the kind of suspect records that illustrates it."""
 
 
 def _worst(evidence: Evidence, findings: Sequence[Finding]) -> tuple[WorstRecord, ...]:
@@ -109,11 +111,11 @@ def _worst(evidence: Evidence, findings: Sequence[Finding]) -> tuple[WorstRecord
 
 
 _MOST_TRIES = 10**6
-"""More than that spend no less: it is next to nothing."""
+"""Later tries spend as little as this one: next to nothing."""
 
 
 def _of_attempt(config: GateConfig, attempt: int | None) -> GateConfig:
-    """The config with what of alpha this try may spend."""
+    """The config with the share of alpha that this try may spend."""
     if attempt is None:
         return config
     return config.model_copy(update={"alpha": stats.spent(config.alpha, min(max(attempt, 1), _MOST_TRIES))})
@@ -126,14 +128,14 @@ def _run(
     notes: list[Note] = []
     for name, guard in table:
         try:
-            said = guard(evidence, config)
-            found = [each for each in said if isinstance(each, Finding)]
-            noted = [each for each in said if isinstance(each, Note)]
-            if len(found) + len(noted) != len(said):
+            answered = guard(evidence, config)
+            found = [each for each in answered if isinstance(each, Finding)]
+            noted = [each for each in answered if isinstance(each, Note)]
+            if len(found) + len(noted) != len(answered):
                 raise TypeError("it answered with what is no finding")
             findings += [_sound(each) for each in found]
             notes += noted
-        # Whatever a guard trips over, its question stays unanswered: that is a finding, and never a pass.
+        # A guard that raises leaves its question unanswered: that is an undecided finding, never a pass.
         except Exception as error:
             findings.append(_broken(name, error))
         if name == "retention":
@@ -154,7 +156,7 @@ _ANSWERS = frozenset(("pass", "fail", "undecided"))
 
 
 def _sound(finding: Finding) -> Finding:
-    """The finding, if it says something; a guard that gives no sentence has not answered."""
+    """The finding, checked: a guard that gives no sentence has not answered."""
     if not finding.sentence or finding.answer not in _ANSWERS:
         raise ValueError(f"it answered {finding.answer!r} with the sentence {finding.sentence!r}")
     if finding.experience is None or type(finding.experience) is int:
@@ -165,7 +167,7 @@ def _sound(finding: Finding) -> Finding:
 
 
 def _without_obsolete(evidence: Evidence, config: GateConfig, findings: Sequence[Finding]) -> Evidence:
-    """What the other guards are shown: a holdout that looks obsolete waits for a person and fails nothing."""
+    """The evidence without obsolete holdouts: these wait for a person, and fail nothing."""
     obsolete = forgetting.obsolete(evidence, config, findings)
     if not obsolete:
         return evidence

@@ -1,4 +1,4 @@
-"""Means of paired losses: is their increase below a margin? And the metrics that become such means.
+"""Tests and limits for means of paired losses, and metrics rewritten as such means.
 
 Every metric here is turned into one value a record, whose mean over the holdout is 1 - metric (or the Brier
 score itself). Two models on the same records then differ by the mean of paired differences, whatever the
@@ -18,16 +18,16 @@ from service.gate.base import Details, Metric
 Floats = NDArray[np.float64]
 
 ENOUGH_RECORDS = 300
-"""Below it these tests, which are right for many records only, are not to be relied on."""
+"""Fewest records for these tests, which are asymptotic."""
 ENOUGH_OF_A_CLASS = 30
-"""Records of each class that a metric by classes needs."""
+"""Fewest records of each class for a metric that averages over classes."""
 LARGEST_BRIER = 2.0
 BINS = 15
 """Of the expected calibration error."""
 
 
 def unseen_n(share: float, alpha: float) -> int:
-    """Records below which none of those that are lost may be among them, with probability above alpha.
+    """Fewest records that show at least one of the losing ones with probability 1 - alpha.
 
     A mean can grow by a margin because few records lose as much as one can, and n records show none of these
     with probability (1 - share)^n. No test of the records that are there can know of them.
@@ -36,7 +36,7 @@ def unseen_n(share: float, alpha: float) -> int:
 
 
 def least_records(metric: Metric, margin: float, alpha: float, *, classes: int) -> tuple[int, int]:
-    """Records that a holdout needs for a metric at a margin, and of each class; the second 0 if none counts.
+    """Records that a holdout needs for a metric at a margin, and records of each class (0: not needed).
 
     By the fewest records whose loss makes the margin: of all records for the Brier score (each at most 2); of
     a class of its own for balanced accuracy (a class is 1 / classes of it), the area under the curve (a class
@@ -50,7 +50,7 @@ def least_records(metric: Metric, margin: float, alpha: float, *, classes: int) 
 
 @dataclass(frozen=True)
 class Increase:
-    """What paired differences (challenger minus baseline, larger is worse) say of the true mean increase."""
+    """Test and limits of the true mean of paired differences: challenger minus baseline, larger is worse."""
 
     n: int
     mean: float
@@ -127,7 +127,7 @@ def needed_for_share(seen: int, n: int, *, limit: float, alpha: float, floor: in
 
 
 def losses(metric: Metric, labels: NDArray[np.int64], details: Details) -> Floats:
-    """One value a record whose mean is the loss: 1 - metric, or the Brier score. See `unfit` for when."""
+    """One value a record whose mean is the loss: 1 - metric, or the Brier score. See `problem` for when."""
     if metric == "brier":
         return np.asarray(details.brier, dtype=np.float64)
     if metric == "auc":
@@ -141,18 +141,18 @@ def losses(metric: Metric, labels: NDArray[np.int64], details: Details) -> Float
     )
 
 
-def _f1_losses(truth: NDArray[np.bool_], said: NDArray[np.bool_]) -> Floats:
-    """Of one class. F1 = 2 tp / (said + true), a ratio of means; its influence by the delta method."""
-    scale = said.mean() + truth.mean()
-    score = 2 * (said & truth).mean() / scale
-    influence = (2.0 * (said & truth) - score * (said.astype(np.float64) + truth)) / scale
+def _f1_losses(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> Floats:
+    """Of one class. F1 = 2 tp / (predicted + true), a ratio of means; its influence by the delta method."""
+    scale = predicted.mean() + truth.mean()
+    score = 2 * (predicted & truth).mean() / scale
+    influence = (2.0 * (predicted & truth) - score * (predicted.astype(np.float64) + truth)) / scale
     return np.asarray(1 - score - influence, dtype=np.float64)
 
 
-def _recall_losses(truth: NDArray[np.bool_], said: NDArray[np.bool_]) -> Floats:
+def _recall_losses(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> Floats:
     """Of one class; the mean of recalls is the balanced accuracy."""
-    recall = (said & truth).sum() / truth.sum()
-    return np.asarray(1 - recall - truth * (said - recall) / truth.mean(), dtype=np.float64)
+    recall = (predicted & truth).sum() / truth.sum()
+    return np.asarray(1 - recall - truth * (predicted - recall) / truth.mean(), dtype=np.float64)
 
 
 def _auc_losses(positive: NDArray[np.bool_], score: Floats) -> Floats:
@@ -169,7 +169,7 @@ def _auc_losses(positive: NDArray[np.bool_], score: Floats) -> Floats:
     return np.asarray(1 - area - influence, dtype=np.float64)
 
 
-def unfit(metric: Metric, labels: NDArray[np.int64], details: Details) -> str | None:
+def problem(metric: Metric, labels: NDArray[np.int64], details: Details) -> str | None:
     """Why a metric's test cannot be relied on with these records; None: it can."""
     if len(labels) < ENOUGH_RECORDS:
         return f"its test needs {ENOUGH_RECORDS} records, these are {len(labels)}"
@@ -187,7 +187,7 @@ def unfit(metric: Metric, labels: NDArray[np.int64], details: Details) -> str | 
 
 
 class TooFew(NamedTuple):
-    """Why nothing can pass with so few records, since rare losses would go unseen."""
+    """Why no challenger can pass with so few records: rare losses would go unseen."""
 
     why: str
     needed: int
@@ -195,7 +195,7 @@ class TooFew(NamedTuple):
 
 
 def too_few(metric: Metric, labels: NDArray[np.int64], *, margin: float, alpha: float) -> TooFew | None:
-    """None: a challenger can pass."""
+    """Why no challenger can pass with these records; None: one can."""
     classes, counts = np.unique(labels, return_counts=True)
     least, least_of_class = least_records(metric, margin, alpha, classes=len(classes))
     rarest = int(counts.min())

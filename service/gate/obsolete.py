@@ -1,32 +1,36 @@
-"""Do the same inputs carry other labels now? Then what was lost on a holdout was perhaps rightly lost.
+"""Detects obsolete holdouts: records whose near duplicates in the new data carry another label.
 
-A record of a holdout has a *twin* where a record now learnt is at most as far from it as the holdout's own
-records usually are from each other (the median distance to the nearest). Twins of a stream that has merely
-moved (rotated, brighter) are few, or carry the same label; where the concept has changed, they carry another.
+A loss on an obsolete holdout may be right. A *near duplicate* of a holdout record is a newly learnt record
+that is at most as far from it as the holdout's own records usually are from each other (the median distance
+to the nearest). Where the stream has merely moved (rotated, brighter), near duplicates are few or carry the
+same label; where the concept has changed, they carry another.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.gate.base import Twins
+from service.gate.base import NearDuplicates
 
 LOOKED_AT = 1000
 """Records of either side that are compared, at most."""
 
 
-def twins(
+def near_duplicates(
     held: NDArray[np.generic],
     held_labels: NDArray[np.int64],
     learnt: NDArray[np.generic],
     learnt_labels: NDArray[np.int64],
-) -> Twins:
-    """Compare a holdout (n, *shape) with the records now learnt (m, *shape); labels are (n,) and (m,)."""
+) -> NearDuplicates:
+    """Count the near duplicates of a holdout (n, *shape) among newly learnt records (m, *shape).
+
+    Labels are (n,) and (m,).
+    """
     if not len(held) or not len(learnt):
-        return Twins(0, 0, 0.0)
+        return NearDuplicates(0, 0, 0.0)
     ours, our_labels = _some(held, held_labels)
     theirs, their_labels = _some(learnt, learnt_labels)
     if len(ours) < 2 or not len(theirs):
-        return Twins(0, 0, 0.0)
+        return NearDuplicates(0, 0, 0.0)
     scale = ours.std(axis=0)
     scale = np.where(scale > 1e-9, scale, 1.0)
     ours, theirs = ours / scale, theirs / scale
@@ -38,7 +42,7 @@ def twins(
     nearest = across.argmin(axis=1)
     near = across[np.arange(len(ours)), nearest] <= usual
     other = their_labels[nearest] != our_labels
-    return Twins(
+    return NearDuplicates(
         records=int(near.sum()),
         relabelled=int((near & other).sum()),
         usual=float((our_labels[own] != our_labels).mean()),
@@ -49,12 +53,12 @@ def _some(
     inputs: NDArray[np.generic], labels: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """At most `LOOKED_AT` evenly spaced records, those with finite features, flat."""
-    places = np.arange(len(inputs))
+    rows = np.arange(len(inputs))
     if len(inputs) > LOOKED_AT:
-        places = np.arange(LOOKED_AT) * len(inputs) // LOOKED_AT
-    rows = np.asarray(inputs[places], dtype=np.float64).reshape(len(places), -1)
-    finite = np.isfinite(rows).all(axis=1)
-    return rows[finite], labels[places][finite]
+        rows = np.arange(LOOKED_AT) * len(inputs) // LOOKED_AT
+    flat = np.asarray(inputs[rows], dtype=np.float64).reshape(len(rows), -1)
+    finite = np.isfinite(flat).all(axis=1)
+    return flat[finite], labels[rows][finite]
 
 
 def _distances(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:

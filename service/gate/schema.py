@@ -22,10 +22,10 @@ NUMBERS: Mapping[str, str] = {
     "challenger_accuracy": "Share that the challenger answers right; the worst seed (`seeds`).",
     "n_needed": "Records that would settle an undecided question, or that it takes at least.",
     "looks": "Updates that were compared on this holdout, this one among them.",
-    "looks_left": "Looks until the holdout is worn out.",
+    "looks_left": "Looks until the holdout is exhausted.",
     "pooled": "Holdouts that are too small to be judged alone and were judged together here.",
-    "twins": "Records of the holdout that have a twin in the new data.",
-    "relabelled": "Of these, those whose twin carries another label.",
+    "twins": "Records of the holdout that have a near duplicate in the new data.",
+    "relabelled": "Of these, those whose near duplicate carries another label.",
     "relabelled_usual": "Share of the holdout's own neighbours that carry another label.",
     "look": "Which of the planned looks at the sealed records this was.",
     "looks_planned": "Looks that `gate.alpha` is shared out over (`audits`).",
@@ -44,8 +44,8 @@ NUMBERS: Mapping[str, str] = {
         for side in ("baseline", "challenger")
         for metric in get_args(Metric)
     },
-    "baseline_calibration_error": "Expected calibration error of the baseline; told, never judged.",
-    "challenger_calibration_error": "Expected calibration error of the challenger; told, never judged.",
+    "baseline_calibration_error": "Expected calibration error of the baseline; reported, never judged.",
+    "challenger_calibration_error": "Expected calibration error of the challenger; reported, never judged.",
     "train_accuracy": "Share of the training records that the challenger answers right.",
     "train_records": "Training records that were answered.",
     "holdout_accuracy": "Share of the new holdouts' records that the challenger answers right.",
@@ -75,7 +75,7 @@ NUMBERS: Mapping[str, str] = {
     "far_features": "Features with values over a hundred times larger than before.",
     "sample": "Records of the batch that were looked at.",
     "reference_rate": "The share among earlier experiences.",
-    "reference_records": "Records of past holdouts that the batch was laid beside.",
+    "reference_records": "Records of past holdouts that the batch was compared with.",
     "expected_rate": "The share that the past holdouts let expect.",
     "excess_allowed": "How far the true share may lie above that.",
     "p_excess": 'P-value of "the true share is no more than before" (`labels`, `anomalies`), or than what is '
@@ -112,7 +112,7 @@ def schema() -> dict[str, Any]:
         numbers=numbers,
     )
     note = _object(
-        "Something to know that does not decide.",
+        "Information that does not influence the outcome.",
         about=_text("What it is about, such as `shift` or `budget`."),
         sentence=_text("In words."),
         numbers=numbers,
@@ -122,11 +122,11 @@ def schema() -> dict[str, Any]:
         "title": VERDICT_SCHEMA,
         **_object(
             "What the gate says of an update, and why.",
-            schema={"const": VERDICT_SCHEMA, "description": "The form and its version."},
+            schema={"const": VERDICT_SCHEMA, "description": "The schema and its version."},
             outcome=_one_of(get_args(Outcome), "Any fail rejects, else anything undecided goes to review."),
             reason=_text("The sentence of the finding that decided."),
             findings=_list_of(finding, "One an answered question, in the order of the guards."),
-            notes=_list_of(note, "Beside the findings."),
+            notes=_list_of(note, "Information that does not influence the outcome."),
             worst=_list_of(
                 _worst_record(),
                 f"Of a batch that was stopped: at most {MOST_WORST} records, the worst first.",
@@ -138,7 +138,7 @@ def schema() -> dict[str, Any]:
 def _worst_record() -> dict[str, Any]:
     deviation = _object(
         "A feature that lies far outside what is usual.",
-        feature={"type": "integer", "description": "Its place among the flattened features."},
+        feature={"type": "integer", "description": "Index among the flattened features."},
         value={"type": "number", "description": "What the record holds."},
         low={"type": "number", "description": "1st percentile of the past holdouts."},
         high={"type": "number", "description": "99th percentile of the past holdouts."},

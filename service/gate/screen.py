@@ -1,4 +1,4 @@
-"""A batch by itself: does each record look like its neighbours, and do they carry the same label?
+"""Screen of a batch alone: does each record look like its neighbours, and do they carry the same label?
 
 No model and no earlier record is needed, only the numbers of earlier screens, so a batch that is new on
 purpose (rotated, brighter, other classes) looks healthy, while broken pixels and shuffled labels do not.
@@ -40,8 +40,8 @@ REFERENCE_ANOMALY_RATE = 0.01
 _HEADROOM = 0.1
 """How far the threshold stands from the largest reference limit towards 1."""
 
-_LOOKED_AT = 1024
-"""Records that the subsamples of one size add up to; more would cost time and change little."""
+_EXAMINED = 1024
+"""Records in all subsamples of one size together; more would cost time and change little."""
 _WIDE = 16
 """Features from which on a record is scaled to unit length."""
 _ROWS_AT_ONCE = 4096
@@ -71,7 +71,7 @@ def data_evidence(
     reference: Sequence[Screen],
     seed: int = 0,
 ) -> DataEvidence:
-    """What the data guard needs to know of a batch, against the screens of the experiences before it.
+    """Evidence for the data guard: a batch compared with the screens of earlier experiences.
 
     Compared at the largest sample size that the batch shares with at least half of the references: so one
     tiny experience does not blunt the screen for ever. Expected are the mean of the references' label errors
@@ -79,9 +79,9 @@ def data_evidence(
     """
     classes = np.asarray(labels)
     known = [screen for screen in reference if screen.sizes]
-    misshapen = _misshapen(inputs, classes, n_classes=n_classes, shape=tuple(shape))
-    if misshapen is not None:
-        return DataEvidence(len(inputs), 0, misshapen=misshapen, has_reference=bool(known))
+    problem = _problem(inputs, classes, n_classes=n_classes, shape=tuple(shape))
+    if problem is not None:
+        return DataEvidence(len(inputs), 0, misshapen=problem, has_reference=bool(known))
     nonfinite = _count_nonfinite(inputs)
     bare = DataEvidence(len(inputs), nonfinite, has_reference=bool(known))
     size = _common_size(len(inputs) - nonfinite, known)
@@ -92,14 +92,14 @@ def data_evidence(
         return bare
     differs, ratios = _measure(features, classes, size=size, seed=seed)
     matching = [(screen, screen.sizes.index(size)) for screen in known if size in screen.sizes]
-    limit = max(screen.distance_limits[place] for screen, place in matching)
+    limit = max(screen.distance_limits[index] for screen, index in matching)
     threshold = limit + _HEADROOM * (1 - limit)
     return DataEvidence(
         records=len(inputs),
         nonfinite_records=nonfinite,
         sample=min(len(features), differs.size),
         label_error_rate=float(differs.mean()),
-        reference_label_error_rate=float(np.mean([s.label_errors[place] for s, place in matching])),
+        reference_label_error_rate=float(np.mean([s.label_errors[index] for s, index in matching])),
         anomaly_rate=float((ratios > threshold).mean()),
         reference_anomaly_rate=REFERENCE_ANOMALY_RATE,
         has_reference=True,
@@ -116,10 +116,10 @@ def _common_size(records: int, known: Sequence[Screen]) -> int | None:
     return max(shared, default=None)
 
 
-def _misshapen(
+def _problem(
     inputs: NDArray[np.generic], labels: NDArray[np.generic], *, n_classes: int, shape: tuple[int, ...]
 ) -> str | None:
-    """What is wrong with the arrays as arrays, in words; None: nothing."""
+    """Why the arrays are not a batch of this stream; None: they are."""
     if inputs.ndim == 0 or inputs.shape[1:] != shape:
         return f"records have the shape {inputs.shape[1:]}, {shape} was declared"
     if inputs.dtype.kind not in "fiub":
@@ -153,16 +153,16 @@ def _finite_rows(inputs: NDArray[np.generic]) -> NDArray[np.bool_]:
 def _sample(
     inputs: NDArray[np.generic], labels: NDArray[np.generic], seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.generic]]:
-    """Up to twice `_LOOKED_AT` finite records at random, standardised, and their labels."""
+    """Up to twice `_EXAMINED` finite records at random, standardised, and their labels."""
     if len(labels) != len(inputs):
         raise ValueError(f"{len(inputs)} records came with {len(labels)} labels")
     if not len(inputs):
         return np.empty((0, 1)), labels
     order = np.random.default_rng(seed).permutation(len(inputs))
     # A few spare rows, because some may not be finite; sorted, because the batch may be memory-mapped.
-    chosen = np.sort(order[: 4 * _LOOKED_AT])
+    chosen = np.sort(order[: 4 * _EXAMINED])
     raw = np.asarray(inputs[chosen], dtype=np.float64).reshape(len(chosen), -1)
-    finite = np.flatnonzero(_finite_rows(raw))[: 2 * _LOOKED_AT]
+    finite = np.flatnonzero(_finite_rows(raw))[: 2 * _EXAMINED]
     if not len(finite):
         return np.empty((0, 1)), labels[:0]
     return standardise(raw[finite]), labels[chosen[finite]]
@@ -192,7 +192,7 @@ def _measure(
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Over random subsamples of `size`: whether a label differs from its neighbours', and the ratio."""
     random = np.random.default_rng((seed, size))
-    draws = [random.choice(len(features), size, replace=False) for _ in range(max(1, _LOOKED_AT // size))]
+    draws = [random.choice(len(features), size, replace=False) for _ in range(max(1, _EXAMINED // size))]
     measured = [_against_neighbours(features[draw], labels[draw]) for draw in draws]
     return np.concatenate([differs for differs, _ in measured]), np.concatenate([r for _, r in measured])
 

@@ -1,4 +1,4 @@
-"""How the gate speaks: numbers in words that a person can act on. A loss is a share, a point is 0.01."""
+"""Formatting of numbers in findings. A loss is a share; a point is 0.01."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,7 +15,7 @@ def points(share: float, *, digits: int = 1) -> str:
 
 @lru_cache(maxsize=2048)
 def _tenths(number: int) -> str:
-    """Of the few there are each is written once: that takes longer than a comparison's statistics."""
+    """Cached: formatting takes longer than the statistics of a comparison, and few numbers occur."""
     return f"{number / 10:.1f}".removesuffix(".0")
 
 
@@ -35,7 +35,7 @@ def allowed(margin: float) -> str:
 
 
 def apart(value: float, limit: float) -> str:
-    """A number of any size in the fewest digits, two at least after the point, that keep it off its limit."""
+    """A number of any size, with as few decimals (at least two) as distinguish it from its limit."""
     for digits in (2, 4, 6):
         text = f"{value:.{digits}f}"
         if float(text) != limit or value == limit:
@@ -55,7 +55,7 @@ def percent_of(share: float) -> str:
 
 
 def share(value: float, limit: float | None = None) -> str:
-    """A score that is no percentage: "0.0052"; with as few digits as keep it off a limit beside it."""
+    """A score that is no percentage: "0.0052"; with as few digits as distinguish it from the limit."""
     for digits in (4, 5, 6):
         text = f"{value:.{digits}f}"
         if limit is None or text != f"{limit:.{digits}f}":
@@ -87,8 +87,8 @@ def experiences(items: Sequence[int]) -> str:
     return f"experience {items[0]}" if len(items) == 1 else f"experiences {listed(items)}"
 
 
-def beside(share: float, margin: float) -> str:
-    """A share in points with as few digits as keep it off the margin that it is told beside: "5.003"."""
+def distinct_points(share: float, margin: float) -> str:
+    """A share in points, with as few digits as distinguish it from the margin: "5.003"."""
     for digits in (1, 2, 3, 4):
         text = points(share, digits=digits)
         if text != points(margin, digits=digits):
@@ -98,19 +98,19 @@ def beside(share: float, margin: float) -> str:
 
 def points_of(share: float, margin: float) -> str:
     """The same with its unit."""
-    return _unit(beside(share, margin))
+    return _unit(distinct_points(share, margin))
 
 
 @lru_cache(maxsize=4096)
 def at_worst(upper: float, margin: float) -> str:
     """The upper limit of a loss that passed, never rounded up to the margin itself when a digit can tell."""
-    worst = beside(upper, margin)
+    worst = distinct_points(upper, margin)
     return "at worst nothing lost" if worst == "0" else f"at worst {_unit(worst)} lost"
 
 
 def between(lower: float, upper: float, margin: float) -> str:
     """A proven loss, from its limits: "between 3.1 and 7.8 points", "about 7.8 points", "up to 2 points"."""
-    least, most = points(lower), beside(upper, margin)
+    least, most = points(lower), distinct_points(upper, margin)
     if least == most:
         return f"about {_unit(most)}"
     if lower <= 0 or least == "0":

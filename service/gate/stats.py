@@ -1,6 +1,6 @@
-"""The statistics behind the guards: paired tests, limits, sample sizes. Every function takes arrays.
+"""The statistics of the guards: paired tests, limits, sample sizes. Every function takes arrays.
 
-Words: of `n` holdout records, `lost` turned from right to wrong and `gained` from wrong to right when the
+Notation: of `n` holdout records, `lost` turned from right to wrong and `gained` from wrong to right when the
 baseline was replaced by the challenger. The loss is `(lost - gained) / n`, a share: 0.02 is two points.
 """
 

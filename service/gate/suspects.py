@@ -1,10 +1,10 @@
-"""Which records of a batch look wrong, beside a reference of good ones and to the champion?
+"""Finds suspect records of a batch: outliers, mislabelled and planted ones.
 
-New data is supposed to be new, so no record is suspect because the whole batch moved. Three kinds are, and
-each takes two witnesses, one of which is the batch itself:
+New data is supposed to be new, so a record is not suspect because the whole batch moved. Each kind takes two
+independent signs, one of which comes from the batch itself:
 
 outliers      far from the reference (in the standardised input, or in the champion's features) *and* from the
-              nearest tenth of the batch in the input: a small cluster cannot vouch for itself. The champion's
+              nearest tenth of the batch in the input: a small cluster cannot confirm itself. The champion's
               features are not asked about the batch: where it jumps by 45 degrees, they scatter so that a
               tenth of clean digits lie far apart.
 mislabelled   at most one of the 5 nearest records of the batch carries the same label, *and* the champion
@@ -29,9 +29,9 @@ from service.gate.base import MOST_WORST, Deviation, SuspectKind, Suspects, Wors
 from service.gate.screen import NEIGHBOURS, standardise
 
 MOST_RECORDS = 2000
-"""Looked at on either side; more would cost time and change little."""
+"""Records examined of the batch, and of the reference; more would cost time and change little."""
 MIN_RECORDS = 50
-"""Fewer on either side, and nothing is said."""
+"""With fewer records of the batch, or of the reference, nothing is flagged."""
 
 _OUTLYING = 0.01
 _UNLIKELY = 0.05
@@ -50,8 +50,8 @@ Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Records as they are, and as the champion sees them."""
+class Observed:
+    """Records with the champion's features and probabilities of them."""
 
     inputs: NDArray[np.generic]
     """(n, *shape), finite."""
@@ -65,10 +65,10 @@ class Seen:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, places: NDArray[np.int64]) -> "Seen":
+    def take(self, indices: NDArray[np.int64]) -> "Observed":
         """Some of the records."""
-        return Seen(
-            self.inputs[places], self.labels[places], self.embedding[places], self.probabilities[places]
+        return Observed(
+            self.inputs[indices], self.labels[indices], self.embedding[indices], self.probabilities[indices]
         )
 
 
@@ -78,7 +78,7 @@ _BY_LABEL: tuple[SuspectKind, ...] = ("planted", "mislabelled")
 
 @dataclass(frozen=True)
 class _Neighbours:
-    """What its nearest records and the champion say of each record's label."""
+    """For each record: how its nearest records are labelled, and whether the champion doubts its label."""
 
     whole: NDArray[np.int64]
     """(n,) of the `NEIGHBOURS` nearest records, how many carry the same label."""
@@ -90,39 +90,39 @@ class _Neighbours:
     """(n,) how unlikely."""
 
     def doubtful(self, kind: SuspectKind) -> Flags:
-        """(n,) what the neighbours alone would call suspect."""
+        """(n,) whether the neighbours alone make a record suspect."""
         if kind == "planted":
             return (self.whole >= _MOST) & (self.cut <= _FEW)
         return self.whole <= _FEW
 
     def flagged(self, kind: SuspectKind) -> Flags:
-        """(n,) what both witnesses call suspect."""
+        """(n,) whether neighbours and champion both make a record suspect."""
         return self.doubtful(kind) & self.unlikely
 
-    def vouched_for(self) -> Flags:
-        """(n,) records whose label the neighbours confirm either way."""
+    def confirmed(self) -> Flags:
+        """(n,) whether the neighbours confirm the label, with and without the rare ends of features."""
         return (self.whole >= _MOST) & (self.cut >= _MOST)
 
     def score(self, kind: SuspectKind) -> Floats:
         """(n,) the larger, the more suspect."""
-        beside = self.whole - self.cut if kind == "planted" else NEIGHBOURS - self.whole
-        return np.asarray(self.doubt + beside, dtype=np.float64)
+        disagreement = self.whole - self.cut if kind == "planted" else NEIGHBOURS - self.whole
+        return np.asarray(self.doubt + disagreement, dtype=np.float64)
 
 
 def _more_doubted(batch: _Neighbours, reference: _Neighbours) -> float:
-    """Chance that the champion doubts a right label of the batch that it would not doubt in the reference.
+    """Probability that the champion doubts a right label in the batch but not in the reference.
 
-    Seen on records that their neighbours vouch for: (t - t0) / (1 - t0), where it doubts the share t of them,
-    and t0 in the reference.
+    Estimated on records whose neighbours confirm the label: (t - t0) / (1 - t0), where it doubts the share t
+    of them, and t0 of those in the reference.
     """
-    sure, usual = batch.unlikely[batch.vouched_for()], reference.unlikely[reference.vouched_for()]
+    sure, usual = batch.unlikely[batch.confirmed()], reference.unlikely[reference.confirmed()]
     before = float(usual.mean()) if len(usual) else 0.0
     now = float(sure.mean()) if len(sure) else 1.0
     return max(0.0, (now - before) / (1 - before)) if before < 1 else 1.0
 
 
 def _expected(kind: SuspectKind, reference: _Neighbours, more_doubted: float) -> float:
-    """Share of suspects in a clean batch of which the champion knows as little as of this one.
+    """Expected share of suspects in a clean batch that is as new to the champion as this one.
 
     Where the features moved, the champion doubts right labels too, and only the neighbours are left to say
     which are wrong.
@@ -134,9 +134,9 @@ def _expected(kind: SuspectKind, reference: _Neighbours, more_doubted: float) ->
 
 
 def find_suspects(
-    batch: Seen, reference: Seen, record_ids: Sequence[str], *, newest: Flags, seed: int = 0
+    batch: Observed, reference: Observed, record_ids: Sequence[str], *, newest: Flags, seed: int = 0
 ) -> Suspects:
-    """Suspect records of a batch, their shares in it, and those expected of a clean one. Pure.
+    """Suspect records of a batch, their shares, and the shares expected in a clean batch. Pure.
 
     Args:
         batch: at most `MOST_RECORDS` records of it, evenly drawn.
@@ -171,22 +171,22 @@ def find_suspects(
         rates={kind: float(flags.mean()) for kind, flags in flagged.items()},
         expected_rates={kind: _expected(kind, usual, more) for kind in _BY_LABEL} | {"outliers": level},
         worst=tuple(
-            describe.of(kind, int(place), float(np.nan_to_num(scores[kind][place])))
+            describe.of(kind, int(index), float(np.nan_to_num(scores[kind][index])))
             for kind, flags in flagged.items()
-            for place in _worst(flags, scores[kind])
+            for index in _worst(flags, scores[kind])
         ),
         dead_features=_dead(here, there),
         far_features=_far(here, there),
     )
 
 
-def _flat(seen: Seen) -> Floats:
-    return np.asarray(seen.inputs, dtype=np.float64).reshape(len(seen), -1)
+def _flat(records: Observed) -> Floats:
+    return np.asarray(records.inputs, dtype=np.float64).reshape(len(records), -1)
 
 
-def _doubt(seen: Seen) -> Floats:
+def _doubt(records: Observed) -> Floats:
     """1 - p(given label), by the champion."""
-    return 1.0 - seen.probabilities[np.arange(len(seen)), seen.labels].astype(np.float64)
+    return 1.0 - records.probabilities[np.arange(len(records)), records.labels].astype(np.float64)
 
 
 def _conformal(reference: Floats, scores: Floats) -> Floats:
@@ -225,7 +225,9 @@ def _agreeing(features: Floats, labels: NDArray[np.int64], members: NDArray[np.i
     return np.asarray((labels[members][nearest] == labels[:, None]).sum(axis=1), dtype=np.int64)
 
 
-def _outliers(batch: Seen, reference: Seen, *, newest: Flags, seed: int) -> tuple[Flags, float, Floats]:
+def _outliers(
+    batch: Observed, reference: Observed, *, newest: Flags, seed: int
+) -> tuple[Flags, float, Floats]:
     """(n,) outliers; their share among good records; (n,) the distance from the batch, in medians."""
     order = np.random.default_rng(seed).permutation(len(reference))
     among, scored = order[: len(order) // 2], order[len(order) // 2 :]
@@ -273,9 +275,9 @@ def _distances(a: Floats, b: Floats) -> Floats:
 
 
 def _worst(flags: Flags, scores: Floats) -> NDArray[np.int64]:
-    """Places of the worst suspects, at most `MOST_WORST`."""
-    places = np.flatnonzero(flags)
-    return places[np.argsort(-scores[places], kind="stable")][:MOST_WORST]
+    """Indices of the worst suspects, at most `MOST_WORST`."""
+    indices = np.flatnonzero(flags)
+    return indices[np.argsort(-scores[indices], kind="stable")][:MOST_WORST]
 
 
 def _dead(here: Floats, there: Floats) -> tuple[int, ...]:
@@ -294,9 +296,9 @@ def _far(here: Floats, there: Floats) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Describe:
-    """Suspects in words."""
+    """Descriptions of suspect records."""
 
-    batch: Seen
+    batch: Observed
     record_ids: Sequence[str]
     flat: Floats
     learnt: Flags
@@ -307,29 +309,29 @@ class _Describe:
     def __post_init__(self) -> None:
         assert len(self.record_ids) == len(self.flat), "one id a record"
 
-    def of(self, kind: SuspectKind, place: int, score: float) -> WorstRecord:
+    def of(self, kind: SuspectKind, index: int, score: float) -> WorstRecord:
         return WorstRecord(
-            record=str(self.record_ids[place]),
+            record=str(self.record_ids[index]),
             kind=kind,
             score=score,
-            reason=self._reason(kind, place, score),
-            label=int(self.batch.labels[place]),
-            deviations=self._deviations(place),
+            reason=self._reason(kind, index, score),
+            label=int(self.batch.labels[index]),
+            deviations=self._deviations(index),
         )
 
-    def _reason(self, kind: SuspectKind, place: int, score: float) -> str:
+    def _reason(self, kind: SuspectKind, index: int, score: float) -> str:
         if kind == "outliers":
             return f"{score:.1f} times as far from the rest of the batch as is usual, and unlike earlier ones"
-        probability = self.batch.probabilities[place, self.batch.labels[place]]
+        probability = self.batch.probabilities[index, self.batch.labels[index]]
         champion = f"the champion gives it {100 * probability:.1f} %"
-        if not self.learnt[place]:
+        if not self.learnt[index]:
             champion = "the champion never learnt that class"
         if kind == "planted":
             return f"shares its label only with records that carry the same rare mark; {champion}"
         return f"its nearest neighbours carry other labels; {champion}"
 
-    def _deviations(self, place: int) -> tuple[Deviation, ...]:
-        row, width = self.flat[place], np.maximum(self.high - self.low, 1e-12)
+    def _deviations(self, index: int) -> tuple[Deviation, ...]:
+        row, width = self.flat[index], np.maximum(self.high - self.low, 1e-12)
         beyond = np.maximum(row - self.high, self.low - row) / width
         farthest = np.argsort(-beyond, kind="stable")[:_DEVIATIONS]
         return tuple(

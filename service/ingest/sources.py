@@ -35,12 +35,12 @@ def require_allowed(spec: PipelineSpec, settings: Settings) -> None:
         PipelineInvalidError: a source reads outside the roots that the settings name, the trigger waits
             for more pushed records than may wait, or the network needs what this installation lacks.
     """
-    lacking = spec.strategy.network.lacking(settings.installation)
-    if lacking:
+    problem = spec.strategy.network.installation_problem(settings.installation)
+    if problem:
         raise PipelineInvalidError(
-            f"The pipeline is not valid: strategy.network: {lacking}.",
+            f"The pipeline is not valid: strategy.network: {problem}.",
             fix="Name what this installation has, or ask whoever runs it to add this.",
-            members={"errors": [{"where": "strategy.network", "problem": lacking}]},
+            members={"errors": [{"where": "strategy.network", "problem": problem}]},
         )
     if spec.source.kind == "pushed" and spec.trigger.least_records > settings.max_backlog_records:
         problem = (

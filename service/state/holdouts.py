@@ -7,14 +7,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
 import numpy as np
 import sqlalchemy as sa
 
 from service.gate.base import Bits, Details
 from service.state.database import answers, holdout_states, looks, now
-from service.training.answers import pack, unpack
 
 Part = Literal["gate", "audit"]
+FORM = 1
+"""Version of the packed details. Details of another version read as none, and are computed again."""
 
 
 @dataclass(frozen=True)
@@ -205,3 +207,27 @@ def set_mark(connection: sa.Connection, pipeline: str, *, experience: int, mark:
         connection.execute(
             sa.insert(holdout_states).values(pipeline=pipeline, experience=experience, **values)
         )
+
+
+def pack(said: Details) -> bytes:
+    """Details as the bytes of a database column."""
+    columns = {"predicted": said.predicted.astype("<i4").tobytes()}
+    columns |= {name: getattr(said, name).astype("<f4").tobytes() for name in ("confidence", "brier")}
+    if said.score is not None:
+        columns["score"] = said.score.astype("<f4").tobytes()
+    return msgspec.msgpack.encode({"form": FORM, **columns})
+
+
+def unpack(packed: bytes | None) -> Details | None:
+    """The details that `pack` packed; None: there are none, or they are of another `FORM`."""
+    if packed is None:
+        return None
+    columns = msgspec.msgpack.decode(packed)
+    if columns["form"] != FORM:
+        return None
+    return Details(
+        predicted=np.frombuffer(columns["predicted"], "<i4"),
+        confidence=np.frombuffer(columns["confidence"], "<f4"),
+        brier=np.frombuffer(columns["brier"], "<f4"),
+        score=np.frombuffer(columns["score"], "<f4") if "score" in columns else None,
+    )

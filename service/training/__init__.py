@@ -1,1 +1,1 @@
-"""What runs on Ray: tasks, trainers and their pool. No SQL."""
+"""Training on Ray: tasks, trainers and their pool. No SQL."""

@@ -1,9 +1,10 @@
-"""One pass of a model over a holdout: right or wrong, and what else the gate may ask of each record."""
+"""Holdouts in the order in which they are judged, and the answers of a model on them."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,22 +12,19 @@ from service.gate.base import Bits, Column, Details
 from strategies.base import Learner
 from streams.base import Experience
 
-FORM = 1
-"""Of packed details. A form that is not known reads as no details: they are computed again."""
-
 
 @dataclass(frozen=True)
 class Answers:
-    """What one model said of a holdout."""
+    """The answers of one model on a holdout."""
 
     bits: Bits
     details: Details | None = None
-    """None: it said nothing of single records, as the majority class does."""
+    """None for the majority class, which has no probabilities."""
 
 
 @dataclass(frozen=True)
 class HoldoutRecords:
-    """What the gate must know of a holdout's records themselves."""
+    """Labels and groups of a holdout's records, as the gate needs them."""
 
     labels: NDArray[np.int64]
     groups: Mapping[str, Column] = field(default_factory=dict)
@@ -42,7 +40,7 @@ def answer(learner: Learner, holdout: Experience) -> Answers:
 
 
 def details(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Details:
-    """Of (n, n_classes) probabilities and the (n,) class ids that are true."""
+    """The details of (n, n_classes) probabilities, given the (n,) true class ids."""
     rows = np.arange(len(labels))
     if not len(labels):
         empty = np.zeros(0, np.float32)
@@ -64,25 +62,50 @@ def records_of(holdout: Experience) -> HoldoutRecords:
     return HoldoutRecords(np.array(holdout.labels, dtype=np.int64), groups)
 
 
-def pack(said: Details) -> bytes:
-    """The bytes that a database keeps."""
-    columns = {"predicted": said.predicted.astype("<i4").tobytes()}
-    columns |= {name: getattr(said, name).astype("<f4").tobytes() for name in ("confidence", "brier")}
-    if said.score is not None:
-        columns["score"] = said.score.astype("<f4").tobytes()
-    return msgspec.msgpack.encode({"form": FORM, **columns})
-
-
-def unpack(packed: bytes | None) -> Details | None:
-    """What `pack` packed; None: there was nothing, or it is of another form."""
-    if packed is None:
-        return None
-    columns = msgspec.msgpack.decode(packed)
-    if columns["form"] != FORM:
-        return None
-    return Details(
-        predicted=np.frombuffer(columns["predicted"], "<i4"),
-        confidence=np.frombuffer(columns["confidence"], "<f4"),
-        brier=np.frombuffer(columns["brier"], "<f4"),
-        score=np.frombuffer(columns["score"], "<f4") if "score" in columns else None,
+def judged(holdout: Experience, records: int | None) -> Experience:
+    """The first `records` of a holdout in judging order; None: all of them, in that order."""
+    order = judging_order(holdout.labels, seed=holdout.digest)[:records]
+    return Experience(
+        index=holdout.index,
+        inputs=holdout.inputs[order],
+        labels=holdout.labels[order],
+        record_ids=holdout.record_ids[order],
+        groups={name: values[order] for name, values in holdout.groups.items()},
+        digest=holdout.digest,
     )
+
+
+def judging_order(labels: NDArray[np.int64], *, seed: str) -> NDArray[np.int64]:
+    """Indices (n,) of a holdout's records, ordered so that the first ones are a sample stratified by class.
+
+    The order depends on the labels and the seed alone: the answers on fewer records of a holdout are the
+    first of the answers on more.
+    """
+    random = np.random.default_rng(np.frombuffer(hashlib.sha256(seed.encode()).digest(), dtype=np.uint32))
+    shuffled = random.permutation(len(labels))
+    rank = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = shuffled[labels[shuffled] == label]
+        # Each class spreads its records evenly over the whole order.
+        rank[members] = (np.arange(len(members)) + random.random()) / len(members)
+    return np.argsort(rank, kind="stable")
+
+
+def sample(holdouts: Sequence[Experience], *, limit: int, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Inputs and labels of at most `limit` records of all holdouts, drawn uniformly."""
+    ends = np.cumsum([len(holdout) for holdout in holdouts])
+    total = int(ends[-1]) if len(ends) else 0
+    chosen = np.sort(np.random.default_rng(seed).permutation(total)[:limit])
+    inputs, labels = [], []
+    for holdout, end in zip(holdouts, ends, strict=True):
+        rows = chosen[(chosen >= end - len(holdout)) & (chosen < end)] - (end - len(holdout))
+        inputs.append(holdout.inputs[rows])
+        labels.append(holdout.labels[rows])
+    return np.concatenate(inputs), np.concatenate(labels)
+
+
+def majority_right(experience: Experience, holdout: Experience) -> Bits:
+    """(n,) where a holdout's label is the most frequent class of `experience`."""
+    majority = np.bincount(experience.labels).argmax()
+    right: Bits = holdout.labels == majority
+    return right

@@ -1,4 +1,4 @@
-"""New records beside past holdouts, as the champion sees both: which are suspect, and is there a shift?"""
+"""Compares new records with past holdouts, using the champion: suspect records, and distribution shift."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.gate.base import MOST_WORST, DataEvidence, ShiftEvidence, Suspects, WorstRecord
-from service.gate.suspects import MOST_RECORDS, Seen, find_suspects
+from service.gate.suspects import MOST_RECORDS, Observed, find_suspects
 from streams import shift as shifts
 from streams.base import Experience
 
@@ -22,7 +22,7 @@ Picture = str
 """A PNG as a data URI."""
 
 ENOUGH_RECORDS = 500
-"""Of the newest holdouts, that a shift is measured against at least, where there are so many."""
+"""Fewest records of the newest holdouts to test a shift against, where there are so many."""
 LARGEST_PICTURE = 256
 """Width and height of a record that is shown as an image, at most."""
 _PERCENTILES = (0.5, 99.5)
@@ -30,39 +30,41 @@ _ROWS_AT_ONCE = 4096
 
 
 class Inspector:
-    """Compares new records with a bounded sample of past holdouts. The champion only answers."""
+    """Compares new records with a bounded sample of past holdouts. The champion answers, and never learns."""
 
     def __init__(self, champion: "Learner", holdouts: Sequence[Experience]) -> None:
         """`holdouts`: not empty, the newest first."""
         self._champion = champion
         share = max(1, MOST_RECORDS // len(holdouts))
         chosen = [(holdout, _some(holdout, share)) for holdout in holdouts]
-        self._reference = self._seen([(part, rows) for part, rows in chosen])
+        self._reference = self._observed([(part, rows) for part, rows in chosen])
         self._newest = np.arange(len(self._reference)) < len(chosen[0][1])
         enough = int(np.searchsorted(np.cumsum([len(part) for part in holdouts]), ENOUGH_RECORDS)) + 1
-        self._recent = self._seen([(part, _some(part, MOST_RECORDS // enough)) for part in holdouts[:enough]])
+        self._recent = self._observed(
+            [(part, _some(part, MOST_RECORDS // enough)) for part in holdouts[:enough]]
+        )
 
     @classmethod
     def of(cls, champion: "Learner | None", holdouts: Sequence[Experience]) -> "Inspector | None":
-        """None without a champion, or without any record of its past holdouts."""
+        """An inspector; None without a champion, or where its past holdouts are empty."""
         filled = [holdout for holdout in holdouts if len(holdout)]
         return cls(champion, filled) if champion and filled else None
 
     def suspects(self, part: Experience) -> Suspects:
-        """Suspect records of an experience, on at most `MOST_RECORDS` of it."""
+        """Suspect records among at most `MOST_RECORDS` of an experience."""
         rows = _some(part, MOST_RECORDS)
-        batch, ids = self._seen([(part, rows)]), [str(each) for each in part.record_ids[rows]]
+        batch, ids = self._observed([(part, rows)]), [str(each) for each in part.record_ids[rows]]
         found = find_suspects(batch, self._reference, ids, newest=self._newest)
         return replace(found, worst=_confirmed(found.worst, batch, ids))
 
     def shift(self, parts: Sequence[Experience], *, alpha: float) -> ShiftEvidence:
-        """The battery of `streams.shift`: new records against the newest holdouts, with the champion.
+        """Test new records for a shift against the newest holdouts, with the champion (`streams.shift`).
 
         `alpha` bounds the chance of a false alarm for the window, by Bonferroni over tests and features.
         """
         reference = self._recent
         share = max(1, MOST_RECORDS // len(parts))
-        window = self._seen([(part, _some(part, share)) for part in parts])
+        window = self._observed([(part, _some(part, share)) for part in parts])
         predicted = reference.probabilities.argmax(axis=1)
         classes = reference.probabilities.shape[1]
         confusion = np.zeros((classes, classes), dtype=np.int64)
@@ -90,9 +92,9 @@ class Inspector:
             reference_accuracy=accuracy,
         )
 
-    def _seen(self, chosen: Sequence[tuple[Experience, NDArray[np.int64]]]) -> Seen:
+    def _observed(self, chosen: Sequence[tuple[Experience, NDArray[np.int64]]]) -> Observed:
         inputs = np.concatenate([part.inputs[rows] for part, rows in chosen])
-        return Seen(
+        return Observed(
             inputs=inputs,
             labels=np.concatenate([part.labels[rows] for part, rows in chosen]),
             embedding=self._champion.embed(inputs),
@@ -101,7 +103,7 @@ class Inspector:
 
 
 def _some(part: Experience, records: int) -> NDArray[np.int64]:
-    """Rows of at most so many records, evenly drawn and in order: they may be memory-mapped."""
+    """Rows of at most `records` records, drawn uniformly and sorted: the experience may be memory-mapped."""
     if len(part) <= records:
         return np.arange(len(part))
     drawn = np.random.default_rng(part.index).choice(len(part), records, replace=False)
@@ -113,9 +115,9 @@ def _shares(labels: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
 
 
 def _confirmed(
-    worst: Sequence[WorstRecord], batch: Seen, record_ids: Sequence[str]
+    worst: Sequence[WorstRecord], batch: Observed, record_ids: Sequence[str]
 ) -> tuple[WorstRecord, ...]:
-    """The mislabelled ones that cleanlab calls label errors too come first, and say so.
+    """Put mislabelled records that cleanlab confirms as label errors first, with a note in their reason.
 
     Northcutt et al. 2021 (arXiv:1911.00068). Without the extra `labels`, all stay as they are: it never
     decides. Classes that the champion never learnt are left out, it has no probability for them.
@@ -139,14 +141,14 @@ def _confirmed(
             n_jobs=1,
         )
     errors = {record_ids[row] for row in judged[np.asarray(issues, dtype=bool)]}
-    told = [
+    noted = [
         replace(each, reason=f"{each.reason}; cleanlab calls it a label error too")
         if each.kind == "mislabelled" and each.record in errors
         else each
         for each in worst
     ]
-    order = list(dict.fromkeys(each.kind for each in told))
-    return tuple(sorted(told, key=lambda each: (order.index(each.kind), each.record not in errors)))
+    order = list(dict.fromkeys(each.kind for each in noted))
+    return tuple(sorted(noted, key=lambda each: (order.index(each.kind), each.record not in errors)))
 
 
 def broken_records(part: Experience) -> tuple[WorstRecord, ...]:

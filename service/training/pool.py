@@ -1,7 +1,7 @@
 """Warm trainers on Ray: the only file that imports ray.
 
 A trainer is an actor that has paid for its imports. It keeps nothing between updates but that warmth, so
-its death costs one attempt and no state.
+a dead trainer costs one attempt and no state.
 """
 
 import os
@@ -41,13 +41,13 @@ log = structlog.get_logger(__name__)
 
 PROGRESS_SECONDS = 0.5
 CANCEL_SECONDS = 10.0
-"""How long a trainer may take to stop between two batches; then it is killed, and another one started."""
+"""Time for a trainer to stop between two batches; then it is killed, and another one started."""
 REPLACE_SECONDS = 60.0
-"""How long a new trainer may take to be warm; a busy machine needs about twenty."""
+"""Time for a new trainer to warm up; a busy machine needs about twenty seconds."""
 
 
 class _CancelledError(Exception):
-    """Ends a run inside a trainer; nobody waits for its result any more."""
+    """Ends a cancelled run inside a trainer."""
 
 
 class Trainer:
@@ -58,7 +58,7 @@ class Trainer:
         self._cancelled = ""
 
     def warm_up(self) -> int:
-        """Ready to learn without a pause; answers the process id."""
+        """Import and compile what learning needs; returns the process id."""
         import torch
 
         # One trainer has the CPUs Ray gave it; more threads than that fight each other.
@@ -80,7 +80,7 @@ class Trainer:
         return self._progress
 
     def cancel(self, run_id: str) -> None:
-        """Make that run, and no later one, end when it next tells its progress."""
+        """End that run, and no later one, when it next reports progress."""
         self._cancelled = run_id
 
 
@@ -121,10 +121,10 @@ class TrainerPool:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.let_go()
+        self.release()
         ray.shutdown()
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Make every `run` that waits for its trainer raise `TrainerStoppedError` soon."""
         self._stopping.set()
 
@@ -140,7 +140,7 @@ class TrainerPool:
 
         Raises:
             StreamError, StrategyError: as `service.training.trainer.run`.
-            TrainerDiedError: the trainer's process ended; another one takes its place.
+            TrainerDiedError: the trainer's process ended; another one replaces it.
             TrainerStoppedError: this pool is about to close.
         """
         actor = self._borrow(on_progress)
@@ -168,14 +168,14 @@ class TrainerPool:
             self._idle.put(actor)
 
     def _take_back(self, actor: Any, running: Any, run_id: str) -> None:
-        """Make a trainer idle whose run nobody waits for any more; one that does not stop is replaced."""
+        """Cancel the run of a trainer and make the trainer idle; one that does not stop is replaced."""
         try:
             actor.cancel.remote(run_id)
             done, _ = ray.wait([running], timeout=CANCEL_SECONDS)
             if done:
                 ray.get(running)
         except ray.exceptions.RayTaskError:
-            # As it was told; or it failed by itself, which changes nothing now.
+            # It stopped as asked; or it failed by itself, which changes nothing now.
             pass
         except ray.exceptions.RayError:
             done = []
@@ -193,7 +193,7 @@ class TrainerPool:
             try:
                 return self._idle.get(timeout=PROGRESS_SECONDS)
             except queue.Empty:
-                # Whoever waits is told so, and may have nothing to wait for any more.
+                # The callback raises where the wait has become pointless.
                 on_progress({"stage": "waiting for a trainer"})
 
     def _watch(self, actor: Any, running: Any, on_progress: OnProgress) -> None:
@@ -231,7 +231,7 @@ def _stopped() -> TrainerStoppedError:
 
 @contextmanager
 def _own_signal_handlers() -> Iterator[None]:
-    """Put our handlers back: Ray's start replaces them."""
+    """Restore our signal handlers, which Ray's start replaces."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

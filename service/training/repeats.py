@@ -1,7 +1,7 @@
-"""An update that is learnt with several seeds at once: the challenger, and its repeats beside it.
+"""Learns an update with several seeds in parallel: the challenger, and repeats of it with other seeds.
 
-The repeats run on trainers of their own where some are idle, else one after the other. They leave folders
-beside the challenger's, which a second attempt finds again; they are removed once the decision is recorded.
+Repeats run on idle trainers, or one after the other. Their folders are next to the challenger's, where a
+second attempt finds them; they are removed once the decision is recorded.
 """
 
 import shutil
@@ -16,25 +16,25 @@ from service.gate.base import Repeat
 from service.training.tasks import LEARNING, OnProgress, Result, Task, is_done, read_repeated, read_result
 
 Train = Callable[[Task, OnProgress], None]
-"""Does a task on a trainer, and leaves the result in its folder."""
+"""Runs a task on a trainer, which leaves the result in the task's folder."""
 
 STAGE = "learning with other seeds"
 BEAT_SECONDS = 1.0
-"""How often a wait tells that it still waits, and so hears that it is for nothing."""
+"""Interval of progress reports while waiting; the callback raises where the wait has become pointless."""
 
 
 class _UnneededError(Exception):
-    """Ends a repeat whose challenger came to nothing."""
+    """Ends a repeat whose challenger failed or was stopped."""
 
 
 def learn(train: Train, task: Task, on_progress: OnProgress, *, repeats: int) -> None:
-    """Do `task`, and that many repeats of it with other seeds beside it.
+    """Run `task`, and in parallel as many `repeats` of it with other seeds.
 
     The repeats begin when the challenger learns: its trainer comes first, and a batch that is stopped before
     it is learnt costs no repeat.
 
     Raises:
-        What `train` and `on_progress` raise; every other run is then told to stop.
+        What `train` and `on_progress` raise; every other run is then stopped.
     """
     unneeded = threading.Event()
     running: list[Future[None]] = []
@@ -65,7 +65,7 @@ def learn(train: Train, task: Task, on_progress: OnProgress, *, repeats: int) ->
             _await(running, on_progress)
     finally:
         unneeded.set()
-        # They end by themselves; what went wrong is told now.
+        # They end by themselves; the error must not wait for them.
         threads.shutdown(wait=False, cancel_futures=True)
 
 
@@ -79,7 +79,7 @@ def _await(running: list[Future[None]], on_progress: OnProgress) -> None:
 
 
 def evidence(folder: Path, result: Result, *, repeats: int) -> tuple[Repeat, ...]:
-    """What the gate is told of the repeats of the update in `folder`; those that are missing are left out."""
+    """The gate's evidence on the repeats of the update in `folder`; missing repeats are left out."""
     found = []
     for number in range(1, repeats + 1):
         made = read_repeated(repeat_folder(folder, number))
@@ -95,11 +95,11 @@ def evidence(folder: Path, result: Result, *, repeats: int) -> tuple[Repeat, ...
 
 
 def repeat_folder(folder: Path, number: int) -> Path:
-    """Where a repeat of the update in `folder` leaves its answers."""
+    """The folder of a repeat of the update in `folder`."""
     return folder.with_name(f"{folder.name}-seed-{number}")
 
 
 def remove(folder: Path) -> None:
-    """Take away what the repeats of the update in `folder` left, whole or not."""
+    """Delete the folders of the repeats of the update in `folder`, finished or not."""
     for left in folder.parent.glob(f"{folder.name}-seed-*"):
         shutil.rmtree(left, ignore_errors=True)

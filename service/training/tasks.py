@@ -1,4 +1,4 @@
-"""What a trainer is told, and what it leaves: one complete folder, named by the update.
+"""The task that a trainer gets, and the result that it leaves in a folder named by the update.
 
 The folder appears by one rename, so a second attempt at the same update finds the first one's work whole, or
 nothing.
@@ -20,11 +20,12 @@ from service.gate.base import (
     DataEvidence,
     Details,
     Disturbed,
+    Finding,
     GateConfig,
+    NearDuplicates,
     Running,
     Screen,
     ShiftEvidence,
-    Twins,
 )
 from service.storage import StoreLocation
 from service.training.answers import HoldoutRecords
@@ -39,7 +40,7 @@ RESULT_FILE = "result.json"
 LEARNER_FOLDER = "learner"
 SERVED_FILE = "served.pt2"
 LEARNING = "learning"
-"""The stage of a run that takes steps."""
+"""Name of the stage in which a run learns."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Stored:
     experience: int
     digest: str
     records: int | None = None
-    """Of a holdout, how many of its records are judged, at most; None: all."""
+    """Records of a holdout that are judged, at most; None: all."""
 
 
 @dataclass(frozen=True)
@@ -78,18 +79,18 @@ class Task:
     """Past holdouts on which the champion's stored answers lack what the gate asks: they are computed here,
     once."""
     references: tuple[Screen, ...]
-    """How the experiences that the champion learnt looked."""
+    """Screens of the experiences that the champion learnt."""
     sealed: tuple[Stored, ...] = ()
     """Audit parts of the past holdouts and of the new ones."""
     repeat: int = 0
-    """0: make the challenger. Another: learn the same with the seed that many further, and only answer."""
+    """0: make the challenger. n: learn the same with the strategy's seed + n, and keep the answers only."""
     installation: Installation = field(default_factory=Installation)
-    """The networks and weights that the installation has; the trainer's own environment has no say."""
+    """Networks and weights of the installation; the trainer's own environment is ignored."""
 
 
 @dataclass(frozen=True)
 class Repeated:
-    """What became of the same update with another seed."""
+    """Result of the same update with another seed."""
 
     seed: int
     right: dict[int, Bits] = field(default_factory=dict)
@@ -102,20 +103,23 @@ class Repeated:
 
 @dataclass(frozen=True)
 class Result:
-    """What a trainer found and made."""
+    """Result of a run: the data guard's findings and, if the batch was learnt, the challenger's answers."""
 
     data: DataEvidence
+    """Of the worst experience of the batch."""
     stopped: tuple[int, ...]
     """Experiences that the data guard stopped; when there is one, nothing was learnt."""
     screens: dict[int, Screen]
+    data_findings: tuple[Finding, ...] = ()
+    """The findings of the data guard on `data`; empty: a version of this program that stored none made it."""
     report: LearnReport | None = None
     challenger: dict[int, Bits] = field(default_factory=dict)
     baseline: dict[int, Bits] = field(default_factory=dict)
-    """Of the champion; before there is one, of the majority class of the training part."""
+    """Answers of the champion; without one, of the majority class of the training part."""
     sealed: dict[int, Bits] = field(default_factory=dict)
-    """The challenger's answers on the audit parts: nobody looks at them but an audit."""
-    twins: dict[int, Twins] = field(default_factory=dict)
-    """Of past holdouts: how the records now learnt that resemble theirs are labelled."""
+    """The challenger's answers on the audit parts; only an audit reads them."""
+    near_duplicates: dict[int, NearDuplicates] = field(default_factory=dict)
+    """Past holdout -> near duplicates of its records in the new data."""
     train_accuracy: float | None = None
     challenger_details: dict[int, Details] = field(default_factory=dict)
     baseline_details: dict[int, Details] = field(default_factory=dict)
@@ -125,7 +129,7 @@ class Result:
     disturbed: tuple[Disturbed, ...] = ()
     running: Running | None = None
     shift: ShiftEvidence | None = None
-    """Of the batch against the newest past holdouts, with the champion's answers."""
+    """Shift of the batch against the newest past holdouts, by the champion's answers."""
     pictures: dict[str, Picture] = field(default_factory=dict)
     """Record id -> the record as an image, of suspect records that are images."""
 
@@ -135,28 +139,40 @@ class Result:
 
 
 def is_done(folder: Path) -> bool:
-    """Whether a trainer has finished there: the folder appears whole."""
+    """Whether a trainer has finished: its folder appears complete, by one rename."""
     return (folder / RESULT_FILE).exists()
 
 
 def read_result(folder: Path) -> Result | None:
-    """The result in a folder; None when no trainer has finished there."""
+    """Read the result in a folder; None: no trainer has finished there."""
     return _read(folder, Result)
 
 
 def read_repeated(folder: Path) -> Repeated | None:
-    """What a repeat left in its folder; None when no trainer has finished there."""
+    """Read the result of a repeat in its folder; None: no trainer has finished there."""
     return _read(folder, Repeated)
 
 
 def _read(folder: Path, kind: type[Made]) -> Made | None:
     if not is_done(folder):
         return None
-    return msgspec.json.decode((folder / RESULT_FILE).read_bytes(), type=kind, dec_hook=_decode_array)
+    document = msgspec.json.decode((folder / RESULT_FILE).read_bytes())
+    _upgrade(document)
+    return msgspec.convert(document, kind, dec_hook=_decode_array, str_keys=True)
+
+
+def _upgrade(document: dict[str, Any]) -> None:
+    """Give fields the names of this version: folders of earlier versions stay readable."""
+    if "twins" in document:
+        document["near_duplicates"] = document.pop("twins")
+    for records in document.get("records", {}).values():
+        for column in records.get("groups", {}).values():
+            if "places" in column:
+                column["indices"] = column.pop("places")
 
 
 def write_result(result: Result | Repeated, path: Path) -> None:
-    """Write it down to the disk itself."""
+    """Write a result, and flush it to the disk."""
     payload = msgspec.json.encode(result, enc_hook=_encode_array)
     with path.open("wb") as file:
         file.write(payload)
@@ -165,7 +181,7 @@ def write_result(result: Result | Repeated, path: Path) -> None:
 
 
 def publish(scratch: Path, folder: Path) -> None:
-    """Rename into place. Where another attempt was first, its folder stays: both are the same update's."""
+    """Rename `scratch` to `folder`, or leave the folder of another attempt at the same update in place."""
     try:
         scratch.rename(folder)
     except OSError:

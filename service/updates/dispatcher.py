@@ -125,7 +125,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
             lost = not stop.is_set()
             stop.set()
             # While Ray still runs: leave time for running updates to be queued again.
-            pool.let_go()
+            pool.release()
             for thread in threads:
                 thread.join(STOP_SECONDS)
     engine.dispose()

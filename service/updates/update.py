@@ -125,7 +125,13 @@ class Updater:
 
     def _evidence(self, plan: Plan, result: Result) -> Evidence:
         if not result.learnt:
-            return Evidence(data=result.data, first=plan.champion is None, learnt=False, shift=result.shift)
+            return Evidence(
+                data=result.data,
+                first=plan.champion is None,
+                learnt=False,
+                shift=result.shift,
+                data_findings=result.data_findings,
+            )
         baseline = {**plan.past, **result.baseline}
         baseline_details = {**plan.past_details, **result.baseline_details}
 
@@ -138,7 +144,7 @@ class Updater:
                 # Of a past holdout: to be new again, an experience must have been rolled back.
                 margin=plan.margins.get(index) if index in plan.judged else None,
                 looks=plan.looks.get(index, 0),
-                twins=result.twins.get(index),
+                near_duplicates=result.near_duplicates.get(index),
                 labels=records.labels if records else None,
                 groups=records.groups if records else {},
                 baseline_details=baseline_details.get(index),
@@ -158,6 +164,7 @@ class Updater:
             running=result.running,
             repeats=repeats.evidence(self.folder(plan.update.id), result, repeats=plan.spec.gate.repeats),
             shift=result.shift,
+            data_findings=result.data_findings,
         )
 
     def _audit(self, plan: Plan, result: Result) -> Audit:

@@ -1,1 +1,1 @@
-"""The learner that every strategy builds on, and how it computes."""
+"""The learner that every strategy builds on: network, training loop, state."""

@@ -1,4 +1,4 @@
-"""Variations of a batch, by torchvision's transforms. Drawn by torch's global random state."""
+"""Augmentation of a batch by torchvision's transforms, drawn from torch's global random state."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, assert_never
@@ -13,7 +13,7 @@ SLICES = 8
 
 
 class Augmentation:
-    """What is done to raw records before they are scaled, and to scaled ones after."""
+    """The transforms of raw records, before scaling, and of scaled ones."""
 
     def __init__(self, choices: Sequence[AugmentChoice], shape: Sequence[int]) -> None:
         images = [choice for choice in choices if not isinstance(choice, Noise)]
@@ -22,7 +22,7 @@ class Augmentation:
         self._flat = len(shape) == 2
 
     def of_raw(self, inputs: Tensor) -> Tensor:
-        """(b, *shape) as stored -> the same, varied."""
+        """(b, *shape) as stored -> the same, augmented."""
         if not self._transforms:
             return inputs
         return torch.cat([self._vary(part) for part in torch.chunk(inputs, SLICES)])
@@ -34,7 +34,7 @@ class Augmentation:
         return varied.squeeze(1) if self._flat else varied
 
     def of_scaled(self, inputs: Tensor) -> Tensor:
-        """(b, ...) as `Network.prepare` gives them -> the same, varied."""
+        """(b, ...) as `Network.prepare` gives them -> the same, augmented."""
         return inputs + self._deviation * torch.randn_like(inputs) if self._deviation else inputs
 
 

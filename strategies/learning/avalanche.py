@@ -1,4 +1,4 @@
-"""The parts of Avalanche that strategies build on, imported in one place, and quietly.
+"""The parts of Avalanche that strategies build on: the only module that imports it, without its warnings.
 
 The import takes about four seconds on top of torch, because Avalanche imports its whole self; so only what
 a builder reaches may import this module.

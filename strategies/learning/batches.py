@@ -1,4 +1,4 @@
-"""Batches cut by index out of whole tensors: what Avalanche's training loop iterates once an epoch.
+"""Batches indexed out of whole tensors: the data loaders of Avalanche's training loop.
 
 Avalanche fetches record by record; for small records that costs 16 to 38 times as much as indexing.
 """
@@ -20,12 +20,12 @@ class Batch(NamedTuple):
     rows: Tensor
     """(b,) dense labels."""
     new: Tensor
-    """(f,) places of the new ones in their experience."""
+    """(f,) indices of the new records in their experience."""
     kept: Tensor
-    """(b - f,) places of the kept ones among all that are kept."""
+    """(b - f,) indices of the kept records among all that are kept."""
 
     @property
-    def places(self) -> tuple[Tensor, Tensor]:
+    def indices(self) -> tuple[Tensor, Tensor]:
         return self.new, self.kept
 
     @property
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Records:
-    """Records that can be asked for by place, prepared for the network."""
+    """Records prepared for the network, taken by index."""
 
     inputs: Tensor
     """(n, *shape); prepared already where `prepare` is None."""
@@ -55,28 +55,28 @@ class Records:
         """Whether they are on the device that learns."""
         return self.inputs.device == self.rows.device
 
-    def take(self, places: Tensor) -> Tensor:
+    def take(self, indices: Tensor) -> Tensor:
         """(b, *shape) prepared inputs."""
         if self.prepare is None:
-            taken = self.inputs.index_select(0, places)
+            taken = self.inputs.index_select(0, indices)
             return taken.permute(0, 3, 1, 2) if self.channels_last else taken
-        return self.prepare(self.inputs.index_select(0, places.to(self.inputs.device)))
+        return self.prepare(self.inputs.index_select(0, indices.to(self.inputs.device)))
 
 
 @dataclass(frozen=True)
 class TensorBatches:
-    """One epoch a pass: each record once, in a fresh order."""
+    """Iterates one epoch: each record once, in a new order each time."""
 
     records: Records
     batch_size: int
     generator: torch.Generator
     """On the CPU: the order is the same on every device."""
     chosen: Tensor | None = None
-    """Places that an epoch visits, on the CPU; None for all."""
+    """Indices that an epoch visits, on the CPU; None: all."""
 
-    def among(self, places: Tensor) -> "TensorBatches":
-        """The same over some of the records."""
-        return replace(self, chosen=places)
+    def among(self, indices: Tensor) -> "TensorBatches":
+        """The same batches, over the records at `indices` only."""
+        return replace(self, chosen=indices)
 
     @property
     def sources(self) -> tuple[Records]:
@@ -98,11 +98,11 @@ class TensorBatches:
     def __iter__(self) -> Iterator[Batch]:
         rows = self.records.rows
         none = torch.empty(0, dtype=torch.int64, device=rows.device)
-        for chosen in self.places():
+        for chosen in self.indices():
             yield Batch(self.records.take(chosen), rows.index_select(0, chosen), chosen, none)
 
-    def places(self) -> Iterator[Tensor]:
-        """The places of each batch of one epoch."""
+    def indices(self) -> Iterator[Tensor]:
+        """The indices of each batch of one epoch."""
         order = torch.randperm(self.visited, generator=self.generator)
         if self.chosen is not None:
             order = self.chosen[order]
@@ -123,7 +123,7 @@ class ReplayBatches:
 
     @property
     def sources(self) -> tuple[Records, Records]:
-        """What new ones are taken from, and what kept ones are."""
+        """The new records, and the kept ones."""
         return self.new.records, self.kept
 
     @property
@@ -138,7 +138,7 @@ class ReplayBatches:
     def __iter__(self) -> Iterator[Batch]:
         kept, new = self.kept, self.new.records
         again = passes(kept, self.replayed, steps=len(self), generator=self.new.generator)
-        for chosen, repeated in zip(self.new.places(), again, strict=False):
+        for chosen, repeated in zip(self.new.indices(), again, strict=False):
             yield Batch(
                 torch.cat((new.take(chosen), kept.take(repeated))),
                 torch.cat((new.rows.index_select(0, chosen), kept.rows.index_select(0, repeated))),
@@ -148,7 +148,7 @@ class ReplayBatches:
 
 
 def passes(kept: Records, share: int, *, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """For each of so many steps the places of `share` records, or of all; pass after pass over them."""
+    """For each step the indices of `share` records, or of all; in repeated passes over all records."""
     share = min(share, len(kept))
     count = math.ceil(steps * share / len(kept))
     order = torch.cat([torch.randperm(len(kept), generator=generator) for _ in range(count)])

@@ -25,7 +25,7 @@ GROUPS = 8
 """Of a group normalisation, at most."""
 GROUP_CHANNELS = 4
 """Of a group, at least: one of a single value would normalise it to zero."""
-NAMES_TOLD = 3
+NAMES_SHOWN = 3
 """Of the tensors that a weight file has or lacks, in the message about it."""
 
 
@@ -36,7 +36,7 @@ def make_body(config: StrategyConfig, shape: Sequence[int], dtype: str) -> nn.Mo
         StrategyError: the network does not take such records, or cannot be made here.
     """
     choice = config.network
-    problem = choice.misfit(shape, dtype) or choice.lacking(installed())
+    problem = choice.problem(shape, dtype) or choice.installation_problem(installed())
     if problem:
         raise StrategyError(problem)
     channels = shape[0] if len(shape) == 3 else 1
@@ -76,10 +76,10 @@ def _of_images(body: nn.Module, shape: Sequence[int]) -> nn.Module:
 
 
 def cnn(channels: int, widths: Sequence[int], *, norm: str) -> nn.Sequential:
-    """Blocks of two 3x3 convolutions; each block but the first sees half the height and width."""
+    """Blocks of two 3x3 convolutions; each block but the first works on half the height and width."""
     layers: list[nn.Module] = []
-    for place, (inside, outside) in enumerate(pairwise((channels, *widths))):
-        if place:
+    for block, (inside, outside) in enumerate(pairwise((channels, *widths))):
+        if block:
             layers.append(nn.MaxPool2d(2))
         for wide in (inside, outside):
             layers.append(nn.Conv2d(wide, outside, 3, padding=1, bias=norm == "none"))
@@ -190,10 +190,10 @@ def _load_weights(model: nn.Module, name: str, *, may_lack: str) -> None:
         ("have in another size", {k for k in set(found) & set(wanted) if found[k].shape != wanted[k].shape}),
     ):
         if keys:
-            told = ", ".join(sorted(keys)[:NAMES_TOLD])
-            rest = f" and {len(keys) - NAMES_TOLD} more" if len(keys) > NAMES_TOLD else ""
+            some = ", ".join(sorted(keys)[:NAMES_SHOWN])
+            rest = f" and {len(keys) - NAMES_SHOWN} more" if len(keys) > NAMES_SHOWN else ""
             raise StrategyError(
-                f"the weights {name!r} are not those of this model: what they {what}: {told}{rest}. Name the "
+                f"the weights {name!r} are not those of this model: what they {what}: {some}{rest}. Name the "
                 "model that they belong to; a classifier of other classes is to be left out of the file"
             )
     model.load_state_dict(found, strict=False)
@@ -214,7 +214,7 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
 
 
 class OwnBody(nn.Module):
-    """A network of this installation's own; whatever it raises is told as one sentence."""
+    """A network of this installation's own; every error it raises becomes one sentence."""
 
     def __init__(self, name: str, shape: Sequence[int]) -> None:
         """Raises StrategyError: it cannot be imported, or made, or is no network."""

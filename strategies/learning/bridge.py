@@ -1,25 +1,23 @@
-"""The only translation to Avalanche: a dataset, an experience, a training loop with fast loading, plugins.
+"""Avalanche's training loop over whole tensors, with a head that grows by rows.
 
-Avalanche's loop and its plugins do the learning, one experience at a time. What is ours: data as whole
-tensors, a head that grows by rows, and plugins whose state can be saved.
+Avalanche's loop and its plugins do the learning, one experience at a time. Ours are the loading of batches,
+the growth of the head, and the choice of what a step computes.
 """
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any
 
-import numpy as np
 import torch
-from pydantic import JsonValue
 from torch import Tensor, nn
 
-from strategies.base import LearningDivergedError, Progress, silent
 from strategies.learning.augmentation import Augmentation
 from strategies.learning.avalanche import SupervisedPlugin, SupervisedTemplate
 from strategies.learning.batches import Records, TensorBatches, ahead
 from strategies.learning.networks import Network
+from strategies.learning.plugin_roles import ForwardPlugin, LossPlugin
+from strategies.learning.recorder import Recorder
 
 RESIDENT_BYTES = 2**31
 """On a CPU, records are prepared ahead of the steps up to this size; on a GPU, up to half of what is free."""
@@ -29,171 +27,9 @@ CACHED_VALUES = 2**17
 """The same where they are only scaled on a CPU: what is worked on stays in its cache."""
 
 
-@runtime_checkable
-class StatefulPlugin(Protocol):
-    """A plugin whose state can be saved. A strategy's plugin must be one, or saving is refused."""
-
-    name: str
-    """Unique among the plugins of a learner; part of the saved names."""
-    known: frozenset[str]
-    """Every attribute an instance has; one more is state that saving would drop, and is refused."""
-
-    def tensors(self) -> dict[str, Tensor]: ...
-
-    def facts(self) -> dict[str, JsonValue]: ...
-
-    def restore(
-        self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], network: nn.Module
-    ) -> None: ...
-
-
-@runtime_checkable
-class LossPlugin(Protocol):
-    """A plugin that decides what the loss of a step is, in place of the loss on all its labels."""
-
-    def criterion(self, strategy: Any) -> Tensor: ...
-
-
-@runtime_checkable
-class ForwardPlugin(Protocol):
-    """A plugin that decides what is made of a batch, in place of the head's logits."""
-
-    def forward(self, strategy: Any) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class Column:
-    """What Avalanche's plugins read of a data attribute."""
-
-    uniques: frozenset[int]
-
-
-@dataclass(frozen=True)
-class TensorDataset:
-    """The records of one experience as Avalanche wants a dataset, whole and on the CPU.
-
-    One constant task label 0 stands in the dataset; the experience carries none, or Avalanche would switch
-    to its task-balanced loader.
-    """
-
-    inputs: Tensor
-    """(n, *shape) an owned copy, as stored in the stream."""
-    rows: Tensor
-    """(n,) dense labels: rows of the head."""
-    targets_task_labels: ClassVar[Column] = Column(frozenset({0}))
-
-    @property
-    def targets(self) -> Column:
-        return Column(frozenset(torch.unique(self.rows).tolist()))
-
-    @property
-    def task_set(self) -> dict[int, "TensorDataset"]:
-        return {0: self}
-
-    def train(self) -> "TensorDataset":
-        return self
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitems__(self, chosen: list[int]) -> list[Tensor]:
-        """A whole batch at once: torch's loader asks for it where a dataset has this method."""
-        rows = self.rows[chosen]
-        return [self.inputs[chosen], rows, torch.zeros_like(rows)]
-
-    @staticmethod
-    def collate_fn(batch: list[Tensor]) -> list[Tensor]:
-        return batch
-
-    def spread(self, limit: int) -> "TensorDataset":
-        """At most `limit` records, evenly spaced."""
-        if len(self) <= limit:
-            return self
-        chosen = torch.arange(limit) * len(self) // limit
-        return TensorDataset(self.inputs[chosen], self.rows[chosen])
-
-
-@dataclass(frozen=True)
-class BridgedExperience:
-    """What Avalanche reads of an experience while it trains."""
-
-    dataset: TensorDataset
-    current_experience: int
-    head_rows: int
-    """Rows the head must have to learn this."""
-    classes_in_this_experience: Sequence[int]
-
-    def logging(self) -> "BridgedExperience":
-        return self
-
-
-class Recorder(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
-    """Records the loss of each epoch, reports progress, and stops a learner that diverged.
-
-    The loss stays on the device and is read about twice a second and at the end of each epoch. Stands in for
-    Avalanche's evaluator too, so that nothing is measured, logged or printed.
-    """
-
-    INTERVAL_SECONDS = 0.5
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.progress: Progress = silent
-        self.losses: list[float] = []
-
-    def get_last_metrics(self) -> dict[str, float]:
-        return {}
-
-    def before_training_exp(self, strategy: Any, **_: Any) -> None:
-        self.losses = []
-        self._total_steps = strategy.train_epochs * len(strategy.dataloader)
-        self._due = time.monotonic() + self.INTERVAL_SECONDS
-
-    def before_training_epoch(self, strategy: Any, **_: Any) -> None:
-        self._sum = torch.zeros((), dtype=torch.float64, device=strategy.device)
-        self._records = 0
-
-    def after_training_iteration(self, strategy: Any, **_: Any) -> None:
-        records = len(strategy.mb_y)
-        self._sum.add_(strategy.loss.detach(), alpha=records)
-        self._records += records
-        if time.monotonic() >= self._due:
-            self._due = time.monotonic() + self.INTERVAL_SECONDS
-            # The clock counts this step after its plugins were called.
-            self._report(strategy, strategy.clock.train_exp_iterations + 1)
-
-    def after_training_epoch(self, strategy: Any, **_: Any) -> None:
-        self.losses.append(self._mean_loss())
-
-    def after_training_exp(self, strategy: Any, **_: Any) -> None:
-        # The last step's loss was taken before that step: the weights tell whether it broke them.
-        if not all(bool(p.isfinite().all()) for p in strategy.model.parameters()):
-            raise LearningDivergedError(_diverged("a weight"))
-        self._report(strategy, self._total_steps)
-
-    def _mean_loss(self) -> float:
-        if not self._records:
-            # An early stop is noticed when the next epoch has begun.
-            return self.losses[-1]
-        mean = float(self._sum) / self._records
-        if not np.isfinite(mean):
-            raise LearningDivergedError(_diverged("the loss"))
-        return mean
-
-    def _report(self, strategy: Any, step: int) -> None:
-        self.progress(step=step, total_steps=self._total_steps, loss=self._mean_loss())
-
-
-def _diverged(what: str) -> str:
-    return (
-        f"{what} became NaN or infinite; throw this learner away, "
-        "load the last saved state and lower learning_rate, or the weight of the strategy's penalty"
-    )
-
-
 @dataclass(frozen=True)
 class Options:
-    """How steps are computed, whatever they learn."""
+    """How a step is computed, for every strategy."""
 
     augmentation: Augmentation | None = None
     bfloat16: bool = False
@@ -206,10 +42,9 @@ class Options:
 class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no types
     """Avalanche's training loop over whole tensors and over a head that grows by rows.
 
-    One step calls what the plugins say, as Avalanche's own loop does, and only that: of the hooks of each
-    step, those that no plugin has are not looked for. A plugin that has a `criterion` decides what the loss
-    of a step is, one that has a `forward` what the loss is taken of. Where no weight is trained, a step is
-    only the loss of its batch.
+    Each step calls the plugins' hooks as Avalanche's own loop does, and skips hooks that no plugin has.
+    A plugin with a `criterion` sets the loss of a step, one with a `forward` sets the logits. Where no weight
+    is trained, a step only computes the loss of its batch.
     """
 
     def __init__(self, *, evaluator: Recorder, options: Options, **settings: Any) -> None:
@@ -225,7 +60,7 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
         if options.channels_last:
             self.model.to(memory_format=torch.channels_last)
         if options.compile_mode:
-            # Not the head: each growth of it would be compiled anew, and torch gives up after a few.
+            # Not the head: each growth would compile it again, and torch gives up after a few.
             # For one size: kernels for any size take up to three times as long in batch normalisation.
             features: Any = torch.compile(self.model.features, dynamic=False, mode=options.compile_mode)
             self.answer = lambda prepared: self.model.head(
@@ -268,7 +103,7 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
         return whole
 
     def unvaried(self, records: Records) -> Records:
-        """The same records as they are, where steps see them varied."""
+        """The same records without augmentation."""
         if self.options.augmentation is None:
             return records
         return replace(records, prepare=partial(self._prepare_batch, varied=False))
@@ -310,8 +145,8 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
         network.head.grow(self.experience.head_rows, self.generator)
         return network.to(self.device)
 
-    def begin_anew(self) -> None:
-        """Draw the network anew and forget what the optimizer knows of it."""
+    def restart(self) -> None:
+        """Draw new weights for the network, and clear the state of the optimizer."""
         self.model.forget(self.generator)
         self.optimizer.state.clear()
 
@@ -339,18 +174,18 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
         return logits.float()
 
     def training_epoch(self, **_: Any) -> None:
-        acts = self._acts_of_a_step()
+        functions = self._step_functions()
         self._whole_step = self.dataloader.whole_step
         resident = all(records.resident for records in self.dataloader.sources)
         for batch in self.dataloader if resident else ahead(self.dataloader, self.device):
             if self._stop_training:
                 break
             self.mbatch = batch
-            for act in acts:
-                act(self)
+            for function in functions:
+                function(self)
 
-    def _acts_of_a_step(self) -> list[Callable[["Template"], None]]:
-        """What Avalanche's loop does in a step, in its order: its own acts, and what the plugins add."""
+    def _step_functions(self) -> list[Callable[["Template"], None]]:
+        """The functions of one training step in Avalanche's order: its own, and the hooks of the plugins."""
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         forward, criterion = self._forward_of_plugins(), self._criterion_of_plugins()
 
@@ -384,7 +219,7 @@ class Template(SupervisedTemplate):  # type: ignore[misc]  # Avalanche ships no 
         ]
 
     def _calls(self, hook: str) -> list[Callable[["Template"], None]]:
-        """What the plugins have to say at this hook, in their order."""
+        """The methods of the plugins for this hook, in their order."""
         nothing = getattr(SupervisedPlugin, hook)
         return [
             getattr(plugin, hook)

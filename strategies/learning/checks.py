@@ -1,4 +1,4 @@
-"""What a learner refuses before it touches anything."""
+"""Checks of an experience before a learner changes anything."""
 
 from typing import Any
 

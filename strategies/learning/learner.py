@@ -28,15 +28,9 @@ from strategies.base import (
 )
 from strategies.learning.augmentation import Augmentation
 from strategies.learning.avalanche import Clock, PeriodicEval, SupervisedPlugin
-from strategies.learning.bridge import (
-    BridgedExperience,
-    Options,
-    Recorder,
-    StatefulPlugin,
-    Template,
-    TensorDataset,
-)
+from strategies.learning.bridge import Options, Template
 from strategies.learning.checks import check_fits, check_shape
+from strategies.learning.dataset import BridgedExperience, TensorDataset
 from strategies.learning.networks import Network, ServedNetwork
 from strategies.learning.optimizers import (
     make_optimizer,
@@ -44,8 +38,10 @@ from strategies.learning.optimizers import (
     optimizer_tensors,
     restore_optimizer,
 )
+from strategies.learning.plugin_roles import StatefulPlugin
 from strategies.learning.randomness import seeded
-from strategies.learning.state import LearnerState, write_state
+from strategies.learning.recorder import Recorder
+from strategies.learning.state import LearnerState, read_state, write_state
 from strategies.learning.training_plugins import ClippedGradient, EarlyStop, PassingPlugin, Schedule
 from streams.base import Experience
 
@@ -63,7 +59,7 @@ class LearnerFacts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     classes_by_row: tuple[int, ...]
-    """Class ids in order of first appearance: place i is row i of the head."""
+    """Class ids in order of first appearance: index i is row i of the head."""
     clock: dict[str, int]
     optimizer: list[dict[str, JsonValue]]
     plugins: dict[str, dict[str, JsonValue]]
@@ -72,8 +68,8 @@ class LearnerFacts(BaseModel):
 class AvalancheLearner:
     """Implements `Learner` with Avalanche's training loop.
 
-    A `learn` that raises anything but `ExperienceUnfitError` from its first checks leaves the learner half
-    taught: it then refuses to learn, predict or save, and the last saved state must be loaded instead.
+    A `learn` that raises anything but `ExperienceUnfitError` from its first checks leaves the learner in
+    an undefined state: it then refuses to learn, predict or save, and the last saved state must be loaded.
     """
 
     def __init__(
@@ -93,9 +89,8 @@ class AvalancheLearner:
         Raises:
             StrategyError: the config asks for a GPU and there is none, or it does not fit such records.
         """
-        misfit = config.misfit(stream_info.shape, stream_info.dtype)
-        if misfit:
-            raise StrategyError(misfit[1])
+        if problem := config.problem(stream_info.shape, stream_info.dtype):
+            raise StrategyError(problem[1])
         self.config = config
         self.stream_info = stream_info
         self.device = choose_device(config.device)
@@ -112,7 +107,7 @@ class AvalancheLearner:
             train_mb_size=config.batch_size,
             train_epochs=config.epochs,
             device=self.device,
-            plugins=_with_training_parts(config, plugins),
+            plugins=_with_training_plugins(config, plugins),
             evaluator=self._recorder,
             options=Options(
                 augmentation=Augmentation(config.augment, stream_info.shape) if config.augment else None,
@@ -288,6 +283,16 @@ class AvalancheLearner:
             tensors = _below(saved.tensors, f"plugin/{plugin.name}/")
             plugin.restore(tensors, facts.plugins[plugin.name], self.network)
 
+    def load_state(self, directory: Path) -> None:
+        """See `LoadableLearner.load_state`."""
+        saved = read_state(directory)
+        try:
+            self.restore(saved)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise StateError(
+                f"{directory}: the state does not fit strategy {self.config.name!r}: {error}"
+            ) from error
+
     def _served(self) -> ServedNetwork:
         """Shares the live network."""
         served = ServedNetwork(
@@ -336,7 +341,7 @@ class AvalancheLearner:
         )
 
 
-def _with_training_parts(
+def _with_training_plugins(
     config: StrategyConfig, plugins: Sequence[SupervisedPlugin]
 ) -> list[SupervisedPlugin]:
     parts = list(plugins)

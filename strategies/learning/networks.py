@@ -1,7 +1,7 @@
 """The network that learns: scaling of raw features, body, growing head; and the network that is served.
 
 A network maps raw features (n, *shape), float32 or uint8, to logits (n, rows); a row is the
-place of a class in order of first appearance. `ServedNetwork` turns rows into the declared classes.
+index of a class in order of first appearance. `ServedNetwork` turns rows into the declared classes.
 """
 
 import copy
@@ -91,13 +91,13 @@ class GrowingHead(nn.Module):
 
     @property
     def rows(self) -> int:
-        """Classes the head tells apart so far."""
+        """Number of classes that the head has a row for."""
         return self.weight.shape[0]
 
     def grow(self, rows: int, generator: torch.Generator) -> None:
         """Add rows up to `rows`, drawn as torch draws a linear layer; rows that exist keep their values.
 
-        The parameters are replaced: an optimizer must be bound to them anew. `generator` lives on the CPU.
+        The parameters are replaced: an optimizer must be bound to them again. `generator` is on the CPU.
         """
         new = rows - self.rows
         if new <= 0:
@@ -112,7 +112,7 @@ class GrowingHead(nn.Module):
 
     @torch.no_grad()
     def forget(self, generator: torch.Generator) -> None:
-        """Draw all rows anew, in place."""
+        """Draw new values for all rows, in place."""
         _draw(self.weight, self.bias, self.width, generator)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -201,9 +201,9 @@ class ImageScaling(nn.Module):
 class Network(nn.Module):
     """Scaling, body, growing head: raw features (n, *shape) -> logits (n, rows).
 
-    The two halves of it are of use by themselves: `prepare` has no weights that training moves, so it can
+    Its two stages can be used alone: `prepare` has no weights that training moves, so it can
     be done once for all records of an experience; `answer` is what is trained. A strategy may give it a
-    `readout`, which then answers in the head's place, and a `projection` of features that is trained with it.
+    `readout`, which then answers instead of the head, and a `projection` of features that is trained with it.
     """
 
     readout: Readout | None
@@ -243,7 +243,7 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def forget(self, generator: torch.Generator) -> None:
-        """Draw all weights anew, in place; the scaling of features, and a frozen body, stay.
+        """Draw new values for all weights, in place; the scaling of features, and a frozen body, stay.
 
         The body is drawn by torch's global random state, the head by `generator` on the CPU.
         """

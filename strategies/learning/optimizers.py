@@ -54,7 +54,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> d
 
 
 def optimizer_facts(optimizer: torch.optim.Optimizer, network: nn.Module) -> list[dict[str, JsonValue]]:
-    """The settings of each group, with the names of its parameters in place of these."""
+    """The settings of each group, with its parameters replaced by their names."""
     names = parameter_names(optimizer, network)
     return [
         {key: list(value) if isinstance(value, tuple) else value for key, value in group.items()}
@@ -73,18 +73,18 @@ def restore_optimizer(
     """The optimizer whose tensors and facts these are, bound to `network`."""
     optimizer = make_optimizer(config, network)
     names = [name for group in groups for name in group["params"]]
-    places = {name: place for place, name in enumerate(names)}
+    indices = {name: index for index, name in enumerate(names)}
     kept: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         parameter, key = name.rsplit("/", 1)
-        kept.setdefault(places[parameter], {})[key] = value
+        kept.setdefault(indices[parameter], {})[key] = value
     parameters = dict(network.named_parameters())
     optimizer.param_groups.clear()
     numbered = []
     for group in groups:
         optimizer.add_param_group({"params": [parameters[name] for name in group["params"]]})
         settings = {key: tuple(v) if isinstance(v, list) else v for key, v in group.items()}
-        numbered.append({**settings, "params": [places[name] for name in group["params"]]})
+        numbered.append({**settings, "params": [indices[name] for name in group["params"]]})
     optimizer.load_state_dict({"state": kept, "param_groups": numbered})
     for weight, moments in optimizer.state.items():
         for key, value in moments.items():

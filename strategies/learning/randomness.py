@@ -1,4 +1,4 @@
-"""Random states that depend on (seed, turn) alone, so that resuming needs none of them saved."""
+"""Seeding of all global random states from (seed, turn), so that resuming needs no saved state."""
 
 import random
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def seeded(seed: int, turn: int, *, device: torch.device) -> Iterator[torch.Generator]:
-    """Inside, every global random state is set from (seed, turn); outside, each is as it was.
+    """Context manager: inside, global random states follow (seed, turn); afterwards, each is restored.
 
     Gives a CPU generator of its own, for draws that must not depend on who else draws: the global states
     are the process's, so another thread that draws meanwhile would disturb them.

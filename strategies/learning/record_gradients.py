@@ -54,15 +54,15 @@ def mean_over_records(
     device = next(iter(weights.values())).device
     layers = _linear_layers(network, weights)
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    place = 0
+    start = 0
     with at_rest(network):
-        while place < len(inputs):
+        while start < len(inputs):
             per_record = 1 if layers else sum(weight.numel() for weight in weights.values())
             most = min(PASS_RECORDS, network.records_at_once)
-            taken = slice(place, place + max(1, min(most, PASS_VALUES // max(1, per_record))))
+            taken = slice(start, start + max(1, min(most, PASS_VALUES // max(1, per_record))))
             given, wanted = inputs[taken].to(device), rows[taken].to(device)
             if layers:
-                found = _by_layers(network, layers, given, wanted, objective, size, check=place == 0)
+                found = _by_layers(network, layers, given, wanted, objective, size, check=start == 0)
                 if found is None:
                     layers = {}
                     continue
@@ -70,7 +70,7 @@ def mean_over_records(
                 found = _by_records(network, given, wanted, objective, size)
             for name, value in found.items():
                 total[name] += value
-            place += len(given)
+            start += len(given)
     return {name: value / len(inputs) for name, value in total.items()}
 
 

@@ -1,4 +1,4 @@
-"""How long two networks take for the same batch, in turns: whatever else the machine does hits both."""
+"""Latency of two networks on the same batch, measured in turns so that other load affects both."""
 
 import time
 
@@ -15,7 +15,7 @@ WARM_UPS = 3
 def rounds(
     first: nn.Module, second: nn.Module, batch: NDArray[np.generic]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Seconds of each network in each round; who begins changes. Both are on the CPU."""
+    """Seconds of each network in each round, on the CPU; the networks take turns at going first."""
     inputs = torch.from_numpy(np.array(batch, dtype=np.float32, order="C"))
     taken: tuple[list[float], list[float]] = ([], [])
     for number in range(WARM_UPS + ROUNDS):

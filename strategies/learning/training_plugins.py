@@ -1,6 +1,6 @@
-"""Plugins of the training itself: what a step's size is, and when an experience has been learnt enough.
+"""Training plugins for every strategy: learning-rate schedule, gradient clipping, early stopping.
 
-They begin anew with every experience, so there is nothing of them to save.
+They start afresh with every experience, so there is nothing of them to save.
 """
 
 import math
@@ -53,7 +53,7 @@ class Schedule(PassingPlugin):
 
 
 class ClippedGradient(PassingPlugin):
-    """Shortens the gradient of a step, with all that plugins added, to a norm."""
+    """Clips the gradient of a step, including penalties of plugins, to a norm."""
 
     def __init__(self, norm: float) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class ClippedGradient(PassingPlugin):
 
 
 class EarlyStop(PassingPlugin):
-    """Ends an experience when records of it that are put aside are answered no better any more.
+    """Ends an experience when the answers on records held out from it no longer improve.
 
     The weights are then those of the best epoch. To be the first plugin: others see what it left them.
     """
@@ -120,7 +120,7 @@ class EarlyStop(PassingPlugin):
         return float(total) / len(rows)
 
     def after_training_exp(self, strategy: Any, **_: Any) -> None:
-        # Avalanche leaves the wish to stop standing where the last epoch made it.
+        # Avalanche keeps the stop flag set where the last epoch set it.
         strategy._stop_training = False
         if self._weights:
             strategy.model.load_state_dict(self._weights)

@@ -1,7 +1,7 @@
-"""Past records that a strategy trains on again. What is kept here is a copy, never a view of an experience.
+"""Replay buffers: bounded copies of past records, and the plugins that train on them again.
 
-Avalanche's own buffers keep a reference to every dataset they ever saw, and their default stops admitting
-new experiences once these outnumber its places; so the buffers are ours.
+Avalanche's own buffers keep a reference to every dataset they ever saw, and their default admits no new
+experience once experiences outnumber its capacity; so the buffers are ours.
 """
 
 from collections.abc import Mapping
@@ -23,9 +23,9 @@ class ReplayBuffer:
 
     Balance "records": a uniform sample without replacement of all records ever offered, whatever the
     experience they came in (reservoir sampling by random keys: Efraimidis and Spirakis, 2006, with equal
-    weights). Balance "classes": places are shared evenly between the classes seen, and what a class cannot
-    fill goes to the others; within a class the sample is uniform. Balance "experiences": the same between the
-    experiences; once these outnumber the places, a uniform sample of them has one place each.
+    weights). Balance "classes": the capacity is shared evenly between the classes seen, and what a class
+    cannot fill goes to the others; within a class the sample is uniform. Balance "experiences": the same
+    between experiences; once these outnumber the capacity, a uniform sample of them keeps one record each.
 
     Memory is bounded by the capacity, however many records are offered.
     """
@@ -52,8 +52,8 @@ class ReplayBuffer:
         """Consider new records (n, *shape) with dense labels (n,) on the CPU; copy those that stay.
 
         Returns:
-            Places of those that stay, in the order in which they are kept now: among those kept before, and
-            then among the new ones.
+            Indices of the records that stay, in the new order: those among the records kept before, and those
+            among the new ones.
         """
         # 62 random bits: with float32 keys, ties would favour old records after some millions of them.
         fresh = torch.randint(2**62, (len(rows),), generator=generator)
@@ -71,10 +71,10 @@ class ReplayBuffer:
         return kept, admitted
 
     def _staying(self, keys: Tensor, groups: Tensor | None) -> Tensor:
-        """Ascending places of the records that stay; groups (n,) share the places evenly."""
+        """Ascending indices of the records that stay; groups (n,) share the capacity evenly."""
         by_key = torch.argsort(keys, descending=True, stable=True)
         if groups is not None:
-            # Deal the places out in rounds, one a group: the order is (rank within the group, key).
+            # Round robin over the groups: the order is (rank within the group, key).
             by_group = torch.argsort(groups[by_key], stable=True)
             _, sizes = torch.unique(groups, return_counts=True)
             starts = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
@@ -101,7 +101,7 @@ class ReplayBuffer:
 
 
 class ReplayPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
-    """Mixes kept records into every step, and offers the experience to the buffer after it was learnt."""
+    """Mixes kept records into every step; after an experience, offers its records to the buffer."""
 
     name = "replay"
     known = frozenset({"buffer", "replayed"})
@@ -136,21 +136,21 @@ class ReplayPlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships n
 
 
 class CumulativePlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
-    """Trains every experience on all records so far, of which it owns copies. Memory and time grow."""
+    """Trains every experience on copies of all records so far. Memory and time grow."""
 
     name = "cumulative"
-    known = frozenset({"max_records", "anew", "inputs", "rows"})
+    known = frozenset({"max_records", "fresh", "inputs", "rows"})
 
-    def __init__(self, max_records: int, *, anew: bool = False) -> None:
-        """`anew`: a fresh network learns them."""
+    def __init__(self, max_records: int, *, fresh: bool = False) -> None:
+        """`fresh`: a newly drawn network learns them each time."""
         super().__init__()
         self.max_records = max_records
-        self.anew = anew
+        self.fresh = fresh
         self.inputs: Tensor | None = None
         self.rows = torch.empty(0, dtype=torch.int64)
 
     def before_training_exp(self, strategy: Any, **_: Any) -> None:
-        """Put all records in place of the new ones.
+        """Replace the new records by all records so far.
 
         Raises:
             ExperienceUnfitError: there would be more than `max_records` of them.
@@ -164,8 +164,8 @@ class CumulativePlugin(SupervisedPlugin):  # type: ignore[misc]  # Avalanche shi
             )
         self.inputs = data.inputs if self.inputs is None else torch.cat((self.inputs, data.inputs))
         self.rows = torch.cat((self.rows, data.rows))
-        if self.anew:
-            strategy.begin_anew()
+        if self.fresh:
+            strategy.restart()
         strategy.dataloader = strategy.batches(strategy.records(self.inputs, self.rows))
 
     def tensors(self) -> dict[str, Tensor]:

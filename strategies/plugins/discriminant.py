@@ -1,4 +1,4 @@
-"""The plugin that answers by the Gaussian of each class: means of features, and one covariance for all."""
+"""Plugin of SLDA: classifies by a Gaussian of each class, with one covariance for all."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -39,7 +39,7 @@ class StreamingDiscriminant(SupervisedPlugin):  # type: ignore[misc]  # Avalanch
 
     @torch.no_grad()
     def before_training_exp(self, strategy: Any, **_: Any) -> None:
-        """Learn the experience; the pass that follows says how well its records are told apart then.
+        """Learn the experience; the pass that follows measures how well its records are classified then.
 
         Raises:
             LearningDivergedError: the network made features that are NaN or infinite.
@@ -48,9 +48,9 @@ class StreamingDiscriminant(SupervisedPlugin):  # type: ignore[misc]  # Avalanch
         network: Network = strategy.model
         records: Records = strategy.dataloader.records
         self._grow(strategy.experience.head_rows, network.head.width)
-        places = torch.arange(len(records), device=records.rows.device)
+        indices = torch.arange(len(records), device=records.rows.device)
         with at_rest(network):
-            for some in torch.split(places, max(1, PASS_VALUES // network.head.width)):
+            for some in torch.split(indices, max(1, PASS_VALUES // network.head.width)):
                 self.add(network.features(records.take(some)).cpu().double(), records.rows[some].cpu())
         if not (self.means.isfinite().all() and self.scatter.isfinite().all()):
             raise LearningDivergedError(

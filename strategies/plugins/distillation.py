@@ -1,4 +1,4 @@
-"""The plugins by which the network before an experience teaches the one that learns it."""
+"""Distillation plugins of LwF and iCaRL: the network before an experience teaches the one that learns it."""
 
 import copy
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ ANSWERED_RECORDS = 4096
 
 
 class Teaching(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
-    """Keeps the network as it was before the experience, and asks it what it answers to the records.
+    """Keeps a copy of the network from before the experience, and computes its answers to the records.
 
     The teacher rests in evaluation mode, so it answers the same to a record in every step: where records
     are prepared ahead, it is asked once an experience.
@@ -45,9 +45,9 @@ class Teaching(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no ty
         if records.prepare is not None:
             return None
         assert self.teacher is not None
-        places = torch.arange(len(records), device=records.rows.device)
+        indices = torch.arange(len(records), device=records.rows.device)
         step = min(ANSWERED_RECORDS, self.teacher.records_at_once)
-        return torch.cat([self._softened(records.take(some)) for some in torch.split(places, step)])
+        return torch.cat([self._softened(records.take(some)) for some in torch.split(indices, step)])
 
     @torch.no_grad()
     def _softened(self, prepared: Tensor) -> Tensor:
@@ -59,8 +59,8 @@ class Teaching(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no ty
         if not self._answers:
             return None
         parts = [
-            self._softened(inputs) if answers is None else answers.index_select(0, places)
-            for answers, places, inputs in zip(self._answers, batch.places, batch.parts, strict=False)
+            self._softened(inputs) if answers is None else answers.index_select(0, indices)
+            for answers, indices, inputs in zip(self._answers, batch.indices, batch.parts, strict=False)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -116,7 +116,7 @@ class Distillation(Teaching):
 
 
 class SigmoidDistillation(Teaching):
-    """iCaRL's loss: each row is a yes or no of its own; the teacher says it where the experience cannot.
+    """iCaRL's loss: binary for each row, from the labels or, for absent classes, from the teacher.
 
     Rows of classes that the experience holds, new or come back, are learnt from the labels. The other rows
     are learnt from the teacher, of new records and of kept ones.

@@ -1,4 +1,4 @@
-"""Plugins that ask gradients where a step may go, and which kept records it needs."""
+"""Plugins of GEM and MIR: constrain a step, or choose kept records, by gradients."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ RIDGE = 1e-6
 
 
 class EpisodicConstraints(ReplayPlugin):
-    """GEM: a step may raise the loss of no group of kept records.
+    """GEM: projects each gradient so that the loss on no group of kept records rises.
 
     The gradients of groups are taken in evaluation mode: what may not rise is the loss of the answers that
     are served, and looking at kept records moves no batch statistics.
@@ -39,7 +39,7 @@ class EpisodicConstraints(ReplayPlugin):
     def before_training_exp(self, strategy: Any, **_: Any) -> None:
         if self.buffer.inputs is not None:
             self._kept = strategy.records(self.buffer.inputs, self.buffer.rows)
-            self._members = shared_out(self.buffer.came, self.groups)
+            self._members = grouped_by_experience(self.buffer.came, self.groups)
 
     def after_backward(self, strategy: Any, **_: Any) -> None:
         """Turn the gradient into the nearest one that agrees with all groups."""
@@ -74,11 +74,11 @@ class EpisodicConstraints(ReplayPlugin):
         super().after_training_exp(strategy, **kwargs)
 
 
-def shared_out(came: Tensor, groups: int) -> list[Tensor]:
-    """The places of the records of each group, by the experience (n,) that each record came in.
+def grouped_by_experience(came: Tensor, groups: int) -> list[Tensor]:
+    """Indices of the records of each group, by the experience (n,) that each record came in.
 
-    Up to `groups` experiences have a group each. Of more, neighbours share one, and no group holds two
-    experiences more than another: what came close in time is likest.
+    Up to `groups` experiences have a group each. Of more, neighbours share one, and group
+    sizes differ by one experience at most: experiences close in time are the most similar.
     """
     experiences, rank = torch.unique(came, return_inverse=True)
     count = min(groups, len(experiences))
@@ -89,7 +89,7 @@ def shared_out(came: Tensor, groups: int) -> list[Tensor]:
 def dual(
     gram: NDArray[np.float64], along: NDArray[np.float64], *, margin: float
 ) -> NDArray[np.float64] | None:
-    """How much of each kept gradient a step's gradient needs to agree with all of them.
+    """Weights of the kept gradients that, added to a step's gradient, make it agree with all of them.
 
     Solves the dual of the projection exactly: the v >= margin that minimises v'Gv / 2 + v'a. With v = margin
     + w and G = R'R this is the non-negative least squares problem Rw = -(a + G margin) / R', where R is
@@ -100,7 +100,7 @@ def dual(
         along: a, (k,) inner products of each with the step's gradient.
 
     Returns:
-        (k,) shares. None where all agree already, and where a product is not finite: the loss will tell.
+        (k,) shares. None where all agree already, or where a product is not finite: then the loss diverged.
     """
     if not (along < 0).any() or not np.isfinite(gram).all() or not np.isfinite(along).all():
         return None
@@ -119,7 +119,7 @@ def dual(
 
 
 class InterferedReplay(ReplayPlugin):
-    """MIR: replays those of a sample of kept records whose loss a step on the new ones would raise most.
+    """MIR: replays, of a sample of kept records, those whose loss a step on the new records would raise most.
 
     The step is tried in evaluation mode and taken back: it moves neither the optimizer's state nor batch
     statistics, and draws no random number.
@@ -134,7 +134,7 @@ class InterferedReplay(ReplayPlugin):
         self.chosen = replayed
 
     def before_training_iteration(self, strategy: Any, **_: Any) -> None:
-        """Leave of the kept records of the step only those that would lose most."""
+        """Keep only the records whose loss would rise most."""
         batch: Batch = strategy.mbatch
         fresh = len(batch.new)
         if len(batch.kept) <= self.chosen:
@@ -142,11 +142,11 @@ class InterferedReplay(ReplayPlugin):
         with at_rest(strategy.model):
             rises = self._rises(strategy, batch)
         stay = rises.topk(self.chosen).indices
-        places = torch.cat((torch.arange(fresh, device=stay.device), fresh + stay))
-        strategy.mbatch = Batch(batch.inputs[places], batch.rows[places], batch.new, batch.kept[stay])
+        indices = torch.cat((torch.arange(fresh, device=stay.device), fresh + stay))
+        strategy.mbatch = Batch(batch.inputs[indices], batch.rows[indices], batch.new, batch.kept[stay])
 
     def _rises(self, strategy: Any, batch: Batch) -> Tensor:
-        """How much the loss of each kept record of the batch rises by a plain step on the new ones."""
+        """Rise of each kept record's loss after a plain gradient step on the new records."""
         network, fresh = strategy.model, len(batch.new)
         weights: list[Tensor] = list(trained(network).values())
         (new, kept), rows = batch.parts, batch.rows

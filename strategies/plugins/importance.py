@@ -1,4 +1,4 @@
-"""Plugins that hold weights near where they were, the firmer the more they matter."""
+"""Plugins of EWC, SI and MAS: quadratic penalties on changes of important weights."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -14,10 +14,10 @@ from strategies.learning.record_gradients import at_rest, mean_over_records, tra
 
 
 class HeldWeights(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
-    """A quadratic penalty: strength times the sum of importance times the squared way from the anchor.
+    """A quadratic penalty: strength times the sum of importance times the squared distance from the anchor.
 
-    One importance and one anchor a weight, for ever. The gradient of the penalty is added to that of the
-    loss, which needs no graph; the loss that is reported is the one on the labels.
+    Each weight has one importance and one anchor, so memory is bounded. The gradient of the penalty is added
+    to that of the loss, which needs no graph; the loss that is reported is the one on the labels.
     """
 
     name = "held"
@@ -31,7 +31,7 @@ class HeldWeights(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no
         self._held: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
 
     def before_training_exp(self, strategy: Any, **_: Any) -> None:
-        """Fit what is held to a head that has grown: new rows matter nothing yet."""
+        """Extend importances and anchors to a head that has grown; new rows have importance 0."""
         weights = trained(strategy.model)
         for name, parameter in weights.items():
             for held in (self.importances, self.anchors):
@@ -48,7 +48,7 @@ class HeldWeights(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no
 
     @torch.no_grad()
     def after_backward(self, strategy: Any, **_: Any) -> None:
-        """Pull every weight towards its anchor."""
+        """Add the gradient of the penalty."""
         weights, anchors, importances = self._held
         if weights:
             ways = torch._foreach_sub(weights, anchors)
@@ -65,10 +65,10 @@ class HeldWeights(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no
         decay: float = 1.0,
         each: bool = False,
     ) -> None:
-        """Add importances of one experience, and hold the weights where they are now.
+        """Add the importances of one experience, with the current weights as anchors.
 
-        With `each`, the weights are held by a penalty an experience, each with its own anchor. These add up
-        to one, whose importance is the sum and whose anchor the mean of all, weighted by importance.
+        With `each`, every experience has its own penalty with its own anchor. These add up to one penalty;
+        its importance is the sum, its anchor the mean of all, weighted by importance.
         """
         for name, parameter in trained(network).items():
             before, found, here = self.importances.get(name), importances[name], parameter.detach()
@@ -99,7 +99,7 @@ class HeldWeights(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no
 
 
 def gradients(weights: list[Tensor]) -> list[Tensor]:
-    """Of each weight; zeros stand for one that the loss did not depend on."""
+    """The gradient of each weight; zeros where the loss does not depend on it."""
     for weight in weights:
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
@@ -107,7 +107,7 @@ def gradients(weights: list[Tensor]) -> list[Tensor]:
 
 
 class FisherInformation(HeldWeights):
-    """EWC: how much the likelihood of the labels moves with each weight."""
+    """EWC: the importance of a weight is its Fisher information."""
 
     name = "ewc"
     known = HeldWeights.known | {"mode", "decay", "fisher", "records"}
@@ -161,7 +161,7 @@ def fisher_of_batches(
 
 
 class PathIntegral(HeldWeights):
-    """Synaptic intelligence: what each weight did for the loss on its way, over the square of that way."""
+    """SI: the importance of a weight is its reduction of the loss, over the square of its total movement."""
 
     name = "si"
     known = HeldWeights.known | {"damping", "_weights", "_done", "_start", "_before", "_pulls"}
@@ -169,9 +169,9 @@ class PathIntegral(HeldWeights):
     def __init__(self, *, strength: float, damping: float) -> None:
         super().__init__(strength=strength)
         self.damping = damping
-        self._forget_way()
+        self._reset_path()
 
-    def _forget_way(self) -> None:
+    def _reset_path(self) -> None:
         self._weights: list[Tensor] = []
         self._done: list[Tensor] = []
         self._start: list[Tensor] = []
@@ -188,7 +188,7 @@ class PathIntegral(HeldWeights):
 
     @torch.no_grad()
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
-        """Note the gradient of the loss on the labels, before the penalty joins it."""
+        """Store the gradient of the loss on the labels, before the penalty is added."""
         # Not those that the optimizer gets: what clips a gradient later does so in place.
         self._pulls = gradients(self._weights)
         _, anchors, importances = self._held
@@ -216,12 +216,12 @@ class PathIntegral(HeldWeights):
                 trained(strategy.model).items(), self._done, self._start, strict=True
             )
         }
-        self._forget_way()
+        self._reset_path()
         self.hold(strategy.model, found)
 
 
 class AnswerSensitivity(HeldWeights):
-    """Memory aware synapses: how much each answer moves with each weight."""
+    """MAS: the importance of a weight is the sensitivity of the outputs to it."""
 
     name = "mas"
     known = HeldWeights.known | {"decay", "records"}

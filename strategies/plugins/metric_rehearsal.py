@@ -1,4 +1,4 @@
-"""The plugin that learns new records by how near their features are to each other."""
+"""Plugin of ER-AML: a metric loss on the features of new records."""
 
 from typing import Any
 
@@ -69,6 +69,6 @@ def contrast(features: Tensor, rows: Tensor, *, fresh: int, temperature: float) 
     outside = itself | ~same.any(0)
     others = alike.masked_fill(outside, torch.finfo(alike.dtype).min)
     same &= ~itself
-    told = torch.where(same, alike - others.logsumexp(1, keepdim=True), 0.0)
+    contrast = torch.where(same, alike - others.logsumexp(1, keepdim=True), 0.0)
     count = same.sum(1)
-    return -(told.sum(1) / count.clamp(min=1)).sum() / (count > 0).sum().clamp(min=1)
+    return -(contrast.sum(1) / count.clamp(min=1)).sum() / (count > 0).sum().clamp(min=1)

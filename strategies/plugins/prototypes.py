@@ -1,7 +1,7 @@
-"""Plugins that keep records to answer by: a record is of the class whose kept records it lies nearest to.
+"""Plugins of iCaRL and SCR: classify by the nearest mean of kept records.
 
 Distances are between features of length 1, so nearest is what has the largest cosine; a network answers with
-the softmax of the cosines over a temperature. As the features move, the means are taken anew after every
+the softmax of the cosines over a temperature. As the features move, the means are recomputed after every
 experience, over all records that are kept.
 """
 
@@ -25,7 +25,7 @@ PASS_RECORDS = 1024
 
 
 class HerdedReplay(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
-    """iCaRL's exemplars: mixed into every step, and chosen anew for the classes that an experience brings.
+    """iCaRL's exemplars: mixed into every step, and chosen again for the classes that an experience brings.
 
     The classes seen share the capacity evenly. A class that does not come keeps the first of its herding
     order. One that comes back is herded out of its exemplars and its new records, towards the mean of all its
@@ -77,17 +77,17 @@ class HerdedReplay(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships n
         answer_by_means(strategy.model, features[stay], self.rows, temperature=self.temperature)
 
     def _stands_for(self) -> Tensor:
-        """(n,) how many records of its class each exemplar counts for."""
+        """(n,) the number of records of its class that each exemplar represents."""
         each = self.seen / torch.bincount(self.rows, minlength=len(self.seen))
         return each[self.rows]
 
-    def _copied(self, new: Tensor, places: Tensor) -> Tensor:
-        """The inputs at `places` among the exemplars and, after them, the records of `new`."""
+    def _copied(self, new: Tensor, indices: Tensor) -> Tensor:
+        """The inputs at `indices` among the exemplars and, after them, the records of `new`."""
         old = len(self.rows)
-        inputs = new.new_empty(len(places), *new.shape[1:])
+        inputs = new.new_empty(len(indices), *new.shape[1:])
         if self.inputs is not None:
-            inputs[places < old] = self.inputs[places[places < old]]
-        inputs[places >= old] = new[places[places >= old] - old]
+            inputs[indices < old] = self.inputs[indices[indices < old]]
+        inputs[indices >= old] = new[indices[indices >= old] - old]
         return inputs
 
     def tensors(self) -> dict[str, Tensor]:
@@ -104,7 +104,7 @@ class HerdedReplay(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships n
 
 
 class ContrastiveReplay(ReplayPlugin):
-    """SCR: records of a class are drawn together, away from all others; kept ones answer by their means."""
+    """SCR: a contrastive loss on new and kept records; kept ones classify by their means."""
 
     name = "scr"
     known = ReplayPlugin.known | {"noise", "contrast_temperature", "temperature"}
@@ -169,14 +169,14 @@ def answer_by_means(network: Network, features: Tensor, rows: Tensor, *, tempera
 @torch.no_grad()
 def features_of(network: Network, records: Records) -> Tensor:
     """(n, width) of length 1, on the CPU, in evaluation mode."""
-    places = torch.arange(len(records), device=records.rows.device)
+    indices = torch.arange(len(records), device=records.rows.device)
     with at_rest(network):
-        chunks = [network.features(records.take(some)) for some in torch.split(places, PASS_RECORDS)]
+        chunks = [network.features(records.take(some)) for some in torch.split(indices, PASS_RECORDS)]
     return normalize(torch.cat(chunks), dim=1).cpu()
 
 
 def herd(features: Tensor, counts: Tensor, share: int) -> Tensor:
-    """Places of at most `share` records, in an order in which the mean of the first ones is near that of all.
+    """Indices of at most `share` records, ordered so that the mean of the first ones is near that of all.
 
     The mean of all is over as many as `counts` (n,) says for each. Algorithm 4 of the paper.
     """
@@ -184,9 +184,9 @@ def herd(features: Tensor, counts: Tensor, share: int) -> Tensor:
     total = torch.zeros_like(mean)
     free = torch.zeros_like(counts)
     order = []
-    for place in range(1, min(share, len(features)) + 1):
+    for rank in range(1, min(share, len(features)) + 1):
         # All are of length 1: the nearest to what the mean lacks has the largest product with it.
-        chosen = int(torch.argmax(features @ (place * mean - total) + free))
+        chosen = int(torch.argmax(features @ (rank * mean - total) + free))
         free[chosen] = -torch.inf
         total += features[chosen]
         order.append(chosen)

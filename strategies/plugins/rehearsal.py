@@ -1,4 +1,4 @@
-"""Plugins that use kept records otherwise than by mixing them into every step."""
+"""Plugins of ER-ACE, DER, A-GEM and GDumb: other uses of kept records than mixing them into every step."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,10 +17,10 @@ ANSWERED_VALUES = 2**22
 
 
 class AsymmetricReplay(ReplayPlugin):
-    """ER-ACE: new records are told apart from the classes of their own batch only.
+    """ER-ACE: the loss on new records is taken over the classes of their own batch only.
 
     The experience joins the buffer before it is learnt, as in the paper, where records are kept as they come:
-    only as kept ones are they told apart from older classes.
+    only as kept records are they separated from older classes.
     """
 
     name = "er-ace"
@@ -43,7 +43,7 @@ class AsymmetricReplay(ReplayPlugin):
 
 
 class DarkReplay(ReplayPlugin):
-    """DER and DER++: kept records bring the logits along that the network gave them once."""
+    """DER and DER++: kept records are stored with the logits that the network gave them."""
 
     name = "der"
     known = ReplayPlugin.known | {"alpha", "beta", "logits", "_known", "_then"}
@@ -95,7 +95,7 @@ class DarkReplay(ReplayPlugin):
 
 
 class GradientProjection(ReplayPlugin):
-    """A-GEM: kept records are not learnt again; they say where a step may not go."""
+    """A-GEM: projects each gradient so that the loss on kept records does not rise; they are not replayed."""
 
     name = "a-gem"
     known = ReplayPlugin.known | {"_kept", "_chosen"}
@@ -115,7 +115,7 @@ class GradientProjection(ReplayPlugin):
             self._chosen = passes(self._kept, self.replayed, steps=steps, generator=strategy.generator)
 
     def after_backward(self, strategy: Any, **_: Any) -> None:
-        """Take away what of the gradient points against that of a sample of kept records."""
+        """Remove the component of the gradient that opposes the gradient of a sample of kept records."""
         kept = self._kept
         if kept is None:
             return
@@ -137,7 +137,7 @@ class GradientProjection(ReplayPlugin):
 
 
 class FromScratch(ReplayPlugin):
-    """GDumb: the experience joins the sample, and a fresh network learns the sample and nothing else."""
+    """GDumb: adds the experience to the sample, and trains a newly drawn network on the sample alone."""
 
     name = "gdumb"
 
@@ -148,7 +148,7 @@ class FromScratch(ReplayPlugin):
         data = strategy.experience.dataset
         self.buffer.offer(data.inputs, data.rows, generator=strategy.generator)
         assert self.buffer.inputs is not None, "an experience is never empty"
-        strategy.begin_anew()
+        strategy.restart()
         strategy.dataloader = strategy.batches(strategy.records(self.buffer.inputs, self.buffer.rows))
 
     def after_training_exp(self, strategy: Any, **_: Any) -> None:

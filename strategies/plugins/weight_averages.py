@@ -1,4 +1,4 @@
-"""Plugins that leave the network with a mean of weights instead of the last ones."""
+"""Plugins that end an experience with averaged weights instead of the last ones."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +11,7 @@ from strategies.learning.training_plugins import PassingPlugin
 
 
 def moved(network: nn.Module) -> dict[str, Tensor]:
-    """What an experience changes: trained weights, and the statistics that layers keep of their inputs."""
+    """The tensors that an experience changes: trained weights, and batch-normalisation statistics."""
     statistics = {
         name: tensor
         for module_name, module in network.named_modules()
@@ -30,7 +30,7 @@ class ChampionAverage(PassingPlugin):
     """The mean of the weights before an experience and after it. Rows new to the head stay as learnt."""
 
     def __init__(self, *, share: float) -> None:
-        """`share`: of the weights after."""
+        """`share`: weight of the weights after the experience in the mean."""
         super().__init__()
         self.share = share
         self._before: dict[str, Tensor] = {}

@@ -16,7 +16,7 @@ from sklearn.neural_network import MLPClassifier
 from service.gate.base import Audit, Column, DataEvidence, Evidence, GateConfig, Metric, PairedAnswers
 from service.gate.decide import decide
 from service.gate.measures import increase, losses
-from service.gate.simulation.lifetimes import Life, simulate
+from service.gate.simulation.lifetimes import Lifetime, simulate
 from service.gate.simulation.rates import Holdout, promote_rate, threshold_rate, worst_false_promotion
 from streams.shift import Answers, battery
 from tests.bench.measure import Measured
@@ -49,7 +49,7 @@ Sample = NDArray[Any]
 
 def run() -> list[Measured]:
     decided = [_deciding(), _promoting(), _promoting(groups=0.1), *_defaults(), *_metrics()]
-    return [*_error_rates(), *_power(), *_lives(), *decided, *_battery(), *_shifts()]
+    return [*_error_rates(), *_power(), *_lifetimes(), *decided, *_battery(), *_shifts()]
 
 
 def _error_rates() -> list[Measured]:
@@ -76,22 +76,26 @@ def _power() -> list[Measured]:
     return found
 
 
-def _lives() -> list[Measured]:
+def _lifetimes() -> list[Measured]:
     """Half of 3,000 past records to judge by and half sealed, as many looks planned as updates."""
-    life = Life(
+    lifetime = Lifetime(
         updates=50, loss=0.004, churn=0.03, gate=1500, audit=1500, margin=0.02, budget=0.05, alpha=ALPHA
     )
-    harmless = Life(**{**vars(life), "loss": 0.0})
-    eroded, kept = simulate(life, lives=300, seed=0), simulate(harmless, lives=300, seed=0)
-    unwatched = simulate(Life(**{**vars(life), "budget": None}), lives=300, seed=0)
+    harmless = Lifetime(**{**vars(lifetime), "loss": 0.0})
+    eroded, kept = simulate(lifetime, lifetimes=300, seed=0), simulate(harmless, lifetimes=300, seed=0)
+    unwatched = simulate(Lifetime(**{**vars(lifetime), "budget": None}), lifetimes=300, seed=0)
     beyond, limit = eroded.beyond(0.05)
     return [
-        Measured("300 lives: lost the budget", beyond, "share", ALPHA, "<="),
-        Measured("300 lives: its 95 % limit", limit, "share", ALPHA, "<="),
-        Measured("300 lives: the same without a budget", unwatched.beyond(0.05)[0], "share", 0.0, ">="),
+        Measured("300 lifetimes: lost the budget", beyond, "share", ALPHA, "<="),
+        Measured("300 lifetimes: its 95 % limit", limit, "share", ALPHA, "<="),
+        Measured("300 lifetimes: the same without a budget", unwatched.beyond(0.05)[0], "share", 0.0, ">="),
         # How often a good pipeline is stopped is a price, not a promise: no goal can be missed.
-        Measured("300 harmless lives: stopped by an audit", float(kept.frozen.mean()), "share", 1.0, "<="),
-        Measured("300 harmless lives: promotions of 50", float(kept.promotions.mean()), "updates", 0.0, ">="),
+        Measured(
+            "300 harmless lifetimes: stopped by an audit", float(kept.frozen.mean()), "share", 1.0, "<="
+        ),
+        Measured(
+            "300 harmless lifetimes: promotions of 50", float(kept.promotions.mean()), "updates", 0.0, ">="
+        ),
     ]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from strategies import catalog
 from strategies.base import ExperienceUnfitError, StreamInfo
 from strategies.learning.state import load_any
 from strategies.network_choice import Installation, install
@@ -92,7 +93,7 @@ def test_a_reloaded_learner_goes_on_bit_for_bit(network: str, strategy: str, tmp
     learner = build(network, settings["name"], **settings)
     learner.learn(experience(0, 0, 20, below=5))
     learner.save(tmp_path / "saved")
-    reloaded = load_any(tmp_path / "saved")
+    reloaded = load_any(tmp_path / "saved", catalog.STRATEGIES)
     assert digest(reloaded.state()) == digest(learner.state())  # type: ignore[attr-defined]
     for each in (learner, reloaded):
         each.learn(experience(1, 20, 37))  # 17 records: the last step has one; and the head grows
@@ -137,7 +138,7 @@ def test_images_without_a_channel_are_images_of_one(network: str) -> None:
 
 
 @every_network
-def test_gdumb_draws_all_anew_that_is_trained(network: str) -> None:
+def test_gdumb_draws_all_trained_weights_again(network: str) -> None:
     # Steps so small that only a new draw moves a weight.
     learner = build(network, "gdumb", capacity=10, learning_rate=1e-12)
     learner.learn(experience(0, 0, 20))
@@ -150,7 +151,7 @@ def test_gdumb_draws_all_anew_that_is_trained(network: str) -> None:
             assert not torch.allclose(weight, first[name], atol=1e-3)
 
 
-def test_statistics_of_batches_begin_anew_with_gdumb() -> None:
+def test_statistics_of_batches_restart_with_gdumb() -> None:
     learner = build("cnn, batch", "gdumb", capacity=10)
     for index in range(2):
         learner.learn(experience(index, 0, 20))
@@ -159,8 +160,8 @@ def test_statistics_of_batches_begin_anew_with_gdumb() -> None:
 
 
 @pytest.mark.parametrize("network", ["cnn", "resnet18"])
-def test_a_batch_of_one_record_and_one_place_moves_no_statistics(network: str) -> None:
-    """At 4 or 8 pixels the last places are one: torch refuses to take statistics of a single value."""
+def test_a_batch_of_one_record_and_one_position_moves_no_statistics(network: str) -> None:
+    """At 4 or 8 pixels the last feature maps are 1x1: torch refuses to take statistics of a single value."""
     learner = build(network, network=NETWORKS[network] | ({} if network == "resnet18" else SMALL))
     learner.learn(experience(0, 0, 17))
     counted = {int(t) for n, t in learner.network.named_buffers() if n.endswith("batches_tracked")}

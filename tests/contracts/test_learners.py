@@ -115,7 +115,7 @@ def test_a_combination_goes_on_bit_for_bit_and_predicts_purely(
 ) -> None:
     learner = taught("combined", parts=parts)
     learner.save(tmp_path / "saved")
-    reloaded = load_any(tmp_path / "saved")
+    reloaded = load_any(tmp_path / "saved", STRATEGIES)
     assert isinstance(reloaded, SavableLearner)
     assert digest(taught("combined", parts=parts).state()) == digest(learner.state())
     for index in (2, 3):
@@ -129,7 +129,7 @@ def test_a_combination_goes_on_bit_for_bit_and_predicts_purely(
 def test_a_learner_saved_before_it_learnt_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     learner = build(name)
     learner.save(tmp_path / "saved")
-    reloaded = load_any(tmp_path / "saved")
+    reloaded = load_any(tmp_path / "saved", STRATEGIES)
     assert isinstance(reloaded, SavableLearner)
     for index in (0, 1):
         learner.learn(make_experience(index))

@@ -16,8 +16,8 @@ from mlflow.exceptions import MlflowException
 from service import registry
 from service.registry import UPDATE_TAG, Publication, Registry
 from service.settings import Settings
+from service.training.served import export
 from service.training.tasks import SERVED_FILE
-from service.training.trainer import _export
 from strategies.base import Learner, StreamInfo
 from strategies.catalog import STRATEGIES
 from streams.base import Experience
@@ -44,7 +44,7 @@ def learner() -> Learner:
 @pytest.fixture(scope="module")
 def served(learner: Learner, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("served") / SERVED_FILE
-    _export(learner, INFO, path)
+    export(learner, INFO, path)
     return path
 
 

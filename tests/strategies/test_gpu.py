@@ -10,8 +10,9 @@ from sklearn.datasets import load_digits
 
 from strategies.base import StreamInfo
 from strategies.catalog import STRATEGIES
-from strategies.learning.bridge import Recorder, Template
+from strategies.learning.bridge import Template
 from strategies.learning.learner import AvalancheLearner
+from strategies.learning.recorder import Recorder
 from strategies.learning.state import load_any
 from streams.base import Experience
 
@@ -49,7 +50,7 @@ def test_every_strategy_learns_and_goes_on_from_its_checkpoint(name: str, tmp_pa
     learner = taught(name)
     assert learner.network.head.weight.device.type == "cuda"
     learner.save(tmp_path / "saved")
-    reloaded = load_any(tmp_path / "saved")
+    reloaded = load_any(tmp_path / "saved", STRATEGIES)
     assert isinstance(reloaded, AvalancheLearner)
     inputs = digits(1).inputs
     assert np.array_equal(reloaded.predict(inputs), learner.predict(inputs))
@@ -69,17 +70,17 @@ def test_no_step_waits_for_the_host(name: str, monkeypatch: pytest.MonkeyPatch) 
 
     def watched(self: Template, **kwargs: Any) -> None:
         # The order of an epoch is drawn on the host and brought over once, before the first step.
-        acts, batches = self._acts_of_a_step(), iter(self.dataloader)
+        functions, batches = self._step_functions(), iter(self.dataloader)
         self.mbatch = next(batches)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            for act in acts:
-                act(self)
+            for function in functions:
+                function(self)
             for batch in batches:
                 self.mbatch = batch
-                for act in acts:
-                    act(self)
+                for function in functions:
+                    function(self)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -124,7 +125,7 @@ def test_a_checkpoint_of_the_gpu_is_loaded_where_there_is_none(
     learner = taught("replay", device="auto")
     learner.save(tmp_path / "saved")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    reloaded = load_any(tmp_path / "saved")
+    reloaded = load_any(tmp_path / "saved", STRATEGIES)
     assert isinstance(reloaded, AvalancheLearner)
     assert reloaded.device.type == "cpu"
     inputs = digits(1).inputs

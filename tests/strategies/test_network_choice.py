@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torchvision.models import resnet18, resnet34
 
 from strategies.base import StrategyError
+from strategies.catalog import STRATEGIES
 from strategies.learning.bodies import cnn
 from strategies.learning.networks import Network
 from strategies.learning.state import load_any
@@ -86,7 +87,7 @@ def test_a_choice_that_cannot_work_is_refused(choice: Any, told: str) -> None:
     ],
 )
 def test_a_network_says_which_shapes_it_takes(choice: Any, shape: tuple[int, ...], fits: bool) -> None:
-    problem = CHOICE.validate_python(choice).misfit(shape, "float32")
+    problem = CHOICE.validate_python(choice).problem(shape, "float32")
     assert (problem is None) == fits
     assert problem is None or f"{list(shape)}" in problem
 
@@ -129,13 +130,13 @@ def test_a_name_of_weights_never_leaves_the_folder(tmp_path: Path) -> None:
 def test_what_is_lacking_is_told_where_it_can_be_known(tmp_path: Path) -> None:
     own = CHOICE.validate_python({"name": "own", "of": "digits-net"})
     backbone = CHOICE.validate_python({"name": "backbone", "weights": "a.pth"})
-    assert "it has none" in own.lacking(Installation())
-    assert "it has other" in own.lacking(Installation(networks={"other": "p:f"}))
-    assert own.lacking(Installation(networks={"digits-net": "p:f"})) is None
-    assert "HOLDFAST_WEIGHTS" in backbone.lacking(Installation())
-    assert "'a.pth'" in backbone.lacking(Installation(weights=tmp_path))
-    assert backbone.lacking(Installation(weights=tmp_path / "of another machine")) is None
-    assert CHOICE.validate_python("cnn").lacking(Installation()) is None
+    assert "it has none" in own.installation_problem(Installation())
+    assert "it has other" in own.installation_problem(Installation(networks={"other": "p:f"}))
+    assert own.installation_problem(Installation(networks={"digits-net": "p:f"})) is None
+    assert "HOLDFAST_WEIGHTS" in backbone.installation_problem(Installation())
+    assert "'a.pth'" in backbone.installation_problem(Installation(weights=tmp_path))
+    assert backbone.installation_problem(Installation(weights=tmp_path / "of another machine")) is None
+    assert CHOICE.validate_python("cnn").installation_problem(Installation()) is None
 
 
 def test_what_is_installed_last_counts() -> None:
@@ -254,9 +255,9 @@ def test_a_checkpoint_of_a_network_that_this_installation_lost_says_so(
     build("backbone, frozen").save(tmp_path / "backbone")
     install(Installation())
     with pytest.raises(StrategyError, match="HOLDFAST_NETWORKS"):
-        load_any(tmp_path / "own")
+        load_any(tmp_path / "own", STRATEGIES)
     with pytest.raises(StrategyError, match="HOLDFAST_WEIGHTS"):
-        load_any(tmp_path / "backbone")
+        load_any(tmp_path / "backbone", STRATEGIES)
 
 
 def test_a_group_has_more_than_one_value_even_at_one_place() -> None:

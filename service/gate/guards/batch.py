@@ -1,4 +1,4 @@
-"""The guards of a batch itself: can it be learnt from, and does it look like what was learnt last?
+"""Data and shift guards: is the batch sound, and does it resemble what was learnt last?
 
 Too little, missing or broken evidence is undecided, with the reason; never a pass. A shift fails nothing.
 """
@@ -22,7 +22,7 @@ from service.gate.base import (
 
 
 def data(evidence: DataEvidence, config: GateConfig) -> tuple[Finding, ...]:
-    """Can this batch be learnt from? Values, anomalies and labels against earlier batches, suspect records.
+    """Judges whether a batch can be learnt from: broken values, anomalies, label errors, suspect records.
 
     Anomalies come before labels: where the features are broken, the labels disagree as a consequence.
     """
@@ -87,21 +87,21 @@ def _values(evidence: DataEvidence) -> Finding:
 
 
 def _unusual(seen: Suspects) -> str:
-    """What is worth knowing of whole features, though it stops nothing."""
-    told = ""
+    """Unusual features, in words; they stop nothing."""
+    sentence = ""
     if seen.dead_features:
-        told += f"; {_features(seen.dead_features)} never varied, and did before"
+        sentence += f"; {_features(seen.dead_features)} never varied, and did before"
     if seen.far_features:
-        told += f"; {_features(seen.far_features)} held values over a hundred times larger than before"
-    return told
+        sentence += f"; {_features(seen.far_features)} held values over a hundred times larger than before"
+    return sentence
 
 
-def _features(places: Sequence[int]) -> str:
+def _features(features: Sequence[int]) -> str:
     """The first few by number: "feature 3", "features 3, 9, 11, 12, 13 and 5 more"."""
-    shown = places[:_FEATURES_NAMED]
-    if len(places) == len(shown):
-        return f"feature{'' if len(places) == 1 else 's'} {say.listed(shown)}"
-    return f"features {', '.join(map(str, shown))} and {len(places) - len(shown)} more"
+    shown = features[:_FEATURES_NAMED]
+    if len(features) == len(shown):
+        return f"feature{'' if len(features) == 1 else 's'} {say.listed(shown)}"
+    return f"features {', '.join(map(str, shown))} and {len(features) - len(shown)} more"
 
 
 _FEATURES_NAMED = 5
@@ -115,13 +115,13 @@ _RATE_WORDS = {
     "labels": ("disagree with their neighbours", "check how they were labelled"),
     "anomalies": ("look like no other record", "check the features"),
 }
-"""Of each rate: what such records do, and what a person should do about them."""
+"""Rate -> what such records do, and the remedy."""
 
 
 def _rate(
     evidence: DataEvidence, config: GateConfig, *, guard: str, rate: float, reference: float, excess: float
 ) -> Finding:
-    """Does a rate exceed the reference by more than allowed, and by more than chance?"""
+    """Fails where a rate exceeds the reference by more than allowed, and by more than chance explains."""
     numbers = {"sample": evidence.sample, "rate": rate, "reference_rate": reference, "excess_allowed": excess}
     described, remedy = _RATE_WORDS[guard]
     if not evidence.sample >= 1:
@@ -160,11 +160,11 @@ _SUSPECT_WORDS: dict[SuspectKind, tuple[str, str]] = {
         "look at the worst records and how they were labelled",
     ),
 }
-"""Of each kind: what such records do, and what a person should do about them."""
+"""Kind -> what such records do, and the remedy."""
 
 
 def _suspects(seen: Suspects | None, config: GateConfig) -> tuple[Finding, ...]:
-    """One finding a kind: is its true share more than allowed above that of the past holdouts?
+    """One finding for each kind of suspect records: is its share too far above that of the past holdouts?
 
     Two tests must say so, each at alpha over the number of kinds: an exact binomial one of H0 "at most the
     expected share + excess", and one of H0 "no more than the past holdouts", whose share is estimated too.
@@ -174,7 +174,7 @@ def _suspects(seen: Suspects | None, config: GateConfig) -> tuple[Finding, ...]:
     if not (seen.records >= 1 and seen.reference_records >= 1):
         sentence = (
             f"suspects: the batch, or the {say.records(seen.reference_records)} of past holdouts, are too "
-            "few to tell suspect records by; merge the batch with the next, or let a person look at it"
+            "few to find suspect records; merge the batch with the next, or let a person look at it"
         )
         return (Finding("suspects", "undecided", sentence),)
     return tuple(_suspect(kind, seen, config) for kind in _SUSPECT_WORDS)
@@ -211,7 +211,7 @@ def _suspect(kind: SuspectKind, seen: Suspects, config: GateConfig) -> Finding:
 
 
 def shift(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
-    """Must a person look because the batch is shifted? Only where the pipeline asks for that.
+    """Sends a shifted batch to review, where the pipeline asks for that.
 
     New data is supposed to be new: a shift never fails a model.
     """
@@ -223,7 +223,7 @@ def shift(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
 
 
 def shift_note(seen: ShiftEvidence) -> Note:
-    """What the battery found, in a sentence."""
+    """The result of the shift tests as a note."""
     numbers = {f"p_{test}": p for test, p in seen.p_values.items()}
     numbers |= {
         "alpha": seen.alpha,
@@ -255,16 +255,16 @@ def _shift_words(seen: ShiftEvidence) -> str:
         "labels": "the champion answers other classes",
     }
     found = [words[test] for test in words if seen.p_values.get(test, 1.0) <= seen.alpha]
-    told = f"{' and '.join(found)} ({compared}; {rate})"
+    sentence = f"{' and '.join(found)} ({compared}; {rate})"
     if seen.label_shift >= _LABELS_MOVED:
-        told += f"; the shares of the labels moved by {say.with_unit(seen.label_shift)}"
+        sentence += f"; the shares of the labels moved by {say.with_unit(seen.label_shift)}"
     if seen.estimated_accuracy is not None and seen.reference_accuracy is not None:
-        told += (
+        sentence += (
             f"; by its confidence the champion answers about {say.percent(seen.estimated_accuracy)} of the "
             f"batch right, {say.percent(seen.reference_accuracy)} before"
         )
-    return told
+    return sentence
 
 
 _LABELS_MOVED = 0.1
-"""Worth a word: between samples of 500 records of ten balanced classes, chance moves them by 0.06."""
+"""Smallest label shift worth reporting: chance alone moves samples of 500 records of ten classes by 0.06."""

@@ -1,9 +1,9 @@
-"""The budget: what an experience may lose in all since it was learnt, judged on its sealed audit part.
+"""Budget guard: the total loss of an experience since it was learnt, judged on its sealed audit part.
 
 A step margin alone lets small losses add up: each update may lose almost all of it. So each challenger that
 would be promoted is also compared with the anchors, the versions right after each experience was learnt. Its
 error rate is shared out over a planned number of looks, and the first look that does not pass ends them:
-all that earlier looks told anybody is that they passed, so the sum of their error rates is a bound (the
+earlier looks revealed nothing but that they passed, so the sum of their error rates is a bound (the
 mirror image of the first-change mode of Renggli et al., "Continuous integration of machine learning models
 with ease.ml/ci", MLSys 2019).
 """
@@ -23,13 +23,13 @@ FIRST_CHURN, FIRST_POWER = 0.06, 0.9
 """An audit is made from so many sealed records on that a champion which lost nothing passes with this chance
 where this share of its answers differs from the anchor's, as it does after an update."""
 LASTING_CHURN, LASTING_POWER = 0.18, 0.9995
-"""The same for an experience to be audited alone, over a whole life: two models that are right nine times in
-ten differ in 2 * 0.9 * 0.1 of their answers, which answers that flip back and forth come to in a few updates;
-and every look at every experience must pass."""
+"""The same for an experience to be audited alone, over all planned looks. Two models that are right nine
+times in ten differ in 2 * 0.9 * 0.1 of their answers, which flips back and forth reach in a few updates; and
+every look at every experience must pass."""
 
 
 def frozen(evidence: Evidence, _config: GateConfig) -> tuple[Finding, ...]:
-    """Has an earlier audit stopped promotion?"""
+    """Undecided while promotion is frozen by an earlier audit."""
     if evidence.freeze is None:
         return ()
     stopped = f"promotion is frozen: the audit of update {evidence.freeze.update_id} did not pass"
@@ -41,7 +41,7 @@ def frozen(evidence: Evidence, _config: GateConfig) -> tuple[Finding, ...]:
 
 
 def budget(evidence: Evidence, config: GateConfig) -> tuple[Finding | Note, ...]:
-    """Has the challenger lost more than the budget since each experience was learnt?
+    """Judges whether the challenger lost more than the budget since each experience was learnt.
 
     Experiences with sealed records enough are judged alone; the others with as many neighbours as make
     enough, or all as one, which promises their common loss only, so each of those is alarmed on too. Where
@@ -95,7 +95,7 @@ def _is_small(answers: PairedAnswers, margin: float, alpha: float) -> bool:
 
 @dataclass(frozen=True)
 class _Group:
-    """What is judged as one: an experience with sealed records enough, or several others."""
+    """Experiences judged as one: one with enough sealed records, or several with too few."""
 
     members: tuple[PairedAnswers, ...]
     margin: float
@@ -116,7 +116,7 @@ class _Group:
 
 
 def _groups(pairs: Sequence[_Pair], *, budget: float, alpha: float) -> list[_Group]:
-    """Those with records enough alone, then the others with their neighbours until they have enough.
+    """Experiences with enough records alone; the others grouped with their neighbours until they have enough.
 
     While all the others are too few together, the smallest of those with enough join them. What has a wider
     margin of its own is judged at it alone, if at all: from fewer records on, since it cannot be pooled.
@@ -146,7 +146,7 @@ def _groups(pairs: Sequence[_Pair], *, budget: float, alpha: float) -> list[_Gro
 
 
 def _looks(groups: Sequence[_Group], config: GateConfig, remedy: str) -> list[Finding]:
-    """One finding a group."""
+    """One finding for each group."""
     if not groups:
         return []
     members = [each for group in groups for each in group.members]
@@ -170,7 +170,7 @@ def _looks(groups: Sequence[_Group], config: GateConfig, remedy: str) -> list[Fi
 
 
 def _alarms(small: Sequence[_Pair], config: GateConfig, remedy: str) -> list[Finding]:
-    """One finding each experience with too few sealed records that is proven to have lost its budget."""
+    """Findings on experiences with too few sealed records that nevertheless prove a loss of the budget."""
     if not small:
         return []
     # Bonferroni: the chance of any false alarm among them is that of one look at most.
@@ -185,9 +185,9 @@ def _alarms(small: Sequence[_Pair], config: GateConfig, remedy: str) -> list[Fin
 
 
 def _usable(audit: Audit, config: GateConfig) -> tuple[list[PairedAnswers], tuple[Note, ...]]:
-    """What can be looked at, and notes on what cannot: nothing is sealed of it, or it is worn out."""
+    """The answers to audit, and notes on the others: nothing is sealed of them, or no look is left."""
     filled = [each for each in audit.answers if not each.is_empty]
-    worn = [each for each in filled if each.looks >= config.audits]
+    exhausted = [each for each in filled if each.looks >= config.audits]
     unsealed = [each.experience for each in audit.answers if each.is_empty]
     notes = []
     if unsealed and filled:
@@ -195,15 +195,15 @@ def _usable(audit: Audit, config: GateConfig) -> tuple[list[PairedAnswers], tupl
             f"budget: nothing is sealed of {say.experiences(unsealed)}, so only the step margin watches"
         )
         notes.append(Note(BUDGET, f"{sentence} what is lost there"))
-    if worn:
-        subject = f"the sealed records of {say.experiences([each.experience for each in worn])}"
+    if exhausted:
+        subject = f"the sealed records of {say.experiences([each.experience for each in exhausted])}"
         sentence = (
             f"budget: {subject} were looked at {config.audits} times, as planned, and are no evidence any "
             "more; from now on only the step margin watches what is lost there"
         )
-        notes.append(Note(BUDGET, sentence, {"worn_out": len(worn)}))
+        notes.append(Note(BUDGET, sentence, {"worn_out": len(exhausted)}))
     usable = [each for each in filled if not each.looks >= config.audits]
-    if not usable and not worn:
+    if not usable and not exhausted:
         notes.append(
             Note(BUDGET, "budget: nothing is sealed (split.audit), so nobody sees small losses add up")
         )
@@ -241,7 +241,7 @@ def _judge(seen: Comparison, name: str, *, look: int, config: GateConfig, remedy
     allowed = f"{say.allowed(seen.margin)} allowed"
     if not seen.baseline_right and seen.p_gain > seen.alpha:
         none = f"{name}: the anchor answers none of {say.records(seen.n, 'sealed')} right"
-        sentence = f"{none}, so what was lost cannot be told; promotion is frozen: {remedy}"
+        sentence = f"{none}, so what was lost is unknown; promotion is frozen: {remedy}"
         return Finding(BUDGET, "undecided", sentence, seen.experience, numbers)
     if seen.p_noninferior <= seen.alpha:
         worst = say.at_worst(seen.upper, seen.margin)
@@ -262,7 +262,7 @@ def _lost(seen: Comparison, name: str, look: int, config: GateConfig, remedy: st
 
 
 def _counted(seen: Comparison, look: int, config: GateConfig) -> tuple[dict[str, float], str]:
-    """A look in numbers and in words."""
+    """A look as numbers and in words."""
     counted = f"{say.records(seen.n, 'sealed')}, {seen.lost} got worse, {seen.gained} got better"
     numbers = seen.numbers({"look": look, "looks_planned": config.audits})
     return numbers, f"({counted}; look {look} of {config.audits})"

@@ -1,4 +1,4 @@
-"""Guards of what a challenger costs: overfitting, time of an answer, size, and time of learning."""
+"""Cost guards: overfitting, latency, size of the served network, and time to learn."""
 
 from collections.abc import Callable
 from math import inf, isfinite
@@ -10,11 +10,11 @@ from service.gate import sentences as say
 from service.gate.base import Evidence, Finding, GateConfig, Running
 
 _FEWEST = 30
-"""Newcombe's limits are approximate, and too narrow for a few records."""
+"""Fewest holdout records: Newcombe's limits are approximate, and too narrow for fewer."""
 
 
 def running(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
-    """What of overfitting and cost has a limit; the gap between training and holdout is always told."""
+    """Judges overfitting and costs that have a limit; always reports the gap between training and holdout."""
     measured = evidence.running or Running()
     found = _gap(evidence, measured, config)
     asked: tuple[tuple[float | None, Callable[[Running, float, GateConfig], Finding], bool], ...] = (
@@ -112,7 +112,9 @@ def _latency(measured: Running, limit: float, config: GateConfig) -> Finding:
             f"{took}, at least {say.apart(low, limit)}, {limit:g} allowed: {remedy}",
             numbers=numbers,
         )
-    unclear = f"{took}, between {low:.2f} and {high:.2f}, {limit:g} allowed; {len(after)} rounds cannot tell"
+    unclear = (
+        f"{took}, between {low:.2f} and {high:.2f}, {limit:g} allowed; {len(after)} rounds cannot settle it"
+    )
     return Finding("latency", "undecided", f"{unclear}; a person decides", numbers=numbers)
 
 

@@ -1,4 +1,4 @@
-"""The guards of what was learnt: was anything forgotten, was the new experience learnt?
+"""Retention and learning guards: was anything forgotten, and was the new experience learnt?
 
 Too little, missing or broken evidence is undecided, with the reason; never a pass.
 """
@@ -15,14 +15,14 @@ from service.gate.base import (
     Evidence,
     Finding,
     GateConfig,
+    NearDuplicates,
     PairedAnswers,
-    Twins,
 )
 from service.gate.comparisons import Comparison, Pool, compare, floor, is_small, pooled, problem
 
 
 def retention(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
-    """Was anything forgotten? One finding a full past holdout, and one for all small ones together.
+    """Retention: one finding for each full past holdout, and one for all small ones together.
 
     A holdout with fewer records than any challenger can pass with would never be settled, since it does not
     grow; such small ones are pooled (`comparisons.pooled`), which promises their common loss only. Each of
@@ -40,12 +40,15 @@ def retention(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
         )
         return () if evidence.first else (Finding("retention", "undecided", nothing),)
     fresh = _with_margins([each for each in evidence.past if _is_fresh(each, config)], config.margin)
-    worn = tuple(_worn_out(each, config) for each in evidence.past if not _is_fresh(each, config))
+    spent = tuple(_exhausted(each, config) for each in evidence.past if not _is_fresh(each, config))
     enough = floor(stats.spent_at_first(config.alpha, evidence.attempt))
     small = [(each, margin) for each, margin in fresh if is_small(each, margin, enough=enough)]
     if not small:
         seen = _compared(fresh, config)
-        return (*(_retained(each, its, config) for (each, _), its in zip(fresh, seen, strict=True)), *worn)
+        return (
+            *(_retained(each, its, config) for (each, _), its in zip(fresh, seen, strict=True)),
+            *spent,
+        )
     alone = [(each, margin) for each, margin in fresh if not is_small(each, margin, enough=enough)]
     together = config.margin if config.small_margin is None else config.small_margin
     # What looks obsolete waits for a person, and must fail nothing that it is pooled with.
@@ -63,12 +66,16 @@ def retention(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
         findings.append(_pool_found(pool, next(compared), config))
     # Too few records to be kept by, and yet they may show a loss.
     alarms = [_retained(each, next(compared), config) for each, _ in members]
-    return (*findings, *(each for each in alarms if each.answer == "fail" or "twins" in each.numbers), *worn)
+    return (
+        *findings,
+        *(each for each in alarms if each.answer == "fail" or "twins" in each.numbers),
+        *spent,
+    )
 
 
 def _found_obsolete(past: Sequence[tuple[PairedAnswers, float]], config: GateConfig) -> set[int]:
-    """Experiences whose holdouts lost, and have twins that are labelled otherwise."""
-    if not any(each.twins and _is_obsolete(each.twins, config.alpha) for each, _ in past):
+    """Experiences with a loss on their holdout, and with near duplicates that are labelled otherwise."""
+    if not any(each.near_duplicates and _is_obsolete(each.near_duplicates, config.alpha) for each, _ in past):
         return set()
     seen = _compared(past, config)
     found = [_retained(each, its, config) for (each, _), its in zip(past, seen, strict=True)]
@@ -93,68 +100,73 @@ def _is_fresh(answers: PairedAnswers, config: GateConfig) -> bool:
     return 0 <= answers.looks < config.holdout_looks
 
 
-def _worn_out(answers: PairedAnswers, config: GateConfig) -> Finding:
+def _exhausted(answers: PairedAnswers, config: GateConfig) -> Finding:
     if not answers.looks >= config.holdout_looks:
         uncounted = f"{answers.looks} looks at its holdout cannot be; count them again, a person decides"
         return Finding(
             "retention", "undecided", f"experience {answers.experience}: {uncounted}", answers.experience
         )
     sentence = (
-        f"experience {answers.experience}: its holdout was compared {answers.looks} times, which wears it "
-        "out: models chosen by it so often may fit it by luck; retire it (holdfast holdout retire)"
+        f"experience {answers.experience}: its holdout was compared {answers.looks} times, and is "
+        "exhausted: models chosen by it so often may fit it by luck; retire it (holdfast holdout retire)"
     )
     numbers = {"looks": answers.looks, "looks_left": 0}
     return Finding("retention", "undecided", sentence, answers.experience, numbers)
 
 
 def _retained(answers: PairedAnswers, seen: Comparison | str, config: GateConfig) -> Finding:
-    """The finding of one past holdout, with what is left of its life."""
+    """The finding of one past holdout, with the looks at it that are left."""
     if isinstance(seen, str):
         return Finding(
             "retention", "undecided", f"experience {answers.experience}: {seen}", answers.experience
         )
-    answer, sentence, more = _judge_retention(seen, twins=answers.twins)
-    late, life = _life(answers.looks, config.holdout_looks)
-    numbers = seen.numbers({**more, **life} if more else life)
+    answer, sentence, more = _judge_retention(seen, near_duplicates=answers.near_duplicates)
+    late, looks = _looks_left(answers.looks, config.holdout_looks)
+    numbers = seen.numbers({**more, **looks} if more else looks)
     return Finding("retention", answer, sentence + late, answers.experience, numbers)
 
 
 @lru_cache(maxsize=4096)
-def _life(looks: int, lifetime: int) -> tuple[str, Mapping[str, float]]:
-    """What is left of a holdout's life after this look: in words, when it is late in it, and in numbers."""
-    left = lifetime - looks - 1
-    late = f"; {left} of {lifetime} looks at it are left" if left < lifetime * _LATE else ""
+def _looks_left(looks: int, limit: int) -> tuple[str, Mapping[str, float]]:
+    """Looks at a holdout that are left after this one: in words, where they are few, and as numbers."""
+    left = limit - looks - 1
+    late = f"; {left} of {limit} looks at it are left" if left < limit * _LATE else ""
     return late, {"looks": looks + 1, "looks_left": left}
 
 
 _LATE = 0.2
-"""Share of a holdout's life from which on findings say how much is left."""
-_FEWEST_TWINS = 20
+"""Findings report the looks left once they are fewer than this share of all."""
+_FEWEST_NEAR_DUPLICATES = 20
 _RELABELLED = 0.25
-"""Twins relabelled beyond what is usual, as a share, from which on a concept has changed."""
+"""Share of near duplicates relabelled, beyond the usual share, from which on a concept has changed."""
 
 
-def _is_obsolete(twins: Twins, alpha: float) -> bool:
-    if twins.records < _FEWEST_TWINS or not 0 <= twins.usual <= 1:
+def _is_obsolete(near_duplicates: NearDuplicates, alpha: float) -> bool:
+    if near_duplicates.records < _FEWEST_NEAR_DUPLICATES or not 0 <= near_duplicates.usual <= 1:
         return False
-    share = twins.relabelled / twins.records
-    p = float(stats.excess_p(share, twins.usual, sample=twins.records))
-    return share - twins.usual > _RELABELLED and p <= alpha
+    share = near_duplicates.relabelled / near_duplicates.records
+    p = float(stats.excess_p(share, near_duplicates.usual, sample=near_duplicates.records))
+    return share - near_duplicates.usual > _RELABELLED and p <= alpha
 
 
-def _obsolete(lost: str, name: str, twins: Twins) -> "_Judgement":
-    """What was lost was perhaps rightly lost: the same inputs carry other labels now."""
-    relabelled = f"{twins.relabelled} of its {say.records(twins.records)} that have a twin in the new data"
+def _obsolete(lost: str, name: str, near_duplicates: NearDuplicates) -> "_Judgement":
+    """Undecided: the loss may be right, since the same inputs carry other labels now."""
+    of = say.records(near_duplicates.records)
+    relabelled = f"{near_duplicates.relabelled} of its {of} that have a near duplicate in the new data"
     sentence = (
         f"{lost}, but its holdout looks obsolete: {relabelled} carry another label there; if the new labels "
         f"are right, retire the holdout of {name} (holdfast holdout retire), else reject"
     )
-    more = {"twins": twins.records, "relabelled": twins.relabelled, "relabelled_usual": twins.usual}
+    more = {
+        "twins": near_duplicates.records,
+        "relabelled": near_duplicates.relabelled,
+        "relabelled_usual": near_duplicates.usual,
+    }
     return "undecided", sentence, more
 
 
 def learning(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
-    """Was the new experience learnt? One finding a new experience, against champion or majority class."""
+    """Learning: one finding for each new experience, against the champion or the majority class."""
     if not evidence.new:
         nothing = (
             "no new experience was compared: without one there is nothing to promote; run the update again"
@@ -186,7 +198,7 @@ def _with_margins(answers: Sequence[PairedAnswers], margin: float) -> list[tuple
 
 
 def _compared(answers: Sequence[tuple[PairedAnswers, float]], config: GateConfig) -> list[Comparison | str]:
-    """Of each holdout its comparison, or why there is none."""
+    """The comparison of each holdout, or why there is none."""
     problems = [problem(each, margin) for each, margin in answers]
     sound = [each for each, wrong in zip(answers, problems, strict=True) if wrong is None]
     comparisons = iter(compare(sound, alpha=config.alpha, holdouts=len(answers)))
@@ -206,13 +218,15 @@ def _found(
 
 
 def _pool_found(pool: Pool, seen: Comparison | str, config: GateConfig) -> Finding:
-    """The small past holdouts' one finding: too few even together, or judged as one holdout."""
-    late, life = _life(pool.answers.looks, config.holdout_looks)
-    numbers: dict[str, float] = {"pooled": len(pool.small), **life}
+    """The one finding on all small past holdouts: too few even together, or judged as one holdout."""
+    late, looks = _looks_left(pool.answers.looks, config.holdout_looks)
+    numbers: dict[str, float] = {"pooled": len(pool.small), **looks}
     if isinstance(seen, str):
         numbers |= {"n": 0, "margin": pool.margin, "alpha": config.alpha}
     else:
-        answer, sentence, more = _judge_retention(seen, _named(pool), twins=pool.answers.twins)
+        answer, sentence, more = _judge_retention(
+            seen, _named(pool), near_duplicates=pool.answers.near_duplicates
+        )
         numbers |= seen.numbers()
         if answer == "fail" or pool.n >= pool.floor:
             return Finding("retention", answer, sentence + late, numbers=numbers | more)
@@ -225,7 +239,7 @@ def _pool_found(pool: Pool, seen: Comparison | str, config: GateConfig) -> Findi
 
 
 class _Named(NamedTuple):
-    """What sentences call that which was compared."""
+    """The subject of a sentence: one holdout, or the pool of the small ones."""
 
     experiences: str
     aside: str = ""
@@ -246,16 +260,16 @@ def _named(pool: Pool) -> _Named:
 
 
 def _judge_retention(
-    seen: Comparison, named: _Named | None = None, *, twins: Twins | None = None
+    seen: Comparison, named: _Named | None = None, *, near_duplicates: NearDuplicates | None = None
 ) -> _Judgement:
-    """Of one holdout, or of the pool that is `named`."""
+    """Judge one holdout, or the pool that is `named`."""
     named = named or _ALONE
     name, together = named.experiences or f"experience {seen.experience}", named.together
     subject = name + named.aside
     if not seen.baseline_right and seen.p_gain > seen.alpha:
         none = f"{name}: the champion answers none of {say.records(seen.n, 'holdout')} right"
         retire = "a person decides, or retires it (holdfast holdout retire)"
-        return "undecided", f"{none}, so whether anything was lost cannot be told; {retire}", {}
+        return "undecided", f"{none}, so whether anything was lost is unknown; {retire}", {}
     if seen.p_noninferior <= seen.alpha:
         if seen.upper < 0 and say.points(-seen.upper) != "0":
             kept = f"{subject} gained{together}: at least {say.with_unit(-seen.upper)} better"
@@ -265,8 +279,8 @@ def _judge_retention(
         return "pass", f"{kept} ({say.flips(seen.n, seen.lost, seen.gained)})", {}
     if seen.p_drop <= seen.alpha:
         lost = f"{subject} lost {say.between(seen.lower, seen.upper, seen.margin)}{together}"
-        if twins is not None and _is_obsolete(twins, seen.alpha):
-            return _obsolete(lost, name, twins)
+        if near_duplicates is not None and _is_obsolete(near_duplicates, seen.alpha):
+            return _obsolete(lost, name, near_duplicates)
         remedy = f"keep the champion, and replay more of {name}"
         return "fail", f"{lost}; {say.were_allowed(seen.margin)}: {remedy}", {}
     needed = seen.needed
@@ -304,7 +318,7 @@ def _judge_learning(seen: Comparison, *, gain: float | None = None) -> _Judgemen
 
 
 def _judge_gain(seen: Comparison, gain: float) -> _Judgement:
-    """The limits of the loss are those of a gain, with their sign turned; a better one is not worse."""
+    """Better by more than `gain`? The limits of the loss with their sign turned are those of the gain."""
     name, asked = f"experience {seen.experience}", f"{say.allowed(gain)} asked"
     more: dict[str, float] = {"gain_asked": gain}
     flipped = say.flips(seen.n, seen.lost, seen.gained)
@@ -323,7 +337,7 @@ def _judge_gain(seen: Comparison, gain: float) -> _Judgement:
 
 
 def _needed_for_gain(seen: Comparison, gain: float) -> int:
-    """Records at which the gain that was seen, were it the true one, is told from what is asked; or 2n.
+    """Records that would distinguish the observed gain from the required one; at least 2n if not more.
 
     The limits lie one quantile of alpha apart from what was seen, and shrink with the root of n; to pass four
     times in five takes as much again for the power, here taken as half.

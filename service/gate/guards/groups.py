@@ -1,4 +1,4 @@
-"""The groups guard: did any group of records lose more than it may? The worst slice decides."""
+"""Groups guard: did any group of records lose more than it may? The worst slice decides."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,28 +15,28 @@ _LONGEST_VALUE = 40
 
 @dataclass(frozen=True)
 class _Slices:
-    """What is judged of one group column: of each slice its value, its experiences and its counts."""
+    """The slices of one group column: the value, the experiences and the counts of each."""
 
     column: str
     values: Sequence[str]
     experiences: Sequence[tuple[int, ...]]
     """Several where each has too few records of the value."""
     counted: Counts
-    """(4, slices), as `comparisons.counts` tells them."""
+    """(4, slices), as `comparisons.counts` returns them."""
 
     def __len__(self) -> int:
         return len(self.values)
 
-    def described(self, place: int) -> str:
-        value = self.values[place]
+    def described(self, row: int) -> str:
+        value = self.values[row]
         return f"{self.column} = {value if len(value) <= _LONGEST_VALUE else value[:_LONGEST_VALUE] + '...'}"
 
-    def name(self, place: int) -> str:
-        return f"{self.described(place)} of {say.experiences(self.experiences[place])}"
+    def name(self, row: int) -> str:
+        return f"{self.described(row)} of {say.experiences(self.experiences[row])}"
 
 
 def groups(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
-    """Did any group lose more than it may, on a past holdout or the new? One finding a column.
+    """One finding for each group column: did any group lose more than it may, on a past or a new holdout?
 
     Every slice (one value on one holdout) must pass on its own at alpha, so nothing needs correcting
     (intersection-union). Slices too small for any challenger to pass are taken together by value.
@@ -56,7 +56,7 @@ def groups(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
     floor = int(stats.floor_n(margin, stats.spent_at_first(config.alpha, evidence.attempt)))
     cut, broken = [], []
     for column in columns:
-        checked = [(each, _uncut(each, column, margin)) for each in holdouts]
+        checked = [(each, _problem(each, column, margin)) for each in holdouts]
         broken.append([(each.experience, why) for each, why in checked if why is not None])
         whole = [each for each, why in checked if why is None and not each.is_empty]
         cut.append(_joined(_cut(whole, column), floor=floor))
@@ -66,8 +66,8 @@ def groups(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
     )
 
 
-def _uncut(each: PairedAnswers, column: str, margin: float) -> str | None:
-    """Why a holdout cannot be cut by a column. An empty one has nothing to cut."""
+def _problem(each: PairedAnswers, column: str, margin: float) -> str | None:
+    """Why a holdout cannot be divided by a group column; None: it can, or it is empty."""
     if each.baseline is not None and each.challenger is not None:
         if each.is_empty:
             return None
@@ -82,7 +82,7 @@ def _uncut(each: PairedAnswers, column: str, margin: float) -> str | None:
 
 
 def _cut(holdouts: Sequence[PairedAnswers], column: str) -> _Slices:
-    """Every value on every holdout."""
+    """The slices of a column: every value on every holdout."""
     values = [value for each in holdouts for value in each.groups[column].values]
     experiences = [(each.experience,) for each in holdouts for _ in each.groups[column].values]
     n = np.concatenate([np.zeros(0, dtype=np.int64), *(each.groups[column].sizes for each in holdouts)])
@@ -99,33 +99,32 @@ def _wrong(holdouts: Sequence[PairedAnswers], column: str) -> Counts:
     after = np.concatenate([each.challenger for each in holdouts if each.challenger is not None])
     # Most records are right by both, which need no counting: they are the rest.
     wrong = np.flatnonzero(~(before & after))
-    slices = np.concatenate([each.places for each in groups])[wrong] + _firsts(groups, wrong)
+    slices = np.concatenate([each.indices for each in groups])[wrong] + _firsts(groups, wrong)
     cells = 4 * slices + (2 * before.view(np.uint8)[wrong] + after.view(np.uint8)[wrong])
     return np.bincount(cells, minlength=4 * sum(len(each.values) for each in groups)).reshape(-1, 4).T[:3]
 
 
 def _firsts(groups: Sequence[Column], records: Counts) -> Counts:
-    """Of some records, rising, of columns laid end to end: the first slice of each one's column."""
+    """For records (rising) of concatenated columns: the index of the first slice of each record's column."""
     widths, sizes = (np.cumsum([0, *map(len, each)]) for each in ([g.values for g in groups], groups))
     return np.repeat(widths[:-1], np.diff(np.searchsorted(records, sizes)))
 
 
 def _joined(slices: _Slices, *, floor: int) -> _Slices:
-    """Slices that can be judged alone as they are; the small ones of a value as one."""
+    """Slices that can be judged alone, unchanged; small slices with the same value joined into one."""
     n = slices.counted[0]
     alone = np.flatnonzero(n >= floor).tolist()
     small: dict[str, list[int]] = {}
-    for place in np.flatnonzero((n > 0) & (n < floor)).tolist():
-        small.setdefault(slices.values[place], []).append(place)
+    for row in np.flatnonzero((n > 0) & (n < floor)).tolist():
+        small.setdefault(slices.values[row], []).append(row)
     together = [
-        tuple(sorted({index for place in places for index in slices.experiences[place]}))
-        for places in small.values()
+        tuple(sorted({index for row in rows for index in slices.experiences[row]})) for rows in small.values()
     ]
-    sums = [slices.counted[:, places].sum(axis=1, keepdims=True) for places in small.values()]
+    sums = [slices.counted[:, rows].sum(axis=1, keepdims=True) for rows in small.values()]
     return _Slices(
         slices.column,
-        [*(slices.values[place] for place in alone), *small],
-        [*(slices.experiences[place] for place in alone), *together],
+        [*(slices.values[row] for row in alone), *small],
+        [*(slices.experiences[row] for row in alone), *together],
         np.concatenate([slices.counted[:, alone], *sums], axis=1),
     )
 
@@ -133,7 +132,7 @@ def _joined(slices: _Slices, *, floor: int) -> _Slices:
 def _compared(
     cut: Sequence[_Slices], *, margin: float, alpha: float, broken: int
 ) -> Iterator[ComparisonTable]:
-    """The slices of each column; all are one family, with `broken` more."""
+    """Compare the slices of each column; all, and `broken` more, are one family of tests."""
     counted = np.concatenate([each.counted for each in cut], axis=1)
     count = counted.shape[1]
     columns = compare_counts(
@@ -152,7 +151,7 @@ def _compared(
 def _worst(
     slices: _Slices, seen: ComparisonTable, broken: Sequence[tuple[int, str]], *, floor: int
 ) -> Finding:
-    """One column's finding: that of its worst slice, of those with the worst answer."""
+    """The finding of a column: that of its worst slice."""
     passed, fell = seen["p_noninferior"] <= seen["alpha"], seen["p_drop"] <= seen["alpha"]
     badness = np.where(passed, 0, np.where(fell, 2, 1))
     if broken and 2 not in badness:
@@ -161,9 +160,9 @@ def _worst(
     if not len(slices):
         none = f"{slices.column}: no holdout has a record; put records aside, or let a person decide"
         return Finding("groups", "undecided", none)
-    place = int(np.where(badness == badness.max(), seen["upper"], -np.inf).argmax())
-    its = Comparison._make(values[place].item() for values in seen.values())
-    answer, sentence, needed = _judge(slices, place, its, floor=floor)
+    row = int(np.where(badness == badness.max(), seen["upper"], -np.inf).argmax())
+    its = Comparison._make(values[row].item() for values in seen.values())
+    answer, sentence, needed = _judge(slices, row, its, floor=floor)
     if answer == "pass":
         count = len(slices)
         kept = "its only group kept its accuracy" if count == 1 else f"all {count} groups kept their accuracy"
@@ -171,13 +170,13 @@ def _worst(
     numbers = its.numbers({"slices": len(slices)})
     if needed is not None:
         numbers["n_needed"] = needed
-    experiences = slices.experiences[place]
+    experiences = slices.experiences[row]
     return Finding("groups", answer, sentence, experiences[0] if len(experiences) == 1 else None, numbers)
 
 
-def _judge(slices: _Slices, place: int, seen: Comparison, *, floor: int) -> tuple[Answer, str, int | None]:
+def _judge(slices: _Slices, row: int, seen: Comparison, *, floor: int) -> tuple[Answer, str, int | None]:
     """Of one slice its answer, its sentence, and where that is undecided the records that settle it."""
-    name, described = slices.name(place), slices.described(place)
+    name, described = slices.name(row), slices.described(row)
     allowed = say.allowed(seen.margin)
     if seen.p_noninferior <= seen.alpha:
         worst = f"{say.at_worst(seen.upper, seen.margin)}, {allowed} allowed"

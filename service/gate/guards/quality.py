@@ -1,4 +1,4 @@
-"""Guards of how the challenger answers: records that turned wrong, honest probabilities, other metrics."""
+"""Quality guards: negative flips, calibration, and metrics besides accuracy."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _UNTIL_THEN = "until then a person decides"
 
 
 def negative_flips(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
-    """Do too many records turn from right to wrong? Each past holdout, and all of them together.
+    """Limits the share of records that turn from right to wrong: on each past holdout, and on all together.
 
     The exact upper limit of the share (Clopper and Pearson 1934) must not exceed the limit; what is gained
     elsewhere does not count (Yan et al., "Positive-congruent training", CVPR 2021). Over holdouts together
@@ -56,7 +56,7 @@ def negative_flips(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...
 
 
 def _flipped(sound: Sequence[PairedAnswers]) -> list[tuple[int, int, int]]:
-    """Of each its experience, the records that turned wrong, and all."""
+    """(experience, records that turned wrong, records) of each holdout."""
     if not sound:
         return []
     n, before, _, both = counts(sound)
@@ -64,7 +64,7 @@ def _flipped(sound: Sequence[PairedAnswers]) -> list[tuple[int, int, int]]:
 
 
 class _Flips(NamedTuple):
-    """What turned wrong of one past holdout, or of all together."""
+    """Records that turned wrong on one past holdout, or on all together."""
 
     experience: int | None
     lost: int
@@ -109,7 +109,7 @@ def _judge_flips(flips: _Flips, *, limit: float, alpha: float, floor: int) -> Fi
 
 @dataclass(frozen=True)
 class _Quality:
-    """One question: a metric, its margin, and how sentences call the two."""
+    """A metric with its margin, and their wording in sentences."""
 
     guard: str
     metric: Metric
@@ -130,7 +130,7 @@ class _Quality:
         return say.share(self.margin) if self.metric == "brier" else say.with_unit(self.margin, digits=2)
 
     def amount(self, value: float) -> str:
-        """A change in its unit, told off the margin."""
+        """A change in its unit, distinguishable from the margin."""
         if self.metric == "brier":
             return say.share(value, self.margin)
         return say.points_of(value, self.margin)
@@ -145,9 +145,9 @@ _WORDS: dict[Metric, str] = {
 
 
 def calibration(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
-    """Are the probabilities as honest as before? By the Brier score of each record, on every holdout.
+    """Limits the rise of the Brier score, on every holdout.
 
-    The expected calibration error of both models stands among the numbers; it is biased, and never judged.
+    The numbers include the expected calibration error of both models; it is biased, and never judged.
     """
     if config.calibration is None or evidence.first:
         return ()
@@ -155,7 +155,7 @@ def calibration(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
 
 
 def metrics(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
-    """Did another metric than accuracy fall, on a past holdout or the new?"""
+    """Limits the loss of each metric in `config.metrics`, on every holdout."""
     if evidence.first:
         return ()
     return tuple(
@@ -167,7 +167,7 @@ def metrics(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
 
 @dataclass(frozen=True)
 class _Holdout:
-    """Records that one question is asked of: of one experience, or of several small ones."""
+    """Records that are judged as one: of one experience, or of several small ones."""
 
     experiences: tuple[int, ...]
     labels: NDArray[np.int64]
@@ -182,7 +182,7 @@ class _Holdout:
 
 
 def _ask(question: _Quality, evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
-    """Each holdout that is large enough on its own, all smaller ones together; all must pass."""
+    """Judge each holdout that is large enough alone, and all smaller ones together; all must pass."""
     found: list[Finding] = []
     sound: list[_Holdout] = []
     for each in (*evidence.past, *evidence.new):
@@ -197,7 +197,7 @@ def _ask(question: _Quality, evidence: Evidence, config: GateConfig) -> tuple[Fi
     first = stats.spent_at_first(config.alpha, evidence.attempt)
     for holdout in sound:
         # By the first try's alpha: what is judged alone stays so, however little of alpha is left.
-        fits = measures.unfit(question.metric, holdout.labels, holdout.after) is None and (
+        fits = measures.problem(question.metric, holdout.labels, holdout.after) is None and (
             measures.too_few(question.metric, holdout.labels, margin=question.margin, alpha=first) is None
         )
         (large if fits else small).append(holdout)
@@ -214,7 +214,7 @@ def _ask(question: _Quality, evidence: Evidence, config: GateConfig) -> tuple[Fi
 
 
 def _taken(each: PairedAnswers, *, scored: bool) -> _Holdout | str:
-    """A holdout as a quality question needs it; or why it cannot be asked, and what to do."""
+    """A holdout with its details checked; or why it cannot be judged, and what to do."""
     wrong = problem(each, 0.5)
     if wrong is not None and not each.is_empty:
         return wrong
@@ -263,7 +263,7 @@ def _together(small: Sequence[_Holdout]) -> _Holdout:
 
 
 def _measured(question: _Quality, each: _Holdout, *, alpha: float) -> measures.Increase | str:
-    wrong = measures.unfit(question.metric, each.labels, each.after)
+    wrong = measures.problem(question.metric, each.labels, each.after)
     if wrong is not None:
         return wrong
     after = measures.losses(question.metric, each.labels, each.after)

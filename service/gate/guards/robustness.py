@@ -1,4 +1,4 @@
-"""The robustness guard: does the challenger still answer disturbed records as well as the champion?"""
+"""Robustness guard: does the challenger answer disturbed records as well as the champion?"""
 
 from service.gate import sentences as say
 from service.gate import stats
@@ -12,7 +12,7 @@ _MEANS = {
 
 
 def robustness(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
-    """Did accuracy under attack or corruption fall? One finding a way of disturbing; all must pass.
+    """One finding for each attack or corruption: did accuracy under it fall? All must pass.
 
     The bits are paired record by record, so a few hundred records settle five points.
     """
@@ -58,7 +58,7 @@ def _judge(each: Disturbed, seen: Comparison) -> Finding:
     right = f"{say.percent(seen.challenger_right / seen.n)} answered right"
     before = f"{say.percent(seen.baseline_right / seen.n)} by the champion"
     if not seen.baseline_right and not seen.challenger_right:
-        none = f"{name}: neither model answers any of {say.records(seen.n)} right, so nothing can be told"
+        none = f"{name}: neither model answers any of {say.records(seen.n)} right, so nothing can be compared"
         remedy = "disturb less (robustness_epsilon), or a person decides"
         return Finding("robustness", "undecided", f"{none}; {remedy}", numbers=numbers)
     if seen.p_noninferior <= seen.alpha:

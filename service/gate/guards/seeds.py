@@ -1,8 +1,8 @@
-"""The guard of luck: what had become of this update under other seeds?
+"""Seed guard: does the result depend on the random seed?
 
-The same update is learnt again with other seeds. This asks about the recipe and not about the model that
-may be promoted, which stands on its own evidence: so it never rejects, and where seeds decide much a person
-looks.
+The same update is learnt again with other seeds. This tests the training recipe, and not the model that may
+be promoted, which is judged on its own evidence: so the guard never rejects. Where the result depends much on
+the seed, a person decides.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ _REMEDY = "a person decides, or learn with less left to chance (more epochs, a s
 
 
 def seeds(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
-    """Spread and disagreement of the challenger and its repeats, over all holdouts together.
+    """Two findings, over all holdouts together: spread and disagreement of the challenger and its repeats.
 
     Spread: each repeat against the challenger, record by record, by the test of retention, at the margin
     `seeds_margin`. Disagreement: the exact upper limit (Clopper and Pearson 1934) of the share of records
@@ -42,8 +42,8 @@ def seeds(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
         wrong = "no holdout record was answered; put records aside, or let a person decide"
     if wrong is not None:
         return (_undecided(wrong),)
-    beside = [_Beside.of(each, holdouts) for each in repeats]
-    return (_spread(beside, holdouts, config), _disagreement(beside, config))
+    paired = [_Paired.of(each, holdouts) for each in repeats]
+    return (_spread(paired, holdouts, config), _disagreement(paired, config))
 
 
 def _undecided(why: str) -> Finding:
@@ -56,8 +56,8 @@ def _problems(
     """Why the repeats cannot be compared with the challenger."""
     for holdout in holdouts:
         for each in repeats:
-            for said in (each.right, each.same):
-                pair = PairedAnswers(0, holdout.challenger, said.get(holdout.experience))
+            for answers in (each.right, each.same):
+                pair = PairedAnswers(0, holdout.challenger, answers.get(holdout.experience))
                 if problem(pair, config.seeds_margin) is not None:
                     yield (
                         f"experience {holdout.experience}: the challenger's answers and those with seed "
@@ -66,8 +66,8 @@ def _problems(
 
 
 @dataclass(frozen=True)
-class _Beside:
-    """One repeat beside the challenger, over all holdouts."""
+class _Paired:
+    """The answers of one repeat and of the challenger, concatenated over all holdouts."""
 
     seed: int
     challenger: Bits
@@ -77,9 +77,9 @@ class _Beside:
     """Accuracy of the repeat on each holdout."""
 
     @staticmethod
-    def of(repeat: Repeat, holdouts: Sequence[PairedAnswers]) -> "_Beside":
+    def of(repeat: Repeat, holdouts: Sequence[PairedAnswers]) -> "_Paired":
         right = [repeat.right[each.experience] for each in holdouts]
-        return _Beside(
+        return _Paired(
             repeat.seed,
             np.concatenate([each.challenger for each in holdouts if each.challenger is not None]),
             np.concatenate(right),
@@ -88,18 +88,18 @@ class _Beside:
         )
 
 
-def _spread(beside: Sequence[_Beside], holdouts: Sequence[PairedAnswers], config: GateConfig) -> Finding:
+def _spread(paired: Sequence[_Paired], holdouts: Sequence[PairedAnswers], config: GateConfig) -> Finding:
     pairs = [
-        (PairedAnswers(place, each.challenger, each.right), config.seeds_margin)
-        for place, each in enumerate(beside)
+        (PairedAnswers(index, each.challenger, each.right), config.seeds_margin)
+        for index, each in enumerate(paired)
     ]
     compared = compare(pairs, alpha=config.alpha, holdouts=len(pairs))
     worst = max(compared, key=lambda seen: seen.upper)
-    seed, n = beside[worst.experience].seed, worst.n
+    seed, n = paired[worst.experience].seed, worst.n
     own = [float(each.challenger.mean()) for each in holdouts if each.challenger is not None]
     accuracies = [worst.baseline_accuracy, *(seen.challenger_accuracy for seen in compared)]
     low, high = min(accuracies), max(accuracies)
-    by_holdout: NDArray[np.float64] = np.array([own, *(each.by_holdout for each in beside)])
+    by_holdout: NDArray[np.float64] = np.array([own, *(each.by_holdout for each in paired)])
     apart = by_holdout.max(axis=0) - by_holdout.min(axis=0)
     widest = int(apart.argmax())
     numbers = {
@@ -112,36 +112,36 @@ def _spread(beside: Sequence[_Beside], holdouts: Sequence[PairedAnswers], config
         "widest_experience": holdouts[widest].experience,
         "widest_spread": float(apart[widest]),
     }
-    told = (
+    summary = (
         f"seeds: {len(accuracies)} seeds answer {say.percent_of(low)} to {say.percent_of(high)} of "
         f"{say.records(n, 'holdout')} right"
     )
     if len(holdouts) > 1:
         where = f"experience {holdouts[widest].experience}"
-        told += f", furthest apart on {where} ({say.with_unit(float(apart[widest]))})"
+        summary += f", furthest apart on {where} ({say.with_unit(float(apart[widest]))})"
     allowed = f"{say.allowed(config.seeds_margin)} allowed"
     if all(seen.p_noninferior <= seen.alpha for seen in compared):
         kept = f"another is at most {say.with_unit(max(worst.upper, 0.0))} below this one, {allowed}"
-        return Finding("seeds", "pass", f"{told}; {kept}", numbers=numbers)
+        return Finding("seeds", "pass", f"{summary}; {kept}", numbers=numbers)
     if worst.p_drop <= worst.alpha:
         lost = f"seed {seed} loses {say.between(worst.lower, worst.upper, worst.margin)} against this one"
-        return Finding("seeds", "undecided", f"{told}; {lost}, {allowed}; {_REMEDY}", numbers=numbers)
+        return Finding("seeds", "undecided", f"{summary}; {lost}, {allowed}; {_REMEDY}", numbers=numbers)
     may = f"seed {seed} may lose {say.up_to(worst.upper, worst.margin)} against this one, {allowed}"
     cannot = f"{say.records(n)} cannot settle it, {say.about(worst.needed)} would; a person decides"
     return Finding(
-        "seeds", "undecided", f"{told}; {may}; {cannot}", numbers=numbers | {"n_needed": worst.needed}
+        "seeds", "undecided", f"{summary}; {may}; {cannot}", numbers=numbers | {"n_needed": worst.needed}
     )
 
 
-def _disagreement(beside: Sequence[_Beside], config: GateConfig) -> Finding:
-    n = len(beside[0].same)
-    worst = max(beside, key=lambda each: int((~each.same).sum()))
+def _disagreement(paired: Sequence[_Paired], config: GateConfig) -> Finding:
+    n = len(paired[0].same)
+    worst = max(paired, key=lambda each: int((~each.same).sum()))
     others = int((~worst.same).sum())
     _, high = (float(limit) for limit in stats.clopper_pearson(others, n, alpha=config.alpha))
     limit = config.seeds_disagreement
     numbers: dict[str, float] = {
         "n": n,
-        "seeds": len(beside) + 1,
+        "seeds": len(paired) + 1,
         "worst_seed": worst.seed,
         "others": others,
         "rate": others / n,
@@ -149,15 +149,17 @@ def _disagreement(beside: Sequence[_Beside], config: GateConfig) -> Finding:
         "limit": limit,
         "alpha": config.alpha,
     }
-    told = (
+    summary = (
         f"disagreement: seed {worst.seed} answers {others} of {say.records(n, 'holdout')} otherwise, "
         f"at worst {say.percent_of(high)} of all, {say.percent_of(limit)} allowed"
     )
     if high <= limit:
-        return Finding("disagreement", "pass", told, numbers=numbers)
+        return Finding("disagreement", "pass", summary, numbers=numbers)
     if others / n >= limit:
-        return Finding("disagreement", "undecided", f"{told}; {_REMEDY}", numbers=numbers)
+        return Finding("disagreement", "undecided", f"{summary}; {_REMEDY}", numbers=numbers)
     floor = int(stats.exact_floor_n(limit, config.alpha))
     needed = measures.needed_for_share(others, n, limit=limit, alpha=config.alpha, floor=floor)
     cannot = f"too few records to settle it, {say.about(needed)} may; a person decides"
-    return Finding("disagreement", "undecided", f"{told}; {cannot}", numbers=numbers | {"n_needed": needed})
+    return Finding(
+        "disagreement", "undecided", f"{summary}; {cannot}", numbers=numbers | {"n_needed": needed}
+    )

@@ -1,7 +1,7 @@
-"""Simulated lives of a pipeline: many updates in a row, each made from the champion, and what is lost in all.
+"""Monte Carlo simulation of a pipeline's lifetime: many updates in a row, and the accuracy they lose in all.
 
-A step alone cannot see slow erosion; the budget can, on sealed records. Here both are run on records that
-stay the same for a whole life, so that a champion may have been lucky on those that judged it.
+The step margin alone does not detect slow erosion; the budget does, on sealed records. Both are simulated on
+records that stay the same for a whole lifetime: a champion was selected on the records that judge it again.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Life:
-    """What every update of a life does, and how it is judged. Shares are between 0 and 1."""
+class Lifetime:
+    """What each update of a lifetime changes, and how it is judged. Shares are between 0 and 1."""
 
     updates: int
     loss: float
@@ -34,9 +34,9 @@ class Life:
     """Records of its sealed audit part."""
     margin: float
     budget: float | None
-    """Most that may be lost against the anchor; None: nobody looks."""
+    """The largest loss allowed against the anchor; None: no audit is made."""
     alpha: float
-    """Of all looks at the budget together, which are planned to be as many as updates; and of a step."""
+    """Error rate of all looks at the budget together, one planned per update; and of a step."""
     step_alpha: float | None = None
     """What a step may spend; None: all of alpha."""
     holdouts: int = 1
@@ -46,7 +46,7 @@ class Life:
     """threshold: a step passes when the estimated loss is at most the margin."""
 
     def problem(self) -> str | None:
-        """Why no life can be like this; None: it can."""
+        """Why a lifetime with these numbers is impossible; None: it is possible."""
         least, most = self.accuracy - self.updates * self.loss, self.accuracy
         if self.churn < abs(self.loss):
             return "an update cannot lose more than the share of answers that flip"
@@ -60,8 +60,8 @@ class Life:
 
 
 @dataclass(frozen=True)
-class Lives:
-    """What became of many lives; each array is (lives,)."""
+class LifetimeOutcomes:
+    """Outcomes of many simulated lifetimes; each array is (lifetimes,)."""
 
     promotions: Counts
     lost: Floats
@@ -76,64 +76,68 @@ class Lives:
         return float(over.mean()), float(upper)
 
 
-def simulate(life: Life, *, lives: int, seed: int, progress: Callable[[], None] = lambda: None) -> Lives:
-    """Run so many lives side by side; `progress` is called after each update.
+def simulate(
+    lifetime: Lifetime, *, lifetimes: int, seed: int, progress: Callable[[], None] = lambda: None
+) -> LifetimeOutcomes:
+    """Simulate so many lifetimes in parallel; `progress` is called after each update.
 
-    Of the records only counts are kept, by what anchor and champion answer. Records of one kind are
-    exchangeable, so that this is exactly the Markov chain of every single record's right and wrong.
+    Only counts of records are kept, by the answers of anchor and champion. Records with the same answers are
+    exchangeable, so the counts follow exactly the Markov chain of the single records.
 
     Raises:
-        ValueError: no life can be like this (`Life.problem`).
+        ValueError: a lifetime with these numbers is impossible (`Lifetime.problem`).
     """
-    if wrong := life.problem():
+    if wrong := lifetime.problem():
         raise ValueError(wrong)
     random = np.random.default_rng(seed)
-    shape = (lives, life.holdouts)
-    right = random.binomial(life.gate, life.accuracy, shape)
-    sealed = _Sealed.new(life, random, shape)
-    together = audited_together(life)
-    promotions, frozen = np.zeros(lives, dtype=np.int64), np.zeros(lives, dtype=np.bool_)
-    for _ in range(life.updates):
-        accuracy: Floats = np.asarray(life.accuracy - life.loss * promotions, dtype=np.float64)[:, None]
-        p_lost = (life.churn + life.loss) / 2 / accuracy
-        p_gained = (life.churn - life.loss) / 2 / (1 - accuracy)
-        lost, gained = random.binomial(right, p_lost), random.binomial(life.gate - right, p_gained)
+    shape = (lifetimes, lifetime.holdouts)
+    right = random.binomial(lifetime.gate, lifetime.accuracy, shape)
+    sealed = _Sealed.new(lifetime, random, shape)
+    together = audited_together(lifetime)
+    promotions, frozen = np.zeros(lifetimes, dtype=np.int64), np.zeros(lifetimes, dtype=np.bool_)
+    for _ in range(lifetime.updates):
+        accuracy: Floats = np.asarray(lifetime.accuracy - lifetime.loss * promotions, dtype=np.float64)[
+            :, None
+        ]
+        p_lost = (lifetime.churn + lifetime.loss) / 2 / accuracy
+        p_gained = (lifetime.churn - lifetime.loss) / 2 / (1 - accuracy)
+        lost, gained = random.binomial(right, p_lost), random.binomial(lifetime.gate - right, p_gained)
         challenger = sealed.flipped(random, p_lost, p_gained)
-        goes_on = _steps(life, lost, gained) & ~frozen
-        if life.budget is not None:
-            kept = challenger.keeps(life.budget, life.alpha / life.updates, together)
+        goes_on = _steps(lifetime, lost, gained) & ~frozen
+        if lifetime.budget is not None:
+            kept = challenger.keeps(lifetime.budget, lifetime.alpha / lifetime.updates, together)
             frozen |= goes_on & ~kept
             goes_on &= kept
         promotions += goes_on
         right = np.where(goes_on[:, None], right - lost + gained, right)
         sealed = challenger.where(goes_on, sealed)
         progress()
-    return Lives(promotions, np.asarray(promotions * life.loss, dtype=np.float64), frozen)
+    return LifetimeOutcomes(promotions, np.asarray(promotions * lifetime.loss, dtype=np.float64), frozen)
 
 
-def audited_together(life: Life) -> int:
-    """Neighbours that are audited as one (`budget.budget`): 1 is each alone, 0 that none need pass."""
-    if life.budget is None:
+def audited_together(lifetime: Lifetime) -> int:
+    """Neighbouring experiences audited as one (`budget.budget`): 1: each alone; 0: no audit needs to pass."""
+    if lifetime.budget is None:
         return 0
-    alpha, sealed = life.alpha / life.updates, life.audit * life.holdouts
-    if sealed < records_needed(life.budget, alpha):
+    alpha, sealed = lifetime.alpha / lifetime.updates, lifetime.audit * lifetime.holdouts
+    if sealed < records_needed(lifetime.budget, alpha):
         return 0
-    return min(ceil(records_alone(life.budget, alpha) / life.audit), life.holdouts)
+    return min(ceil(records_alone(lifetime.budget, alpha) / lifetime.audit), lifetime.holdouts)
 
 
-def _steps(life: Life, lost: Counts, gained: Counts) -> NDArray[np.bool_]:
-    """(lives,) whether all holdouts of the challenger pass against the champion."""
-    if life.rule == "threshold":
-        passes = lost - gained <= life.margin * life.gate * (1 + 1e-12)
+def _steps(lifetime: Lifetime, lost: Counts, gained: Counts) -> NDArray[np.bool_]:
+    """(lifetimes,) whether all holdouts of the challenger pass against the champion."""
+    if lifetime.rule == "threshold":
+        passes = lost - gained <= lifetime.margin * lifetime.gate * (1 + 1e-12)
     else:
-        alpha = life.alpha if life.step_alpha is None else life.step_alpha
-        passes = stats.noninferiority_p(lost, gained, n=life.gate, margin=life.margin) <= alpha
+        alpha = lifetime.alpha if lifetime.step_alpha is None else lifetime.step_alpha
+        passes = stats.noninferiority_p(lost, gained, n=lifetime.gate, margin=lifetime.margin) <= alpha
     return np.asarray(passes.all(axis=1), dtype=np.bool_)
 
 
 @dataclass(frozen=True)
 class _Sealed:
-    """Records of the audit parts, each count (lives, holdouts): what the anchor and a model answer."""
+    """Counts (lifetimes, holdouts) of sealed records, by whether the anchor and a model answer them right."""
 
     n: int
     both_right: Counts
@@ -143,10 +147,10 @@ class _Sealed:
     both_wrong: Counts
 
     @classmethod
-    def new(cls, life: Life, random: np.random.Generator, shape: tuple[int, int]) -> "_Sealed":
-        right = random.binomial(life.audit, life.accuracy, shape)
+    def new(cls, lifetime: Lifetime, random: np.random.Generator, shape: tuple[int, int]) -> "_Sealed":
+        right = random.binomial(lifetime.audit, lifetime.accuracy, shape)
         none = np.zeros(shape, dtype=np.int64)
-        return cls(life.audit, right, none, none, life.audit - right)
+        return cls(lifetime.audit, right, none, none, lifetime.audit - right)
 
     def flipped(self, random: np.random.Generator, p_lost: Floats, p_gained: Floats) -> "_Sealed":
         """The same records with a challenger's answers."""
@@ -161,11 +165,11 @@ class _Sealed:
         )
 
     def keeps(self, budget: float, alpha: float, together: int) -> NDArray[np.bool_]:
-        """(lives,) whether one look at every holdout passes, so many of them `together`."""
-        lives, holdouts = self.lost.shape
-        kept = np.ones(lives, dtype=np.bool_)
+        """(lifetimes,) whether one look at every holdout passes, so many of them `together`."""
+        lifetimes, holdouts = self.lost.shape
+        kept = np.ones(lifetimes, dtype=np.bool_)
         if together:
-            # What is left over at the end goes with those before it.
+            # A last group that would be incomplete joins the one before it.
             firsts = np.arange(holdouts // together) * together
             lost, gained = (np.add.reduceat(each, firsts, axis=1) for each in (self.lost, self.gained))
             n = self.n * np.diff(np.append(firsts, holdouts))
@@ -176,7 +180,7 @@ class _Sealed:
         return kept
 
     def where(self, chosen: NDArray[np.bool_], other: "_Sealed") -> "_Sealed":
-        """These answers in the chosen lives, the other ones elsewhere."""
+        """These counts in the chosen lifetimes, those of `other` in the rest."""
         rows = chosen[:, None]
         return _Sealed(
             self.n,

@@ -16,9 +16,9 @@ from service.gate.base import (
     Evidence,
     Finding,
     GateConfig,
+    NearDuplicates,
     PairedAnswers,
     ShiftEvidence,
-    Twins,
 )
 from service.gate.decide import AFTER_LEARNING, decide
 from tests.service.gate.guards.test_findings import CLEAN, CONFIG, NOT_BITS, first, paired
@@ -70,7 +70,7 @@ def test_a_shift_never_fails_a_model_and_is_routed(
 def test_a_holdout_that_looks_obsolete_waits_for_a_person_whatever_guards_are_on(more: Any) -> None:
     sites = {"site": Column.of(np.repeat(["north", "south"], 300))}
     kept, new = replace(paired(600, experience=1), groups=sites), replace(NEW[0], groups=sites)
-    lost = replace(paired(600, lost=200), twins=Twins(300, 250, 0.02), groups=sites)
+    lost = replace(paired(600, lost=200), near_duplicates=NearDuplicates(300, 250, 0.02), groups=sites)
     verdict = decide(replace(GOOD, past=(lost, kept), new=(new,)), CONFIG.model_copy(update=more))
     assert verdict.outcome == "review"
     assert "its holdout looks obsolete" in verdict.reason
@@ -192,8 +192,8 @@ def test_what_small_holdouts_lost_together_is_not_promoted() -> None:
     small = tuple(paired(60, lost=12, experience=each) for each in (5, 7))
     verdict = decide(replace(GOOD, past=(*PAST, *small)), CONFIG)
     assert verdict.outcome == "reject"
-    told = [each.sentence for each in verdict.findings if each.answer == "fail"]
-    assert told[0].startswith("experiences 5 and 7, too small to be judged alone, lost between ")
+    failed = [each.sentence for each in verdict.findings if each.answer == "fail"]
+    assert failed[0].startswith("experiences 5 and 7, too small to be judged alone, lost between ")
     assert verdict.reason.startswith("experience 5 lost between ")
     noisy = tuple(paired(60, lost=4, gained=2, experience=each) for each in (5, 7))
     assert decide(replace(GOOD, past=(*PAST, *noisy)), CONFIG).outcome == "review"
@@ -386,7 +386,9 @@ def test_findings_carry_plain_numbers() -> None:
 def test_small_holdouts_that_look_obsolete_wait_for_a_person_whatever_guards_are_on(more: Any) -> None:
     sites = {"site": Column.of(np.repeat(["north", "south"], 30))}
     small = tuple(
-        replace(paired(60, lost=30, experience=each), twins=Twins(50, 45, 0.02), groups=sites)
+        replace(
+            paired(60, lost=30, experience=each), near_duplicates=NearDuplicates(50, 45, 0.02), groups=sites
+        )
         for each in (1, 2)
     )
     large = {"site": Column.of(np.repeat(["north", "south"], 300))}
@@ -402,12 +404,15 @@ def test_small_holdouts_that_look_obsolete_wait_for_a_person_whatever_guards_are
     [
         # One of many small ones, and a full one that would fill the pool.
         (
-            replace(paired(60, lost=50, experience=1), twins=Twins(50, 45, 0.02)),
-            *(replace(paired(60, experience=each), twins=Twins(50, 1, 0.02)) for each in range(2, 12)),
+            replace(paired(60, lost=50, experience=1), near_duplicates=NearDuplicates(50, 45, 0.02)),
+            *(
+                replace(paired(60, experience=each), near_duplicates=NearDuplicates(50, 1, 0.02))
+                for each in range(2, 12)
+            ),
         ),
         (
-            replace(paired(40, experience=1), twins=Twins(40, 1, 0.02)),
-            replace(paired(600, lost=120, experience=2), twins=Twins(30, 25, 0.02)),
+            replace(paired(40, experience=1), near_duplicates=NearDuplicates(40, 1, 0.02)),
+            replace(paired(600, lost=120, experience=2), near_duplicates=NearDuplicates(30, 25, 0.02)),
         ),
     ],
     ids=["a small one", "a full one"],

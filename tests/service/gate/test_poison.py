@@ -225,9 +225,9 @@ def test_what_cleanlab_confirms_comes_first_and_nothing_depends_on_it(
     monkeypatch.setitem(sys.modules, "cleanlab.filter", None)
     alone = past.suspects(part(1, batch))
     assert (confirmed.rates, confirmed.expected_rates) == (alone.rates, alone.expected_rates)
-    told = {each.record: each.reason for each in confirmed.worst if each.kind == "mislabelled"}
-    assert set(told) == {each.record for each in alone.worst if each.kind == "mislabelled"}
-    agrees = [reason.endswith("; cleanlab calls it a label error too") for reason in told.values()]
+    reasons = {each.record: each.reason for each in confirmed.worst if each.kind == "mislabelled"}
+    assert set(reasons) == {each.record for each in alone.worst if each.kind == "mislabelled"}
+    agrees = [reason.endswith("; cleanlab calls it a label error too") for reason in reasons.values()]
     assert sum(agrees) > len(agrees) / 2
     assert agrees == sorted(agrees, reverse=True)
     assert not any("cleanlab" in each.reason for each in alone.worst)

@@ -17,9 +17,9 @@ from service.gate.base import (
     Evidence,
     Freeze,
     GateConfig,
+    NearDuplicates,
     Running,
     Suspects,
-    Twins,
     Verdict,
     WorstRecord,
 )
@@ -66,7 +66,7 @@ def verdicts() -> Iterator[Verdict]:
         nobody,
         replace(GOOD, past=(FORGOTTEN, sound(1)), shift=TOLD),
         replace(GOOD, past=(sound(0, n=40), sound(1, n=30)), new=(sound(2, n=50),), disturbed=disturbed(20)),
-        replace(GOOD, past=(replace(FORGOTTEN, twins=Twins(300, 250, 0.02)), sound(1))),
+        replace(GOOD, past=(replace(FORGOTTEN, near_duplicates=NearDuplicates(300, 250, 0.02)), sound(1))),
         replace(GOOD, past=(replace(sound(0), looks=9999), sound(1)), freeze=Freeze("u-1", 3)),
         replace(GOOD, running=replace(WHOLE, challenger_rounds=tuple(9 * each for each in TIMES))),
         replace(GOOD, running=Running(), repeats=()),
@@ -94,15 +94,15 @@ def test_every_verdict_has_the_form_that_the_schema_says() -> None:
     jsonschema.Draft202012Validator.check_schema(form)
     validator = jsonschema.Draft202012Validator(form)
     given: dict[str, set[str]] = {}
-    told: set[str] = set()
+    carried: set[str] = set()
     for verdict in verdicts():
         written = json.loads(json.dumps(verdict.as_dict(), allow_nan=False))
         validator.validate(written)
         for each in [*written["findings"], *written["notes"]]:
-            told |= set(each["numbers"])
+            carried |= set(each["numbers"])
             given.setdefault(each.get("guard", "note"), set()).add(each.get("answer", "note"))
-    assert told <= set(NUMBERS), told - set(NUMBERS)
-    assert set(NUMBERS) <= told, f"nobody tells {set(NUMBERS) - told}"
+    assert carried <= set(NUMBERS), carried - set(NUMBERS)
+    assert set(NUMBERS) <= carried, f"no finding carries {set(NUMBERS) - carried}"
     assert len(given) > 20, given
 
 

@@ -14,7 +14,7 @@ from service.state import freezes, holdouts, ledger
 from service.state.database import updates
 from service.state.holdouts import Mark
 from service.state.ledger import GATE, By
-from service.training.trainer import judging_order
+from service.training.answers import judging_order
 from service.updates import decisions
 from service.updates.plan import records_judged
 from tests.support.homes import NAME, Home, digits, home

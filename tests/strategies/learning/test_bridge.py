@@ -13,8 +13,9 @@ from strategies.base import ExperienceUnfitError, StateError, StrategyError, Str
 from strategies.cumulative import CumulativeConfig
 from strategies.cumulative import build as build_cumulative
 from strategies.learning.avalanche import SupervisedPlugin
-from strategies.learning.bridge import Recorder, StatefulPlugin
 from strategies.learning.learner import AvalancheLearner, choose_device
+from strategies.learning.plugin_roles import StatefulPlugin
+from strategies.learning.recorder import Recorder
 from strategies.lwf import LwfConfig
 from strategies.lwf import build as build_lwf
 from strategies.naive import NaiveConfig

@@ -9,8 +9,8 @@ import torch
 
 from strategies.base import StateError, StreamInfo
 from strategies.catalog import STRATEGIES
-from strategies.learning import state
 from strategies.learning.state import LearnerState, load_any, read_state, write_state
+from strategies.learning.state_document import document_digest
 from strategies.naive import NaiveConfig
 
 INFO = StreamInfo(shape=(4,), classes=("a", "b"))
@@ -31,7 +31,7 @@ def rewrite(directory: Path, **changes: Any) -> None:
     """Change the document as a program would, with a digest that fits."""
     path = directory / "state.json"
     document = json.loads(path.read_text())["document"] | changes
-    path.write_text(json.dumps({"document": document, "sha256": state._document_digest(document)}))
+    path.write_text(json.dumps({"document": document, "sha256": document_digest(document)}))
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
@@ -97,26 +97,26 @@ def test_a_truncated_tensor_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_state_says_where_it_was_sought(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="nowhere"):
-        load_any(tmp_path / "nowhere")
+        load_any(tmp_path / "nowhere", STRATEGIES)
 
 
 def test_an_unknown_version_is_refused_before_anything_else_is_read(tmp_path: Path) -> None:
     write_state(small_state(), tmp_path / "saved")
     rewrite(tmp_path / "saved", schema_version=99, novelty=True)
     with pytest.raises(StateError, match="version 99"):
-        load_any(tmp_path / "saved")
+        load_any(tmp_path / "saved", STRATEGIES)
 
 
 def test_a_strategy_the_catalog_lacks_is_refused(tmp_path: Path) -> None:
     write_state(small_state(strategy="dreaming"), tmp_path / "saved")
     with pytest.raises(StateError, match="'dreaming'"):
-        load_any(tmp_path / "saved")
+        load_any(tmp_path / "saved", STRATEGIES)
 
 
 def test_a_config_that_is_no_longer_valid_is_refused(tmp_path: Path) -> None:
     write_state(small_state(config={"name": "naive", "epochs": 0}), tmp_path / "saved")
     with pytest.raises(StateError, match="no longer valid"):
-        load_any(tmp_path / "saved")
+        load_any(tmp_path / "saved", STRATEGIES)
 
 
 def test_a_state_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
@@ -126,4 +126,4 @@ def test_a_state_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     some = {name: tensor for name, tensor in good.tensors.items() if "body" not in name}
     write_state(small_state(facts=good.facts, config=good.config, tensors=some), tmp_path / "lacking")
     with pytest.raises(StateError, match="does not fit"):
-        load_any(tmp_path / "lacking")
+        load_any(tmp_path / "lacking", STRATEGIES)

@@ -286,7 +286,7 @@ def test_channels_last_goes_on_bit_for_bit_from_its_checkpoint(optimizer: str, t
     for index in (0, 1):
         first.learn(digits(index, records=200))
     first.save(tmp_path / "saved")
-    second = load_any(tmp_path / "saved")
+    second = load_any(tmp_path / "saved", STRATEGIES)
     assert isinstance(second, AvalancheLearner)
     assert second.learn(digits(2)).losses == first.learn(digits(2)).losses
     assert torch.equal(weights(first), weights(second))
@@ -310,7 +310,7 @@ def test_with_everything_on_a_reloaded_learner_goes_on_bit_for_bit(optimizer: st
     for index in (0, 1):
         first.learn(digits(index, records=200))
     first.save(tmp_path / "saved")
-    second = load_any(tmp_path / "saved")
+    second = load_any(tmp_path / "saved", STRATEGIES)
     assert isinstance(second, AvalancheLearner)
     assert second.learn(digits(2)).losses == first.learn(digits(2)).losses
     assert torch.equal(weights(first), weights(second))

@@ -42,7 +42,7 @@ def test_a_buffer_owns_copies() -> None:
 
 
 def test_every_record_ever_offered_is_kept_with_equal_probability() -> None:
-    # 40 experiences of 10 records, of uneven classes, 20 places: each experience expects 0.5 records.
+    # 40 experiences of 10 records, of uneven classes, capacity 20: each experience expects 0.5 records.
     repeats, counts = 400, torch.zeros(40)
     draw = generator()
     for _ in range(repeats):

@@ -18,7 +18,7 @@ from strategies.learning.networks import Network
 from strategies.naive import NaiveConfig
 from strategies.network_choice import CnnChoice
 from strategies.plugins.buffers import ReplayBuffer
-from strategies.plugins.gradient_rehearsal import InterferedReplay, dual, shared_out
+from strategies.plugins.gradient_rehearsal import InterferedReplay, dual, grouped_by_experience
 from strategies.plugins.metric_rehearsal import contrast
 from streams.base import Experience
 
@@ -66,10 +66,10 @@ def test_nothing_is_turned_where_all_agree_or_a_product_is_not_finite() -> None:
 
 def test_experiences_have_a_group_each_and_share_them_evenly_when_there_are_more() -> None:
     few = torch.tensor([7, 3, 3, 9, 7])
-    assert [group.tolist() for group in shared_out(few, 3)] == [[1, 2], [0, 4], [3]]
-    assert [group.tolist() for group in shared_out(few, 1)] == [[0, 1, 2, 3, 4]]
+    assert [group.tolist() for group in grouped_by_experience(few, 3)] == [[1, 2], [0, 4], [3]]
+    assert [group.tolist() for group in grouped_by_experience(few, 1)] == [[0, 1, 2, 3, 4]]
     many = torch.arange(1000) // 43
-    groups = shared_out(many, 10)
+    groups = grouped_by_experience(many, 10)
     assert torch.equal(torch.cat(groups).sort().values, torch.arange(1000))
     assert {len(torch.unique(many[group])) for group in groups} == {2, 3}
     assert all(many[a].max() < many[b].min() for a, b in pairwise(groups))

@@ -130,8 +130,8 @@ def test_what_one_of_many_lost_is_not_hidden_by_the_others() -> None:
 def test_experiences_with_few_sealed_records_are_audited_with_as_many_neighbours_as_make_enough() -> None:
     verdict = decide(evidence(*(answers(index, 900, lost=9, gained=9) for index in range(9))), CONFIG)
     assert verdict.outcome == "promote"
-    told = [each.sentence.split(" within")[0] for each in verdict.audit]
-    assert told == ["experiences 0 to 3", "experiences 4 to 8"]
+    names = [each.sentence.split(" within")[0] for each in verdict.audit]
+    assert names == ["experiences 0 to 3", "experiences 4 to 8"]
     assert [each.numbers["pooled"] for each in verdict.audit] == [4, 5]
     three = [answers(index, 900, lost=90) for index in range(3)]
     lost = decide(evidence(*three, *(answers(index, 900) for index in range(3, 9))), CONFIG)
@@ -208,9 +208,9 @@ def test_a_missing_anchor_is_never_a_pass_and_no_audit(missing: str) -> None:
     assert "predict its holdout again" in verdict.reason
 
 
-def test_worn_out_sealed_records_are_no_evidence() -> None:
-    worn = answers(0, 2000, lost=300, looks=10)
-    verdict = decide(evidence(worn, answers(1, 2000)), CONFIG)
+def test_sealed_records_without_a_look_left_are_no_evidence() -> None:
+    exhausted = answers(0, 2000, lost=300, looks=10)
+    verdict = decide(evidence(exhausted, answers(1, 2000)), CONFIG)
     assert verdict.outcome == "promote"
     assert [each.experience for each in verdict.audit] == [1]
     (note,) = verdict.notes
@@ -282,12 +282,12 @@ def test_tries_of_one_update_share_alpha() -> None:
     assert sum(stats.spent(0.05, attempt) for attempt in range(1, 10_000)) <= 0.05
 
 
-def test_a_worn_out_holdout_is_refused_and_a_late_one_says_so() -> None:
+def test_an_exhausted_holdout_is_refused_and_a_nearly_exhausted_one_says_so() -> None:
     config = CONFIG.model_copy(update={"holdout_looks": 100})
     late = decide(evidence(answers(0, 1500), past=(answers(0, 2000, looks=89),)), config)
     (finding,) = [each for each in late.findings if each.guard == "retention"]
     assert finding.sentence.endswith("; 10 of 100 looks at it are left")
     assert (finding.numbers["looks"], finding.numbers["looks_left"]) == (90, 10)
-    worn = decide(evidence(answers(0, 1500), past=(answers(0, 2000, looks=100),)), config)
-    assert worn.outcome == "review"
-    assert "wears it out" in worn.reason
+    exhausted = decide(evidence(answers(0, 1500), past=(answers(0, 2000, looks=100),)), config)
+    assert exhausted.outcome == "review"
+    assert "compared 100 times, and is exhausted" in exhausted.reason

@@ -339,7 +339,7 @@ def test_few_records_never_pass(sizes: list[int], seed: int, metric: str) -> Non
 
 @pytest.mark.parametrize("side", ["labels", "predicted", "both"])
 def test_columns_of_another_shape_are_never_a_pass(side: str) -> None:
-    """(n, 1) beside (n,) would be compared as (n, n)."""
+    """(n, 1) against (n,) would be compared as (n, n)."""
     whole = pair_of(np.random.default_rng(1), 600, worse=0.4)
     before, after, labels = whole.baseline_details, whole.challenger_details, whole.labels
     assert before is not None

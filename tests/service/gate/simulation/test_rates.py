@@ -1,4 +1,4 @@
-"""Exact rates against an independent oracle and against draws; lives that erode as told; the commands."""
+"""Exact rates against an independent oracle and against draws; eroding lifetimes; the commands."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from service.errors import HoldfastError
 from service.gate import stats
 from service.gate.base import GateConfig
 from service.gate.simulation import planning
-from service.gate.simulation.lifetimes import Life, simulate
+from service.gate.simulation.lifetimes import Lifetime, simulate
 from service.gate.simulation.rates import (
     Holdout,
     drawn_rates,
@@ -36,7 +36,9 @@ ORACLE: list[dict[str, float]] = json.loads((DATA / "gate_values.json").read_tex
 ]
 DRAWS = 20_000
 
-LIFE = Life(updates=50, loss=0.004, churn=0.03, gate=1500, audit=1500, margin=0.02, budget=0.05, alpha=0.05)
+LIFETIME = Lifetime(
+    updates=50, loss=0.004, churn=0.03, gate=1500, audit=1500, margin=0.02, budget=0.05, alpha=0.05
+)
 
 
 def noise(share: float, draws: int) -> float:
@@ -114,62 +116,64 @@ def test_no_churn_at_all_is_a_certain_pass_or_none() -> None:
     assert Holdout(100, 0.01, 0.02, 0.05).flips(0.04) == (0.04, 0.0)
 
 
-def test_the_budget_holds_over_whole_lives_and_nothing_else_does() -> None:
-    kept = simulate(LIFE, lives=300, seed=0)
+def test_the_budget_holds_over_whole_lifetimes_and_nothing_else_does() -> None:
+    kept = simulate(LIFETIME, lifetimes=300, seed=0)
     beyond, limit = kept.beyond(0.05)
     assert beyond <= limit <= 0.05
-    unwatched = simulate(replace(LIFE, budget=None), lives=300, seed=0)
+    unwatched = simulate(replace(LIFETIME, budget=None), lifetimes=300, seed=0)
     assert unwatched.beyond(0.05)[0] > 0.99
     assert not unwatched.frozen.any()
-    threshold = simulate(replace(LIFE, budget=None, rule="threshold"), lives=300, seed=0)
+    threshold = simulate(replace(LIFETIME, budget=None, rule="threshold"), lifetimes=300, seed=0)
     assert threshold.promotions.mean() >= unwatched.promotions.mean()
     np.testing.assert_allclose(kept.lost, 0.004 * kept.promotions)
 
 
-def test_lives_are_as_published() -> None:
+def test_lifetimes_are_as_published() -> None:
     """Published: 4.1 promotions and at most 4.4 points with 2,000 and 1,000 records, 5.1 with 1,500 each."""
-    few = simulate(replace(LIFE, gate=2000, audit=1000), lives=300, seed=0)
+    few = simulate(replace(LIFETIME, gate=2000, audit=1000), lifetimes=300, seed=0)
     assert few.promotions.mean() == pytest.approx(4.1, abs=0.4)
-    assert simulate(LIFE, lives=300, seed=0).promotions.mean() == pytest.approx(5.1, abs=0.4)
-    harmless = simulate(replace(LIFE, loss=0.0), lives=300, seed=0)
+    assert simulate(LIFETIME, lifetimes=300, seed=0).promotions.mean() == pytest.approx(5.1, abs=0.4)
+    harmless = simulate(replace(LIFETIME, loss=0.0), lifetimes=300, seed=0)
     assert harmless.frozen.mean() == pytest.approx(0.5, abs=0.12)
 
 
-def test_more_loss_freezes_more_lives_and_more_sealed_records_fewer() -> None:
+def test_more_loss_freezes_more_lifetimes_and_more_sealed_records_fewer() -> None:
     frozen = [
-        simulate(replace(LIFE, loss=loss, updates=12), lives=400, seed=3).frozen.mean()
+        simulate(replace(LIFETIME, loss=loss, updates=12), lifetimes=400, seed=3).frozen.mean()
         for loss in (-0.002, 0.0, 0.002, 0.004, 0.006)
     ]
     assert frozen == sorted(frozen)
     assert frozen[0] < frozen[-1] - 0.2
     stopped = [
-        simulate(replace(LIFE, loss=0.0, audit=audit), lives=400, seed=3).frozen.mean()
+        simulate(replace(LIFETIME, loss=0.0, audit=audit), lifetimes=400, seed=3).frozen.mean()
         for audit in (1000, 2000, 4000)
     ]
     assert stopped == sorted(stopped, reverse=True)
-    alone = replace(LIFE, loss=0.001, audit=3500, updates=30)
-    two = simulate(replace(alone, holdouts=2), lives=400, seed=3).frozen.mean()
-    assert two > simulate(alone, lives=400, seed=3).frozen.mean()
-    few = simulate(replace(LIFE, loss=0.0, holdouts=3), lives=400, seed=3).frozen.mean()
+    alone = replace(LIFETIME, loss=0.001, audit=3500, updates=30)
+    two = simulate(replace(alone, holdouts=2), lifetimes=400, seed=3).frozen.mean()
+    assert two > simulate(alone, lifetimes=400, seed=3).frozen.mean()
+    few = simulate(replace(LIFETIME, loss=0.0, holdouts=3), lifetimes=400, seed=3).frozen.mean()
     assert few < 0.1, "three parts of 1,500 sealed records are audited together"
 
 
 def test_sealed_records_that_are_too_few_stop_only_what_they_prove() -> None:
-    few = replace(LIFE, audit=300, updates=50)
-    assert simulate(replace(few, loss=0.0), lives=300, seed=3).frozen.mean() <= 0.05
-    assert simulate(replace(few, margin=0.2, loss=0.01), lives=300, seed=3).frozen.mean() == 1.0
+    few = replace(LIFETIME, audit=300, updates=50)
+    assert simulate(replace(few, loss=0.0), lifetimes=300, seed=3).frozen.mean() <= 0.05
+    assert simulate(replace(few, margin=0.2, loss=0.01), lifetimes=300, seed=3).frozen.mean() == 1.0
 
 
-def test_a_life_is_the_markov_chain_of_its_single_records() -> None:
+def test_a_lifetime_is_the_markov_chain_of_its_single_records() -> None:
     """Counts against bits: the same promotions and answers, when every record is flipped by itself."""
-    life = replace(LIFE, gate=300, audit=300, updates=4, margin=0.05, budget=0.2, loss=0.01, churn=0.06)
-    counted = simulate(life, lives=4000, seed=5)
+    lifetime = replace(
+        LIFETIME, gate=300, audit=300, updates=4, margin=0.05, budget=0.2, loss=0.01, churn=0.06
+    )
+    counted = simulate(lifetime, lifetimes=4000, seed=5)
     random = np.random.default_rng(6)
     promotions = np.zeros(4000, dtype=np.int64)
     bits, sealed = random.random((4000, 300)) < 0.9, random.random((4000, 300)) < 0.9
     anchor, frozen = sealed.copy(), np.zeros(4000, dtype=np.bool_)
-    for _ in range(life.updates):
-        right = (life.accuracy - life.loss * promotions)[:, None]
+    for _ in range(lifetime.updates):
+        right = (lifetime.accuracy - lifetime.loss * promotions)[:, None]
         p_lost, p_gained = 0.035 / right, 0.025 / (1 - right)
         turned = [
             side ^ (random.random(side.shape) < np.where(side, p_lost, p_gained)) for side in (bits, sealed)
@@ -188,16 +192,16 @@ def test_a_life_is_the_markov_chain_of_its_single_records() -> None:
     assert counted.frozen.mean() == pytest.approx(frozen.mean(), abs=noise(0.1, 2000))
 
 
-def test_a_life_that_cannot_be_is_refused() -> None:
+def test_an_impossible_lifetime_is_refused() -> None:
     impossible = (
-        replace(LIFE, churn=0.001),
-        replace(LIFE, accuracy=0.1),
-        replace(LIFE, accuracy=0.999),
-        replace(LIFE, loss=0.02, churn=0.05),
+        replace(LIFETIME, churn=0.001),
+        replace(LIFETIME, accuracy=0.1),
+        replace(LIFETIME, accuracy=0.999),
+        replace(LIFETIME, loss=0.02, churn=0.05),
     )
-    for life in impossible:
+    for lifetime in impossible:
         with pytest.raises(ValueError, match=r"flip|accuracy"):
-            simulate(life, lives=1, seed=0)
+            simulate(lifetime, lifetimes=1, seed=0)
 
 
 def test_planned_records_let_a_harmless_update_pass_nine_times_in_ten() -> None:
@@ -224,7 +228,7 @@ def test_answers_that_flip_for_long_are_those_of_the_markov_chain() -> None:
     assert planning.lasting_churn(0.03, accuracy=0.9, updates=1) == pytest.approx(0.03)
     assert planning.lasting_churn(0.03, accuracy=0.9, updates=1000) == pytest.approx(0.18)
     audit = planning.audit_records(budget=0.05, alpha=0.05, churn=0.03, accuracy=0.9, updates=50, power=0.9)
-    harmless = simulate(replace(LIFE, loss=0.0, audit=2 * audit), lives=300, seed=0)
+    harmless = simulate(replace(LIFETIME, loss=0.0, audit=2 * audit), lifetimes=300, seed=0)
     assert harmless.frozen.mean() < 0.1
 
 
@@ -235,12 +239,12 @@ def answer(*words: str) -> Any:
 
 
 def test_simulate_tells_false_promotions_and_power_without_a_service() -> None:
-    told = answer("simulate", "--margin", "0.02", "--churn", "0.06", "--n", "1000", "--holdouts", "20")
-    one, harmful, twice, all_good, *_ = told["rates"]
+    found = answer("simulate", "--margin", "0.02", "--churn", "0.06", "--n", "1000", "--holdouts", "20")
+    one, harmful, twice, all_good, *_ = found["rates"]
     assert (one["holdouts"], one["lost_on_one"], all_good["holdouts"]) == (1, 0.0, 20)
     assert one["promote"] == pytest.approx(0.794, abs=0.001)
     assert harmful["promote"] == pytest.approx(0.042, abs=0.001)
-    assert harmful["promote"] <= told["worst_false_promotion"] <= 0.05
+    assert harmful["promote"] <= found["worst_false_promotion"] <= 0.05
     assert harmful["threshold"] > 0.5
     assert twice["promote"] < 0.001
     assert all_good["promote"] == pytest.approx(one["promote"] ** 20)
@@ -249,14 +253,14 @@ def test_simulate_tells_false_promotions_and_power_without_a_service() -> None:
     assert first["rates"][0]["promote"] < one["promote"]
 
 
-def test_simulate_tells_of_lives() -> None:
-    told = answer("simulate", "--churn", "0.03", "--holdouts", "1", "--updates", "50", "--lives", "100")
-    lives = {each["rule"]: each for each in told["lives"]}
-    assert list(lives) == ["threshold", "step", "budget", "harmless"]
-    assert lives["threshold"]["lost_the_budget"] == 1
-    assert lives["budget"]["lost_the_budget"] == 0
-    assert 0 < lives["budget"]["lost_the_budget_upper_95"] < 0.05
-    assert lives["budget"]["frozen"] >= lives["harmless"]["frozen"] > 0
+def test_simulate_reports_lifetimes() -> None:
+    found = answer("simulate", "--churn", "0.03", "--holdouts", "1", "--updates", "50", "--lifetimes", "100")
+    lifetimes = {each["rule"]: each for each in found["lifetimes"]}
+    assert list(lifetimes) == ["threshold", "step", "budget", "harmless"]
+    assert lifetimes["threshold"]["lost_the_budget"] == 1
+    assert lifetimes["budget"]["lost_the_budget"] == 0
+    assert 0 < lifetimes["budget"]["lost_the_budget_upper_95"] < 0.05
+    assert lifetimes["budget"]["frozen"] >= lifetimes["harmless"]["frozen"] > 0
 
 
 def test_plan_assumes_what_a_pipeline_has_that_says_nothing() -> None:
@@ -273,10 +277,10 @@ def test_plan_assumes_what_a_pipeline_has_that_says_nothing() -> None:
 
 
 def test_plan_tells_records_for_a_margin_and_a_margin_for_records() -> None:
-    told = answer("plan", "--n", "1000")
-    assert told["experience_records"] == math.ceil(told["holdout_records"] / 0.25)
-    assert 0.02 < told["settled_margin"] < 0.05
-    passing = answer("simulate", "--attempt", "1", "--n", str(told["holdout_records"]))["rates"][3]
+    found = answer("plan", "--n", "1000")
+    assert found["experience_records"] == math.ceil(found["holdout_records"] / 0.25)
+    assert 0.02 < found["settled_margin"] < 0.05
+    passing = answer("simulate", "--attempt", "1", "--n", str(found["holdout_records"]))["rates"][3]
     assert (passing["holdouts"], passing["lost_on_one"]) == (20, 0.0)
     assert passing["promote"] >= 0.9
 
@@ -294,7 +298,7 @@ def test_plan_tells_records_for_a_margin_and_a_margin_for_records() -> None:
         (("simulate", "--holdouts", "0"), "--holdouts"),
         (("simulate", "--attempt", "0"), "--attempt"),
         (("simulate", "--updates", "-1"), "--updates"),
-        (("simulate", "--updates", "5", "--lives", "0"), "--lives"),
+        (("simulate", "--updates", "5", "--lifetimes", "0"), "--lifetimes"),
         (("simulate", "--updates", "5", "--budget", "nan"), "--budget"),
         (("simulate", "--updates", "5", "--loss", "nan"), "--loss"),
         (("simulate", "--updates", "5", "--loss", "0.3"), "--loss"),
