@@ -359,19 +359,19 @@ def test_dead_letters_are_listed_shown_and_replayed(api: Api, run: Run, tmp_path
     listed = run("stream", "dead-letters", name).stdout.splitlines()
     assert len(listed) == 2
     (line,) = run("stream", "dead-letters", name, "--only", "unknown-label").stdout.splitlines()
-    letter = line.split()[0]
+    dead_letter = line.split()[0]
     assert "'sideways'" in line
-    assert json.loads(run("stream", "show", name, letter).stdout)["text"] == bad.decode()
+    assert json.loads(run("stream", "show", name, dead_letter).stdout)["text"] == bad.decode()
     done = run("stream", "replay", name)
     assert done.returncode == 1
     assert done.stdout.startswith("0 dead letters are in the stream again.\n")
-    mended = tmp_path / "mended.json"
-    mended.write_text(json.dumps(record("r2")))
-    done = run("stream", "replay", name, letter, "--payload", mended)
+    corrected = tmp_path / "corrected.json"
+    corrected.write_text(json.dumps(record("r2")))
+    done = run("stream", "replay", name, dead_letter, "--payload", corrected)
     assert (done.returncode, done.stdout) == (0, "1 dead letter is in the stream again.\n")
-    done = run("stream", "replay", name, letter, "--payload", "-", text=json.dumps(record("r2")))
+    done = run("stream", "replay", name, dead_letter, "--payload", "-", text=json.dumps(record("r2")))
     assert done.returncode == 1
     assert "replayed before" in done.stdout
     assert "replayed" in run("stream", "dead-letters", name).stdout
-    refused(run("stream", "show", name, "../../x"), 1, "dead_letter")
+    refused(run("stream", "show", name, "../../x"), 1, "dead-letters")
     refused(run("stream", "replay", name, "0" * 16), 1, "no dead letter")

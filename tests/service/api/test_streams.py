@@ -218,7 +218,7 @@ def test_dead_letters_are_listed_and_shown_whole(files: Callable[..., FilesPipel
     stream.api.refuses(stream.api.http.get(f"{stream.path}/dead-letters/x"), 422, "request-invalid")
 
 
-def test_a_mended_letter_becomes_one_record_however_often_it_is_replayed(
+def test_a_corrected_letter_becomes_one_record_however_often_it_is_replayed(
     files: Callable[..., FilesPipeline],
 ) -> None:
     stream = files(trigger={"records": 3})
@@ -290,8 +290,8 @@ def test_a_row_of_a_table_that_was_refused_can_be_replayed(files: Callable[..., 
     assert kept == {"id": "r2", "features": {"x": 2.0, "y": 40.0}, "label": "up"}
     (told,) = stream.post("/dead-letters/replay", {})["dead_letters"]
     assert told["reason"] == dead_letter["detail"], "it is read again, and still does not fit"
-    mended = json.dumps({**kept, "features": {"x": 2.0, "y": 4.0}})
-    assert stream.post("/dead-letters/replay", {"dead_letters": [dead_letter["id"]], "payload": mended})[
+    corrected = json.dumps({**kept, "features": {"x": 2.0, "y": 4.0}})
+    assert stream.post("/dead-letters/replay", {"dead_letters": [dead_letter["id"]], "payload": corrected})[
         "replayed"
     ]
     stream.turn()
@@ -300,20 +300,21 @@ def test_a_row_of_a_table_that_was_refused_can_be_replayed(files: Callable[..., 
     assert (found["dead_letters"], found["replayed_dead_letters"]) == ({}, 1)
 
 
-def test_a_line_of_csv_is_mended_as_csv_or_as_a_json_record(files: Callable[..., FilesPipeline]) -> None:
+def test_a_line_of_csv_is_corrected_as_csv_or_as_a_json_record(files: Callable[..., FilesPipeline]) -> None:
     schema = {"columns": ["x", "y"], "classes": ["down", "up"], "maximum": 9}
     stream = files(schema=schema, trigger={"records": 2}, split={"gate": 1e-9, "audit": 0})
     stream.arrive("a.csv", b"x,y,label", b"1,40,up", b"1,50,up")
     stream.turn()
     line, record_ = (dead_letter["id"] for dead_letter in stream.get("/dead-letters"))
-    mended = '{"id": "mended", "features": {"x": 1, "y": 4}, "label": "up"}'
+    corrected = '{"id": "corrected", "features": {"x": 1, "y": 4}, "label": "up"}'
     assert stream.post("/dead-letters/replay", {"dead_letters": [line], "payload": "1,5,up"})["replayed"] == 1
     assert (
-        stream.post("/dead-letters/replay", {"dead_letters": [record_], "payload": mended})["replayed"] == 1
+        stream.post("/dead-letters/replay", {"dead_letters": [record_], "payload": corrected})["replayed"]
+        == 1
     )
     stream.turn()
     assert len(stream.ids()) == 2
-    assert "mended" in stream.ids()
+    assert "corrected" in stream.ids()
 
 
 def test_a_trigger_that_waits_for_more_than_may_wait_is_refused(api: Api) -> None:
