@@ -100,9 +100,9 @@ def demo(
     home: Annotated[Path | None, typer.Option(help="Folder of the demo; default: a fresh one.")] = None,
 ) -> None:
     """Show the whole loop in two minutes: forgetting caught, bad data stopped, a decision, a rollback."""
+    _refuse_other_packages(current_folder=True)
     from service.commands.demo import run
 
-    _refuse_other_packages(current_folder=True)
     run(home=home, json_output=json_output)
 
 
@@ -145,9 +145,9 @@ def serve_ingest(lifeline: Lifeline = None) -> None:
 @serve_app.command("dispatch")
 def serve_dispatch(lifeline: Lifeline = None) -> None:
     """Run updates on Ray trainers."""
+    _refuse_other_packages(current_folder=True)
     from service.updates.dispatcher import serve
 
-    _refuse_other_packages(current_folder=True)
     settings, stop = _start_role(lifeline)
     _stop_on_signals(stop)
     serve(settings, stop)
