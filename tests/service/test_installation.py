@@ -268,7 +268,7 @@ def test_uv_takes_what_is_pinned_and_leaves_out_the_solvers(uv: Path, tmp_path: 
     programs = environment(tmp_path / "environment")
     env = {"VENV": str(tmp_path / "environment"), "INSTALLER": "uv", "PATH": searched(uv)}
     ours = picked(called([ROOT / ".ci" / "install", "--dry-run"], env=env))
-    install = [
+    install: list[str | Path] = [
         uv,
         "pip",
         "install",
