@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# uv or pip; auto: uv where it is there or can be had from the package index, else pip.
+INSTALLER ?= auto
 AREA ?= loop
 # Tests that run side by side; those of one file follow each other.
 WORKERS ?= 2
@@ -36,12 +38,10 @@ bench: $(STAMP)
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt .ci/install
 	@"$(PYTHON)" -c 'import sys; assert sys.version_info >= (3, 11), sys.version' || \
 		{ echo "Holdfast needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11"; exit 1; }
-	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
-	@echo "Installing into $(VENV): about 7 GB, mostly torch with its CUDA libraries; a few minutes."
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[dev]"
+	VENV=$(VENV) PYTHON="$(PYTHON)" INSTALLER=$(INSTALLER) .ci/install
 	touch $(STAMP)
 
 clean:

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+import holdfast_cl
 from service.commands import gate, holdouts, pipelines, streams
 from service.commands.pipelines import read_settings
 from service.errors import HoldfastError, SettingsError
@@ -19,7 +20,6 @@ from service.settings import Settings
 
 app = typer.Typer(
     name="holdfast",
-    help="Continual-learning training service with forgetting guards.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -55,12 +55,38 @@ def main() -> None:
         sys.exit(2 if isinstance(error, SettingsError) else 1)
 
 
+def _tell_version(asked: bool) -> None:
+    if not asked:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        typer.echo(f"holdfast {version(holdfast_cl.DISTRIBUTION)}")
+    except PackageNotFoundError as error:
+        raise HoldfastError(
+            "Holdfast runs from a folder and is not installed, so its version is not known.",
+            fix="Install it with make install, or as an ordinary wheel.",
+        ) from error
+    raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Continual-learning training service with forgetting guards."""
+
+
 @app.command()
 def up() -> None:
     """Start every role on this machine; Ctrl-C stops them."""
     from service.commands import up as supervisor
     from service.logs import configure
 
+    _refuse_other_packages(current_folder=True)
     settings = read_settings()
     configure(settings)
     supervisor.run(settings, announce=typer.echo)
@@ -74,6 +100,7 @@ def demo(
     home: Annotated[Path | None, typer.Option(help="Folder of the demo; default: a fresh one.")] = None,
 ) -> None:
     """Show the whole loop in two minutes: forgetting caught, bad data stopped, a decision, a rollback."""
+    _refuse_other_packages(current_folder=True)
     from service.commands.demo import run
 
     run(home=home, json_output=json_output)
@@ -118,6 +145,7 @@ def serve_ingest(lifeline: Lifeline = None) -> None:
 @serve_app.command("dispatch")
 def serve_dispatch(lifeline: Lifeline = None) -> None:
     """Run updates on Ray trainers."""
+    _refuse_other_packages(current_folder=True)
     from service.updates.dispatcher import serve
 
     settings, stop = _start_role(lifeline)
@@ -150,6 +178,9 @@ def _start_role(lifeline: int | None) -> tuple[Settings, threading.Event]:
     from service.commands.up import follow_lifeline
     from service.logs import configure
 
+    if lifeline is None:
+        # `holdfast up` looked already, once for all its roles.
+        _refuse_other_packages()
     settings = read_settings()
     configure(settings)
     _make_home(settings)
@@ -157,6 +188,21 @@ def _start_role(lifeline: int | None) -> tuple[Settings, threading.Event]:
     if lifeline is not None:
         follow_lifeline(lifeline, stop)
     return settings, stop
+
+
+def _refuse_other_packages(*, current_folder: bool = False) -> None:
+    """End the process where `service`, `streams` or `strategies` is, or is mixed with, another's package.
+
+    Args:
+        current_folder: look there too. Ray puts the folder that dispatch was started in before all others
+            on its workers' path.
+    """
+    refusal = holdfast_cl.shadowed() or holdfast_cl.overwritten()
+    if refusal is None and current_folder:
+        refusal = holdfast_cl.shadowed(Path.cwd())
+    if refusal is not None:
+        typer.echo(f"holdfast: {refusal}", err=True)
+        raise typer.Exit(1)
 
 
 def _make_home(settings: Settings) -> None:

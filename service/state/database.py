@@ -200,7 +200,7 @@ def _connect_postgresql(url: sa.URL) -> sa.Engine:
     except ModuleNotFoundError as error:
         raise SettingsError(
             f"The database is PostgreSQL, and its driver is missing: {error}.",
-            fix="Install it: pip install 'holdfast[postgres]'.",
+            fix="Install it: pip install 'holdfast-cl[postgres]'.",
         ) from error
 
 
