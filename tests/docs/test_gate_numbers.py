@@ -14,7 +14,7 @@ from tests.support.doc_pages import page
 MARGINS = page("how-to/choose-margins.md")
 STATISTICS = page("explanation/gate-statistics.md")
 SIMULATED = re.findall(
-    r"^```sh\n(holdfast gate .*?)\n```\n+```text\n(.*?)^```", MARGINS + STATISTICS, flags=re.M | re.S
+    r"^```sh\n(holdfast gate [^`]*?)\n```\n+```text\n([^`]*?)^```", MARGINS + STATISTICS, flags=re.M | re.S
 )
 
 
