@@ -17,6 +17,7 @@ from playwright.sync_api import expect, sync_playwright
 from tests.support import needs
 from tests.support.doc_pages import DOCS, ROOT, SITE_PAGES
 
+PATIENCE_MS = 150_000  # The machine may be busy.
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 LOADS = re.compile(
     r"""<(?:script|img|iframe|link(?![^>]*rel="?canonical))[^>]*?(?:src|href)=["']?(https?:)?//""", flags=re.I
@@ -70,11 +71,12 @@ def test_a_browser_asks_only_the_host_of_the_site(served: str) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         page = browser.new_page()
+        page.set_default_timeout(PATIENCE_MS)
         page.on("request", lambda request: asked.append(request.url))
         for name in ("index.html", "how-to/review-decision.html", "reference/gate.html"):
             page.goto(f"{served}/{name}")
         page.get_by_role("textbox", name="Search").fill("watermark")
-        expect(page.locator(".md-search-result__item").first).to_be_visible(timeout=60_000)
+        expect(page.locator(".md-search-result__item").first).to_be_visible(timeout=PATIENCE_MS)
         browser.close()
     assert asked
     assert {urlsplit(url).netloc for url in asked} == {urlsplit(served).netloc}
