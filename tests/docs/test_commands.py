@@ -11,7 +11,7 @@ import typer.main
 from service import cli
 from service.pipelines import parse
 from tests.service.api.test_app import ROUTES
-from tests.support.doc_pages import PAGES, ROOT, blocks, commands, prose, title_of
+from tests.support.doc_pages import PAGES, ROOT, SITE_PAGES, blocks, commands, prose, title_of
 
 CALL = re.compile(r"(?:GET|POST|PUT|DELETE) (/v1/[^\s`'\"?)]+|/healthz|/readyz)")
 """A call that a page names in a sentence."""
@@ -27,7 +27,7 @@ def test_every_command_in_the_documentation_exists(path: Path) -> None:
             _check_command(words[1:])
 
 
-@pytest.mark.parametrize("path", PAGES, ids=title_of)
+@pytest.mark.parametrize("path", [ROOT / "README.md", *SITE_PAGES], ids=title_of)
 def test_every_command_named_in_a_sentence_exists(path: Path) -> None:
     for named in re.findall(r"`holdfast ([a-z][^`]*)`", path.read_text()):
         if named == "is up":  # What `holdfast up` prints.
