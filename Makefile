@@ -12,7 +12,7 @@ WORKERS ?= 2
 # One thread a library: tests, trainers and benchmarks share few cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all check format bench install clean
+.PHONY: demo test test-all check format bench docs docs-serve install clean
 
 demo: $(STAMP)
 	$(BIN)/holdfast demo
@@ -28,6 +28,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q -f docs/site/mkdocs.yml
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -35,6 +36,13 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench $(AREA)
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml
+
+# On http://127.0.0.1:8000, built again at every change.
+docs-serve: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve -f docs/site/mkdocs.yml
 
 install: $(STAMP)
 
