@@ -1,7 +1,7 @@
 """Check that a release tag, the version, the changelog and the built files say the same.
 
-`python .ci/check_release.py v1.2.3 dist`, in the repository's root. Exit status: 0 they do; 1 they do not, and
-each difference is a line on standard error; 2 wrong usage. Only the standard library is needed.
+`python .ci/check_release.py v1.2.3 dist`, in the repository's root. Exit status: 0 they do; 1 they do not,
+and each difference is a line on standard error; 2 wrong usage. Only the standard library is needed.
 """
 
 import re
