@@ -16,8 +16,8 @@ from strategies.errors import LearningDivergedError as LearningDivergedError
 from strategies.errors import StateError as StateError
 from strategies.errors import StrategyError as StrategyError
 from strategies.errors import StrategyUnknownError as StrategyUnknownError
-from strategies.learning.state_document import read_document
 from strategies.network_choice import MlpChoice, NetworkChoice
+from strategies.state_document import read_document
 from strategies.stream_info import StreamInfo as StreamInfo
 from streams.base import Experience
 

@@ -1,249 +1,211 @@
-"""Imports run downhill: every module has a rank, and each heavy library has one home."""
+"""Imports run downhill: which package may import which, which are strangers, and where heavy things live.
+
+A new module gets its name in RANKS (in a package) or in FLOORS (beside the packages). A failure says which
+wall was crossed and why the wall stands.
+"""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support import layers
+from tests.support.layers import Crossing, Floor, Home, Limit, Tree
+from tests.support.real_data import ROOT
 
-# Lowest first. A module may import, at its top or inside a function, only what stands before it.
-RANKS = [
-    "streams.base",
-    "streams.hashing",
-    "streams.records",
-    "streams.wire.base",
-    "streams.wire.rules",
-    "streams.wire.features",
-    "streams.wire.rows",
-    "streams.wire.tables",
-    "streams.wire.csv",
-    "streams.wire.arrow_sizes",
-    "streams.wire.arrow",
-    "streams.wire.decode",
-    "streams.split",
-    "streams.state.tables",
-    "streams.state.status",
-    "streams.state.dead_letters",
-    "streams.watermark",
-    "streams.joining",
-    "streams.state.experiences",
-    "streams.state.offsets",
-    "streams.state.waiting",
-    "streams.state.pushed",
-    "streams.state.manifest",
-    "streams.store.objects",
-    "streams.store.files",
-    "streams.store.experiences",
-    "streams.shift",
-    "streams.triggers.detectors",
-    "streams.triggers.event_time",
-    "streams.triggers.base",
-    "streams.triggers.records",
-    "streams.triggers.shift",
-    "streams.triggers.performance",
-    "streams.triggers.cost",
-    "streams.triggers.any_of",
-    "streams.triggers.catalog",
-    "streams.breaker",
-    "streams.duplicates",
-    "streams.pending",
-    "streams.late_labels",
-    "streams.commits",
-    "streams.sources.pushed",
-    "streams.sources.merged",
-    "streams.sources.mnist",
-    "streams.sources.datasets",
-    "streams.sources.kafka.config",
-    "streams.sources.kafka.topic",
-    "streams.sources.kafka.source",
-    "streams.sources.redis_cursor",
-    "streams.sources.redis",
-    "streams.sources.files.cursor",
-    "streams.sources.files.listing",
-    "streams.sources.files.text",
-    "streams.sources.files.lines",
-    "streams.sources.files.tables",
-    "streams.sources.files.config",
-    "streams.sources.files.source",
-    "streams.catalog",
-    "streams.ingest",
-    "strategies.errors",
-    "strategies.stream_info",
-    "strategies.learning.state_document",
-    "strategies.augment_choice",
-    "strategies.network_choice",
-    "strategies.base",
-    "strategies.learning.checks",
-    "strategies.learning.batches",
-    "strategies.learning.randomness",
-    "strategies.learning.bodies",
-    "strategies.learning.networks",
-    "strategies.learning.record_gradients",
-    "strategies.learning.augmentation",
-    "strategies.learning.avalanche",
-    "strategies.learning.optimizers",
-    "strategies.learning.state",
-    "strategies.plugins.buffers",
-    "strategies.plugins.rehearsal",
-    "strategies.plugins.metric_rehearsal",
-    "strategies.plugins.importance",
-    "strategies.plugins.gradient_rehearsal",
-    "strategies.plugins.distillation",
-    "strategies.plugins.prototypes",
-    "strategies.plugins.discriminant",
-    "strategies.learning.training_plugins",
-    "strategies.plugins.weight_averages",
-    "strategies.learning.plugin_roles",
-    "strategies.learning.dataset",
-    "strategies.learning.recorder",
-    "strategies.learning.bridge",
-    "strategies.learning.robustness",
-    "strategies.learning.timing",
-    "strategies.learning.learner",
-    "strategies.naive",
-    "strategies.replay",
-    "strategies.er_ace",
-    "strategies.er_aml",
-    "strategies.mir",
-    "strategies.der",
-    "strategies.agem",
-    "strategies.gem",
-    "strategies.gdumb",
-    "strategies.icarl",
-    "strategies.scr",
-    "strategies.slda",
-    "strategies.si",
-    "strategies.mas",
-    "strategies.ewc",
-    "strategies.lwf",
-    "strategies.averaging",
-    "strategies.ema",
-    "strategies.combined",
-    "strategies.cumulative",
-    "strategies.joint",
-    "strategies.catalog",
-    "service.errors",
-    "service.settings",
-    "service.logs",
-    "service.gate.pairs",
-    "service.gate.batch_evidence",
-    "service.gate.config",
-    "service.gate.base",
-    "service.gate.schema",
-    "service.gate.stats",
-    "service.gate.sentences",
-    "service.gate.comparisons",
-    "service.gate.screen",
-    "service.gate.obsolete",
-    "service.gate.measures",
-    "service.gate.suspects",
-    "service.gate.guards.batch",
-    "service.gate.guards.forgetting",
-    "service.gate.guards.groups",
-    "service.gate.guards.quality",
-    "service.gate.guards.robustness",
-    "service.gate.guards.cost",
-    "service.gate.guards.seeds",
-    "service.gate.guards.budget",
-    "service.gate.decide",
-    "service.gate.simulation.rates",
-    "service.gate.simulation.lifetimes",
-    "service.gate.simulation.planning",
-    "service.pipelines",
-    "service.state.database",
-    "service.state.migrations.env",
-    "service.state.migrations.versions.v0001_first",
-    "service.state.migrations.versions.v0002_streams",
-    "service.state.migrations.versions.v0003_looks",
-    "service.state.migrations.versions.v0004_details",
-    "service.state.migrations.versions.v0005_margins",
-    "service.state.migrations.versions.v0006_words",
-    "service.state.migrations.versions.v0007_words",
-    "service.ingest.sources",
-    "service.storage",
-    "service.state.presence",
-    "service.state.pipelines",
-    "service.state.backlog",
-    "service.state.jobs",
-    "service.state.ledger",
-    "service.state.endings",
-    "service.state.claims",
-    "service.state.champions",
-    "service.state.freezes",
-    "service.state.holdouts",
-    "service.updates.decisions",
-    "service.updates.requests",
-    "service.ingest.retention",
-    "service.ingest.bodies",
-    "service.ingest.push",
-    "service.ingest.status",
-    "service.ingest.replay",
-    "service.evidence",
-    "service.registry",
-    "service.training.answers",
-    "service.training.inspection",
-    "service.training.tasks",
-    "service.training.screening",
-    "service.training.served",
-    "service.training.trainer",
-    "service.training.repeats",
-    "service.training.pool",
-    "service.updates.plan",
-    "service.updates.publication",
-    "service.updates.update",
-    "service.updates.dispatcher",
-    "service.ingest.champion_answers",
-    "service.ingest.ingester",
-    "service.api.problems",
-    "service.api.limits",
-    "service.api.parameters",
-    "service.api.bodies.base",
-    "service.api.bodies.health",
-    "service.api.bodies.pipelines",
-    "service.api.bodies.holdouts",
-    "service.api.bodies.streams",
-    "service.api.bodies.updates",
-    "service.api.pipelines",
-    "service.api.holdouts",
-    "service.api.records",
-    "service.api.streams",
-    "service.api.updates",
-    "service.api.reference",
-    "service.api.app",
-    "service.client",
-    "service.commands.mlflow_pages",
-    "service.commands.up",
-    "service.commands.demo",
-    "service.commands.pipelines",
-    "service.commands.streams",
-    "service.commands.holdouts",
-    "service.commands.gate_tables",
-    "service.commands.gate",
-    "service.cli",
-]
+TREE = Tree(ROOT)
 
-# A library, and the only places that may import it.
-HOMES = {
-    "avalanche": ("strategies.",),
-    "mlflow": ("service.registry",),
-    "ray": ("service.training.pool",),
-    "fastapi": ("service.api.",),
-    "torch": (
-        "strategies.",
-        "service.training.served",
-        "service.training.pool",
-        "service.registry",
-        "service.ingest.champion_answers",
+FLOORS = (
+    Floor(
+        ("streams.base", "streams.hashing", "streams.shift", "streams.watermark"),
+        "the words and the arithmetic of the data side depend on nothing of ours",
     ),
-    "confluent_kafka": ("streams.sources.kafka.topic",),
-    "redis": ("streams.sources.redis",),
-    "cleanlab": ("service.training.inspection",),
+    Floor(("streams.records",), "records are arrays; they do not know how they came"),
+    Floor(
+        (
+            "streams.wire",
+            "streams.split",
+            "streams.joining",
+            "streams.triggers",
+            "streams.breaker",
+            "streams.duplicates",
+        ),
+        "each of these asks one question about records, and can be read and tested without the others",
+    ),
+    Floor(
+        ("streams.pending", "streams.store", "streams.state"),
+        "bytes do not know rows and rows do not know bytes: their order of writes is ingest's alone",
+    ),
+    Floor(("streams.sources",), "a source reads and decodes; it neither cuts nor stores experiences"),
+    Floor(
+        ("streams.late_labels", "streams.commits"),
+        "joining late labels and fencing commits are two questions that ingest alone puts together",
+    ),
+    Floor(("streams.catalog",), "the catalog names the sources, and is named by whoever declares one"),
+    Floor(
+        ("streams.ingest",), "the ingest loop is the one place that puts all parts of the data side together"
+    ),
+    Floor(
+        ("strategies.augment_choice", "strategies.network_choice"),
+        "what a pipeline may declare is validated without torch",
+    ),
+    Floor(
+        ("strategies.errors", "strategies.stream_info"),
+        "errors and shapes are words that all of strategies use",
+    ),
+    Floor(("strategies.state_document",), "what a saved state is can be read without torch"),
+    Floor(("strategies.base",), "the contract of a strategy does not know how one learns"),
+    Floor(("strategies.learning",), "the learner works for every strategy, so it knows none of them"),
+    Floor(("strategies.plugins",), "a plugin serves several strategies, so it knows none of them"),
+    Floor(
+        (
+            "strategies.averaging",
+            "strategies.cumulative",
+            "strategies.ema",
+            "strategies.ewc",
+            "strategies.lwf",
+            "strategies.mas",
+            "strategies.naive",
+            "strategies.replay",
+            "strategies.si",
+            "strategies.slda",
+        ),
+        "a strategy is one file that can be checked against its paper",
+    ),
+    Floor(
+        (
+            "strategies.agem",
+            "strategies.der",
+            "strategies.er_ace",
+            "strategies.er_aml",
+            "strategies.gdumb",
+            "strategies.gem",
+            "strategies.icarl",
+            "strategies.joint",
+            "strategies.mir",
+            "strategies.scr",
+        ),
+        "a strategy that builds on another's configuration is still one file, and knows no third",
+    ),
+    Floor(("strategies.combined",), "the combination knows its members; they do not know it"),
+    Floor(
+        ("strategies.catalog",),
+        "the catalog names the strategies, so a strategy that read it would be a ring",
+    ),
+    Floor(("service.errors",), "every part may raise a named error"),
+    Floor(("service.settings", "service.client"), "a client needs an address, not the settings of a server"),
+    Floor(
+        ("service.gate", "service.logs"),
+        "a verdict is a pure function of its evidence, to be recomputed by anybody",
+    ),
+    Floor(
+        ("service.pipelines", "service.storage", "service.registry", "service.evidence"),
+        "each wraps one outside thing: a declaration, a store, MLflow, a report",
+    ),
+    Floor(
+        ("service.state", "service.training"),
+        "training runs on Ray nodes without a database, and rows outlive any trainer",
+    ),
+    Floor(
+        ("service.ingest", "service.updates"),
+        "records come in and updates go out by rows alone, so that each role can be down without the other",
+    ),
+    Floor(("service.api",), "HTTP is one way in; what it does can be done without it"),
+    Floor(("service.commands",), "a command is a caller like any other"),
+    Floor(("service.cli",), "the command line starts everything, so nothing starts it"),
+)
+
+RANKS: Mapping[str, str] = {
+    "streams.wire": "base rules features rows tables csv arrow_sizes arrow decode",
+    "streams.triggers": """
+        detectors event_time base records shift performance cost any_of catalog
+    """,
+    "streams.store": "objects files experiences",
+    "streams.state": "tables status dead_letters experiences offsets waiting pushed manifest",
+    "streams.sources": """
+        pushed merged mnist datasets kafka.config kafka.topic kafka.source redis_cursor redis
+        files.cursor files.listing files.text files.lines files.tables files.config files.source
+    """,
+    "strategies.learning": """
+        checks batches randomness bodies networks record_gradients augmentation
+        avalanche optimizers state training_plugins plugin_roles dataset recorder bridge robustness
+        timing learner
+    """,
+    "strategies.plugins": """
+        buffers rehearsal metric_rehearsal importance gradient_rehearsal distillation prototypes
+        discriminant weight_averages
+    """,
+    "service.gate": """
+        pairs batch_evidence config base schema stats sentences comparisons screen obsolete measures
+        suspects guards.batch guards.forgetting guards.groups guards.quality guards.robustness
+        guards.cost guards.seeds guards.budget decide simulation.rates simulation.lifetimes
+        simulation.planning
+    """,
+    "service.state": """
+        database migrations.env migrations.versions.v0001_first migrations.versions.v0002_streams
+        migrations.versions.v0003_looks migrations.versions.v0004_details
+        migrations.versions.v0005_margins migrations.versions.v0006_words
+        migrations.versions.v0007_words presence pipelines backlog jobs ledger endings claims
+        champions freezes holdouts
+    """,
+    "service.training": "answers inspection tasks screening served trainer repeats pool",
+    "service.ingest": "sources retention bodies push status replay champion_answers ingester",
+    "service.updates": "decisions requests plan publication update dispatcher",
+    "service.api": """
+        problems limits parameters bodies.base bodies.health bodies.pipelines bodies.holdouts
+        bodies.streams bodies.updates pipelines holdouts records streams updates reference app
+    """,
+    "service.commands": "mlflow_pages up demo pipelines streams holdouts gate_tables gate",
+}
+"""The modules of each package, lowest first: one may import what stands before it."""
+
+LIMITS = (
+    Limit(
+        "service.gate",
+        ("service.gate",),
+        "anybody can recompute a verdict from its evidence, with neither service nor torch at hand",
+    ),
+    Limit(
+        "service.commands",
+        (
+            "service.commands",
+            "service.client",
+            "service.errors",
+            "service.gate",
+            "service.settings",
+            "streams",
+        ),
+        "a command speaks to the API as every caller does; what it could do by itself, a caller could not",
+    ),
+)
+
+HOMES = {
+    "avalanche": Home(("strategies.learning", "strategies.plugins"), "its API moves between releases"),
+    "mlflow": Home(("service.registry",), "MLflow is a projection of our rows, reached in one place"),
+    "ray": Home(("service.training.pool",), "everything else runs, and is tested, without a cluster"),
+    "fastapi": Home(("service.api",), "what the API does can be done and tested without HTTP"),
+    "torch": Home(
+        (
+            "strategies",
+            "service.training.trainer",
+            "service.training.served",
+            "service.training.pool",
+            "service.registry",
+            "service.ingest.champion_answers",
+        ),
+        "the API and the command line start in a second, on machines without torch",
+    ),
+    "confluent_kafka": Home(("streams.sources.kafka.topic",), "who does not read Kafka does not load it"),
+    "redis": Home(("streams.sources.redis",), "who does not read Redis does not load it"),
+    "cleanlab": Home(("service.training.inspection",), "it is an extra that a user may lack"),
 }
 
-# Reached by name and late, where the arrow would otherwise run uphill: the catalog line names the builder.
+SQL_HOMES = ("streams.state", "service.state")
+SQL_WHY = "what a row means is decided beside its table, so that a migration has one folder to look through"
+
 GATE_MAY_IMPORT = {
     "numpy",
     "scipy",
@@ -257,75 +219,65 @@ GATE_MAY_IMPORT = {
 }
 
 
-def modules() -> list[str]:
-    found = []
-    for package in ("streams", "strategies", "service"):
-        for path in (ROOT / package).rglob("*.py"):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            if parts[-1] != "__init__":
-                found.append(".".join(parts))
-    return sorted(found)
+def listed(found: list[Crossing]) -> str:
+    return "\n".join(str(each) for each in found)
 
 
-def path_of(module: str) -> Path:
-    return ROOT.joinpath(*module.split(".")).with_suffix(".py")
+def test_every_module_of_a_package_has_one_rank() -> None:
+    named = [f"{room}.{name}" for room, names in RANKS.items() for name in names.split()]
+    alone = [room for floor in FLOORS for room in floor.rooms if room not in RANKS]
+    assert sorted([*named, *alone]) == list(TREE.modules)
 
 
-def imports(module: str) -> set[str]:
-    """Dotted names that a module imports, anywhere in it; type-checking blocks are left out."""
-    tree = ast.parse(path_of(module).read_text())
-    skipped = {
-        id(node)
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
-        for statement in block.body
-        for node in ast.walk(statement)
-    }
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if id(node) in skipped:
-            continue
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-    return names
+def test_imports_between_packages_run_downhill_and_strangers_stay_strangers() -> None:
+    found = layers.across_rooms(TREE, FLOORS)
+    assert not found, listed(found)
 
 
-def test_every_module_has_one_rank() -> None:
-    assert sorted(RANKS) == modules()
+def test_imports_inside_a_package_run_downhill() -> None:
+    found = layers.against_ranks(TREE, RANKS, FLOORS)
+    assert not found, listed(found)
 
 
-@pytest.mark.parametrize("module", RANKS)
-def test_imports_run_downhill(module: str) -> None:
-    own = {name for name in imports(module) if name in RANKS}
-    uphill = {name for name in own if RANKS.index(name) >= RANKS.index(module)}
-    assert not uphill, f"{module} imports {sorted(uphill)}, which rank above it"
+def test_no_modules_import_each_other_in_a_ring_strings_counted() -> None:
+    assert TREE.cycles() == []
 
 
-@pytest.mark.parametrize("library", HOMES)
-def test_each_heavy_library_has_one_home(library: str) -> None:
-    guests = [
-        module
-        for module in modules()
-        if any(name.split(".")[0] == library for name in imports(module))
-        and not module.startswith(HOMES[library])
-    ]
-    assert not guests, f"{library} is imported by {guests}; its home is {HOMES[library]}"
+def test_a_limited_room_imports_no_more_than_it_may() -> None:
+    found = layers.beyond_limits(TREE, LIMITS)
+    assert not found, listed(found)
 
 
-@pytest.mark.parametrize("module", [name for name in RANKS if name.startswith("service.gate.")])
-def test_the_gate_is_pure(module: str) -> None:
-    assert {name.split(".")[0] for name in imports(module)} <= GATE_MAY_IMPORT
-    service = {name for name in imports(module) if name in RANKS}
-    assert all(name.startswith("service.gate.") for name in service)
+def test_each_heavy_library_has_one_home() -> None:
+    found = layers.outside_homes(TREE, HOMES)
+    assert not found, listed(found)
+
+
+def test_sql_stands_only_beside_its_tables() -> None:
+    found = layers.sql_outside(TREE, SQL_HOMES, why=SQL_WHY)
+    assert not found, listed(found)
+
+
+def test_no_folder_is_crowded() -> None:
+    assert layers.crowded(TREE, modules=30, same_prefix=3) == []
+
+
+def test_no_file_and_no_function_is_two_things() -> None:
+    assert layers.too_long(TREE, lines=400, function_lines=50) == []
+
+
+def test_the_gate_imports_few_libraries() -> None:
+    for module in TREE.modules:
+        if layers.within(module, "service.gate"):
+            assert {name.split(".")[0] for name in TREE.imports(module)} <= GATE_MAY_IMPORT, module
 
 
 def test_every_package_is_a_docstring() -> None:
-    for path in ROOT.glob("s*/**/__init__.py"):
-        body = ast.parse(path.read_text()).body
-        assert len(body) == 1, path
-        assert isinstance(body[0], ast.Expr), path
+    for package in layers.PACKAGES:
+        for path in (ROOT / package).rglob("__init__.py"):
+            body = ast.parse(path.read_text()).body
+            assert len(body) == 1, path
+            assert isinstance(body[0], ast.Expr), path
 
 
 @pytest.mark.parametrize(
@@ -342,3 +294,137 @@ def test_light_processes_stay_light(entry: str, forbidden: tuple[str, ...]) -> N
     script = f"import sys, {entry}; print([name for name in {forbidden!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# The checks themselves: each kind of crossing, in a tree made for it.
+
+
+def tree(folder: Path, **files: str) -> Tree:
+    """A source tree of modules; `a__b` is the module a.b."""
+    for name, text in files.items():
+        path = folder.joinpath(*name.split("__")).with_suffix(".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return Tree(folder)
+
+
+def test_training_that_imports_rows_is_caught_wherever_the_import_stands(tmp_path: Path) -> None:
+    crossed = tree(
+        tmp_path,
+        service__state__jobs="",
+        service__training__pool="def claim() -> None:\n    from service.state import jobs\n",
+        service__training__tasks="if TYPE_CHECKING:\n    import service.state.jobs\n",
+    )
+    (found,) = layers.across_rooms(crossed, FLOORS)
+    assert found.module == "service.training.pool"
+    assert "service.training may not know service.state, a stranger" in str(found)
+    assert "Ray nodes without a database" in str(found)
+
+
+def test_rows_that_import_training_and_the_two_roles_are_strangers_too(tmp_path: Path) -> None:
+    crossed = tree(
+        tmp_path,
+        service__state__jobs="import service.training.pool\n",
+        service__training__pool="",
+        service__ingest__push="from service.updates.decisions import approve\n",
+        service__updates__decisions="from service.ingest import push\n",
+    )
+    found = {(each.module, each.what.split(";")[0]) for each in layers.across_rooms(crossed, FLOORS)}
+    assert found == {
+        ("service.state.jobs", "imports service.training.pool"),
+        ("service.ingest.push", "imports service.updates.decisions"),
+        ("service.updates.decisions", "imports service.ingest.push"),
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'import_module("strategies.catalog")',
+        'importlib.import_module("strategies.catalog").STRATEGIES',
+        'import_module(f"strategies.{name}")',
+        'BUILDER = "strategies.catalog:STRATEGIES"',
+        '__import__("strategies.catalog")',
+    ],
+)
+def test_an_import_made_by_a_string_is_caught(tmp_path: Path, text: str) -> None:
+    crossed = tree(tmp_path, strategies__base=text, strategies__catalog="import strategies.base\n")
+    (found,) = [each for each in layers.across_rooms(crossed, FLOORS) if "catalog" in each.what]
+    assert found.module == "strategies.base"
+    assert crossed.cycles() == [["strategies.base", "strategies.catalog"]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import sqlalchemy as sa\nQUERY = sa.select(1)\n",
+        "from sqlalchemy import text\nQUERY = text('DELETE FROM jobs')\n",
+        "from sqlalchemy.dialects.sqlite import insert as add\nadd(1)\n",
+        "import sqlalchemy\ndef f(connection: sqlalchemy.Connection) -> None:\n    connection.execute('x')\n",
+        "import sqlite3\nsqlite3.connect('a').execute('SELECT 1')\n",
+    ],
+)
+def test_sql_in_a_wrong_room_is_caught(tmp_path: Path, text: str) -> None:
+    crossed = tree(tmp_path, service__updates__plan=text, service__state__jobs=text)
+    (found,) = layers.sql_outside(crossed, SQL_HOMES, why=SQL_WHY)
+    assert found.module == "service.updates.plan"
+    assert SQL_WHY in str(found)
+
+
+def test_passing_a_connection_on_is_no_sql(tmp_path: Path) -> None:
+    text = "import sqlalchemy as sa\ndef f(connection: sa.Connection) -> None:\n    rows.add(connection)\n"
+    assert layers.sql_outside(tree(tmp_path, service__updates__plan=text), SQL_HOMES, why=SQL_WHY) == []
+
+
+def test_fastapi_outside_the_api_is_caught_and_a_home_is_a_whole_name(tmp_path: Path) -> None:
+    text = "from fastapi import Depends\n"
+    crossed = tree(tmp_path, service__ingest__push=text, service__api__records=text, service__apifoo=text)
+    found = layers.outside_homes(crossed, HOMES)
+    assert [each.module for each in found] == ["service.apifoo", "service.ingest.push"]
+    assert "can be done and tested without HTTP" in str(found[0])
+
+
+def test_a_library_is_a_whole_name(tmp_path: Path) -> None:
+    crossed = tree(tmp_path, service__ingest__push="import rayon\nimport torchvision_like\n")
+    assert layers.outside_homes(crossed, HOMES) == []
+
+
+def test_a_rank_that_is_crossed_inside_a_package_is_caught(tmp_path: Path) -> None:
+    crossed = tree(tmp_path, streams__wire__base="from streams.wire.csv import read\n", streams__wire__csv="")
+    (found,) = layers.against_ranks(crossed, RANKS, FLOORS)
+    assert "imports streams.wire.csv, which ranks above it" in str(found)
+
+
+def test_a_command_that_reaches_past_the_api_is_caught(tmp_path: Path) -> None:
+    crossed = tree(tmp_path, service__commands__gate="import service.state.jobs\n", service__state__jobs="")
+    (found,) = layers.beyond_limits(crossed, LIMITS)
+    assert "a command speaks to the API as every caller does" in str(found)
+
+
+def test_a_gate_that_reads_the_world_is_caught(tmp_path: Path) -> None:
+    crossed = tree(tmp_path, service__gate__base="import service.errors\n", service__errors="")
+    (found,) = layers.beyond_limits(crossed, LIMITS)
+    assert "anybody can recompute a verdict" in str(found)
+
+
+def test_a_crowded_folder_is_caught(tmp_path: Path) -> None:
+    names = {f"streams__m{number}": "" for number in range(31)} | dict.fromkeys(
+        ["service__a_b", "service__a_c", "service__a_d", "service__a"], ""
+    )
+    crowd, family = sorted(layers.crowded(tree(tmp_path, **names), modules=30, same_prefix=3), reverse=True)
+    assert "streams holds 31 modules" in crowd
+    assert "service holds ['a', 'a_b', 'a_c', 'a_d']" in family
+
+
+def test_what_is_too_long_is_caught(tmp_path: Path) -> None:
+    long = "def f() -> None:\n" + "    pass\n" * 50
+    file, function = layers.too_long(
+        tree(tmp_path, streams__a=long + "\n" * 350), lines=400, function_lines=50
+    )
+    assert "streams.a has 401 lines" in file
+    assert "streams.a.f has 51 lines" in function
+
+
+def test_a_module_without_a_room_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(LookupError, match=r"service.surprise stands in no room: give it one in FLOORS"):
+        layers.across_rooms(tree(tmp_path, service__surprise=""), FLOORS)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from strategies.base import Learner, StateError, StrategySpec, StreamInfo
-from strategies.learning.state_document import (
+from strategies.state_document import (
     SCHEMA_VERSION,
     STATE_FILE,
     StateDocument,

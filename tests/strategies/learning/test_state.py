@@ -10,8 +10,8 @@ import torch
 from strategies.base import StateError, StreamInfo
 from strategies.catalog import STRATEGIES
 from strategies.learning.state import LearnerState, load_any, read_state, write_state
-from strategies.learning.state_document import document_digest
 from strategies.naive import NaiveConfig
+from strategies.state_document import document_digest
 
 INFO = StreamInfo(shape=(4,), classes=("a", "b"))
 
