@@ -15,6 +15,8 @@ from tests.support.s3 import s3, s3_server
 __all__ = ["s3", "s3_server"]
 
 KINDS = ("sqlite", "postgresql")
+pytest_plugins = ["tests.support.cpu_budget"]
+
 LOOK_AT_THE_DEMO = ("tests/service/commands/test_demo.py", "tests/browser/test_mlflow_pages.py")
 """These share one run of the demo, which takes a minute: they stay in one process."""
 
