@@ -10,6 +10,7 @@ import pytest
 
 from service import registry
 from service.settings import Settings
+from strategies.catalog import STRATEGIES
 from strategies.learning.state import load_any
 from tests.support.homes import Home, digits, home
 
@@ -44,7 +45,9 @@ def test_a_checkpoint_folder_is_read_as_the_page_says(
     last = learnt.updates()[-1]
     inputs = digits(2).features
     found = run_blocks("checkpoint.md", update=last.id, settings=learnt.settings, inputs=inputs)
-    assert (found["learner"].predict(inputs) == load_any(found["folder"] / "learner").predict(inputs)).all()
+    assert (
+        found["learner"].predict(inputs) == load_any(found["folder"] / "learner", STRATEGIES).predict(inputs)
+    ).all()
     assert set(found["result"].challenger) == {0, 1}
     shown = capsys.readouterr().out
     assert "replay 0" in shown

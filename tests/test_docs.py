@@ -35,7 +35,7 @@ from streams.triggers.catalog import TRIGGERS
 from streams.wire.decode import JsonRecord
 from tests.support.api_parts import Api, learn, running_api, settle
 from tests.support.doc_pages import ROOT, blocks, page
-from tests.test_layers import RANKS
+from tests.test_layers import TREE
 
 DOORS = {
     "request-invalid",
@@ -211,7 +211,7 @@ def test_the_page_of_the_verdict_tells_every_number() -> None:
 
 def test_every_module_has_its_line_in_the_architecture() -> None:
     text = page("explanation/architecture.md")
-    for module in RANKS:
+    for module in TREE.modules:
         package, _, rest = module.partition(".")
         if "migrations" not in rest:
             assert f"`{rest.replace('.', '/')}.py`" in text, f"{package}: {rest}"
