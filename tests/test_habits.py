@@ -228,12 +228,6 @@ def test_every_test_that_a_page_names_is_there(path: Path) -> None:
         assert f"def {name}(" in written, name
 
 
-@pytest.mark.parametrize("path", pages(), ids=lambda path: path.name)
-def test_pages_wrap_at_a_hundred_characters(path: Path) -> None:
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        assert len(line) <= 100 or line.lstrip().startswith("|"), f"{path.name}:{number}"
-
-
 def test_the_page_names_every_verb_of_the_makefile() -> None:
     told = set(re.findall(r"^\| `make ([a-z-]+)", (PAGES / "index.md").read_text(), flags=re.M))
     assert told == verbs()
