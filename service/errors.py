@@ -8,6 +8,8 @@ HoldfastError
 ├── DeadLetterUnknownError, DeadLetterUnfitError
 ├── StreamConflictError        the stream does not stand so that this could be done
 ├── UpdateUnknownError, UpdateDuplicateError, NothingToLearnError
+├── InputsUnfitError           what an update's verdict was fixed by is damaged, or of another release
+├── NotReproducibleError       an update has nothing to reproduce, or what it was made from is gone
 ├── DecisionConflictError      the update does not await a decision, or its base has moved
 ├── CancelConflictError        the update has ended, awaits a decision, or is being recorded
 ├── ChampionMissingError, VersionUnfitError
@@ -96,6 +98,14 @@ class UpdateDuplicateError(HoldfastError):
 
 class NothingToLearnError(HoldfastError):
     status, slug, title = 409, "nothing-to-learn", "Nothing to learn"
+
+
+class InputsUnfitError(HoldfastError):
+    slug, title = "inputs-unfit", "The stored inputs of an update cannot be used"
+
+
+class NotReproducibleError(HoldfastError):
+    slug, title = "not-reproducible", "This update cannot be reproduced"
 
 
 class DecisionConflictError(HoldfastError):

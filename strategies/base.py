@@ -60,6 +60,20 @@ class StreamInfo:
     dtype: Literal["float32", "uint8"] = "float32"
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What learning depends on besides records, settings and seed."""
+
+    device: str
+    """"cpu", or the name of the GPU."""
+    threads: int
+    """That torch shares one operation out to."""
+    machine: str
+    """Architecture, and the vector instructions that torch uses."""
+    packages: Mapping[str, str]
+    """Library -> version; those that are not installed are left out."""
+
+
 class StrategyConfig(BaseModel):
     """The knobs every strategy has. A strategy adds its own in a subclass."""
 

@@ -21,6 +21,9 @@ Metric = Literal["macro_f1", "balanced_accuracy", "auc", "brier"]
 Attack = Literal["fgsm", "pgd", "corruptions"]
 
 VERDICT_SCHEMA = "holdfast.verdict/1"
+GATE_VERSION = 1
+"""Stored with every verdict. Raised by every change after which the same evidence and configuration may give
+another finding: another answer, number or sentence."""
 BUDGET = "budget"
 """The guard of the sealed audit parts."""
 

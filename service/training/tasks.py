@@ -29,7 +29,7 @@ from service.gate.base import (
 from service.storage import StorePlace
 from service.training.answers import HoldoutRecords
 from service.training.inspection import Picture
-from strategies.base import LearnReport, StreamInfo
+from strategies.base import LearnReport, StreamInfo, Surroundings
 from strategies.network_choice import Installation
 
 OnProgress = Callable[[Mapping[str, Any]], None]
@@ -85,6 +85,23 @@ class Task:
     """0: make the challenger. Another: learn the same with the seed that many further, and only answer."""
     installation: Installation = field(default_factory=Installation)
     """The networks and weights that the installation has; the trainer's own environment has no say."""
+    inputs: str = ""
+    """Digest of the update's stored inputs, which the result names."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a result was made and from which bytes: with the stored inputs, all that fixes it."""
+
+    inputs: str
+    """Digest of the stored inputs."""
+    surroundings: Surroundings
+    installed: dict[str, str]
+    """Own networks and weight files that the strategy names -> what stood behind the name."""
+    base: dict[str, str]
+    """Files of the champion's checkpoint -> sha256."""
+    made: dict[str, str] = field(default_factory=dict)
+    """Files of the challenger's checkpoint -> sha256; empty: nothing was learnt."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +145,8 @@ class Result:
     """Of the batch against the newest past holdouts, with the champion's answers."""
     pictures: dict[str, Picture] = field(default_factory=dict)
     """Record id -> the record as an image, of suspect records that are images."""
+    origin: Origin | None = None
+    """None: a release made it that did not say."""
 
     @property
     def learnt(self) -> bool:

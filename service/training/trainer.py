@@ -29,7 +29,9 @@ from service.gate.guards import batch as batch_guards
 from service.gate.obsolete import twins
 from service.gate.screen import data_evidence, profile
 from service.training.answers import Answers, answer, records_of
+from service.training.checkpoint import digests
 from service.training.inspection import Inspector, broken_records, pictures
+from service.training.origin import origin_of
 from service.training.tasks import (
     LEARNER_FOLDER,
     LEARNING,
@@ -85,10 +87,13 @@ def _make(task: Task, scratch: Path, on_progress: OnProgress) -> Result:
     parts = _opened(store, task.learn)
     on_progress({"stage": "screening"})
     champion = _champion(task)
+    origin = origin_of(task)
     screened = _screen(task, parts, Inspector.of(champion, _opened(store, _told(task))))
+    screened = replace(screened, origin=origin)
     if screened.stopped:
         return screened
-    return _learn(task, parts, screened, champion, store=store, scratch=scratch, on_progress=on_progress)
+    made = _learn(task, parts, screened, champion, store=store, scratch=scratch, on_progress=on_progress)
+    return replace(made, origin=replace(origin, made=digests(scratch)))
 
 
 def _repeat(task: Task, on_progress: OnProgress) -> Repeated:
@@ -127,6 +132,19 @@ def load_learner(folder: Path) -> Learner:
     from strategies.learning.state import load_any
 
     return load_any(folder / LEARNER_FOLDER)
+
+
+def answers_of(folder: Path, parts: Sequence[Stored], task: Task) -> dict[int, Bits]:
+    """What the learner that an update left in `folder` answers on stored parts, by experience.
+
+    Raises:
+        StateError: its checkpoint is missing or damaged.
+        ExperienceDamagedError: a part is.
+    """
+    install(task.installation)
+    learner, store = load_learner(folder), task.store.open()
+    learner.widen(task.stream.classes)
+    return {part.experience: answer(learner, _judged(store, part)).bits for part in parts}
 
 
 def _champion(task: Task) -> Learner | None:
