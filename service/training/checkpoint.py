@@ -53,7 +53,7 @@ def file_differences(name: str, stored: Path, made: Path) -> list[Difference]:
     elif stored.suffix == ".json":
         found = _fields(name, stored, made)
     else:
-        found = []
+        found = [Difference(name, "", "other bytes")]
     return found or [Difference(name, "", "its bytes are others, its content is the same")]
 
 
@@ -65,7 +65,7 @@ def _tensors(name: str, stored: Path, made: Path) -> list[Difference]:
     found = []
     for tensor in sorted(before.keys() | after.keys()):
         if tensor not in before or tensor not in after:
-            where = "made again" if tensor in after else "stored"
+            where = "stored" if tensor in before else "reproduced"
             found.append(Difference(name, tensor, f"only the {where} checkpoint has it"))
         elif before[tensor] != after[tensor]:
             found.append(Difference(name, tensor, _how_far(before[tensor], after[tensor])))
