@@ -1,6 +1,7 @@
 """The command `holdfast`. Heavy imports wait until the command that needs them runs.
 
 Exit status: 0 done; 1 refused or failed, one line on standard error says why; 2 wrong usage or settings.
+`update reproduce` has two more: 3 something differs; 4 an older gate judged.
 """
 
 import signal
@@ -13,8 +14,8 @@ from typing import Annotated
 import typer
 
 import holdfast_cl
-from service.commands import gate, holdouts, pipelines, streams
-from service.commands.pipelines import read_settings
+from service.commands import gate, holdouts, pipelines, reproduction, streams
+from service.commands.pipelines import Json, note, print_json, read_settings
 from service.errors import HoldfastError, SettingsError
 from service.settings import Settings
 
@@ -104,6 +105,29 @@ def demo(
     from service.commands.demo import run
 
     run(home=home, json_output=json_output)
+
+
+@pipelines.update_app.command("reproduce")
+def update_reproduce(update: str, json_output: Json = False) -> None:
+    """Make an update's challenger and verdict again, from stored bytes, where the checkpoints are.
+
+    Calls no API and changes nothing. Exit status: 0 the same; 3 something differs; 4 the challenger is the
+    same, and an older gate judged it; 1 it cannot be reproduced.
+    """
+    from service.logs import configure
+    from service.updates.reproduction import run
+
+    settings = read_settings()
+    configure(settings)
+    done = run(settings, update, lambda progress: note(str(progress.get("stage", ""))))
+    note("")
+    if json_output:
+        print_json(done.as_dict())
+    else:
+        for line in reproduction.lines(done.as_dict()):
+            typer.echo(line)
+    if status := reproduction.STATUS[done.outcome]:
+        raise typer.Exit(status)
 
 
 @serve_app.command("api")

@@ -8,6 +8,8 @@ HoldfastError
 ├── DeadLetterUnknownError, DeadLetterUnfitError
 ├── StreamConflictError        the stream's status does not allow it
 ├── UpdateUnknownError, UpdateDuplicateError, NothingToLearnError
+├── InputsUnfitError           what an update's verdict was fixed by is damaged, or of another release
+├── NotReproducibleError       an update has nothing to reproduce, or what it was made from is gone
 ├── DecisionConflictError      the update does not await a decision, or its base has moved
 ├── FreezeConflictError        promotion is not frozen
 ├── HoldoutUnknownError, HoldoutConflictError
@@ -98,6 +100,14 @@ class UpdateDuplicateError(HoldfastError):
 
 class NothingToLearnError(HoldfastError):
     status, slug, title = 409, "nothing-to-learn", "Nothing to learn"
+
+
+class InputsUnfitError(HoldfastError):
+    slug, title = "inputs-unfit", "The stored inputs of an update cannot be used"
+
+
+class NotReproducibleError(HoldfastError):
+    slug, title = "not-reproducible", "This update cannot be reproduced"
 
 
 class DecisionConflictError(HoldfastError):

@@ -29,6 +29,20 @@ SEEDS = 2**31
 """Seeds are from 0 to SEEDS - 1."""
 
 
+@dataclass(frozen=True)
+class LearningEnvironment:
+    """What learning depends on besides records, settings and seed."""
+
+    device: str
+    """"cpu", or the name of the GPU."""
+    threads: int
+    """That torch shares one operation out to."""
+    machine: str
+    """Architecture, and the vector instructions that torch uses."""
+    packages: Mapping[str, str]
+    """Library -> version; those that are not installed are left out."""
+
+
 class StrategyConfig(BaseModel):
     """The settings that every strategy has. A strategy adds its own in a subclass."""
 

@@ -49,7 +49,15 @@ DOORS = {
 }
 """Problems that the API itself raises, besides the service's errors."""
 NETWORKS: tuple[type[BaseModel], ...] = get_args(get_args(NetworkChoice)[0])
-NEVER_ANSWERED = {"lease-lost", "trainer-died", "trainer-stopped", "settings", "internal"}
+NEVER_ANSWERED = {
+    "lease-lost",
+    "trainer-died",
+    "trainer-stopped",
+    "settings",
+    "internal",
+    "inputs-unfit",
+    "not-reproducible",
+}
 """Errors that no route raises."""
 
 

@@ -95,7 +95,10 @@ FLOORS = (
         ("strategies.catalog",),
         "the catalog names the strategies, so a strategy that read it would be a ring",
     ),
-    Floor(("service.errors",), "every part may raise a named error"),
+    Floor(
+        ("service.errors", "service.differences"),
+        "every part may raise a named error, or say where documents differ",
+    ),
     Floor(("service.settings", "service.client"), "a client needs an address, not the settings of a server"),
     Floor(
         ("service.gate", "service.logs"),
@@ -132,7 +135,7 @@ RANKS: Mapping[str, str] = {
     "strategies.learning": """
         checks batches randomness bodies networks record_gradients augmentation
         avalanche optimizers state training_plugins plugin_roles dataset recorder bridge robustness
-        timing learner
+        timing learner environment
     """,
     "strategies.plugins": """
         buffers rehearsal metric_rehearsal importance gradient_rehearsal distillation prototypes
@@ -148,17 +151,21 @@ RANKS: Mapping[str, str] = {
         database migrations.env migrations.versions.v0001_first migrations.versions.v0002_streams
         migrations.versions.v0003_looks migrations.versions.v0004_details
         migrations.versions.v0005_margins migrations.versions.v0006_words
-        migrations.versions.v0007_words presence pipelines backlog jobs ledger endings claims
+        migrations.versions.v0007_words migrations.versions.v0008_inputs presence
+        pipelines backlog jobs inputs ledger endings claims
         champions freezes holdouts
     """,
-    "service.training": "answers inspection tasks screening served trainer repeats pool",
+    "service.training": "answers inspection tasks checkpoint origin screening served trainer repeats pool",
     "service.ingest": "sources retention bodies push status replay champion_answers ingester",
-    "service.updates": "decisions requests plan publication update dispatcher",
+    "service.updates": """
+        decisions requests inputs results plan comparison input_checks verification reproduction
+        publication update dispatcher
+    """,
     "service.api": """
         problems limits parameters bodies.base bodies.health bodies.pipelines bodies.holdouts
         bodies.streams bodies.updates pipelines holdouts records streams updates reference app
     """,
-    "service.commands": "mlflow_pages up demo pipelines streams holdouts gate_tables gate",
+    "service.commands": "mlflow_pages up demo pipelines reproduction streams holdouts gate_tables gate",
 }
 """The modules of each package, lowest first: one may import what stands before it."""
 

@@ -30,6 +30,9 @@ Answer = Literal["pass", "fail", "undecided"]
 Outcome = Literal["promote", "review", "reject"]
 
 VERDICT_SCHEMA = "holdfast.verdict/1"
+GATE_VERSION = 1
+"""Stored with every verdict. Raised by every change after which the same evidence and configuration may give
+another finding: another answer, number or sentence."""
 BUDGET = "budget"
 """Name of the guard that judges the sealed audit parts."""
 

@@ -126,13 +126,15 @@ def save_screen(connection: sa.Connection, pipeline: str, *, experience: int, sc
     )
 
 
-def screens(connection: sa.Connection, pipeline: str, experiences: Sequence[int]) -> list[Screen]:
-    """Stored statistics of these experiences; those without any are left out."""
+def screens(connection: sa.Connection, pipeline: str, experiences: Sequence[int]) -> dict[int, Screen]:
+    """Stored statistics of these experiences, in their order; those without any are left out."""
     rows = connection.execute(
-        sa.select(backlog.c.screen).where(
-            backlog.c.pipeline == pipeline, backlog.c.experience.in_(experiences)
-        )
+        sa.select(backlog.c.experience, backlog.c.screen)
+        .where(backlog.c.pipeline == pipeline, backlog.c.experience.in_(experiences))
+        .order_by(backlog.c.experience)
     )
-    return [
-        Screen(**{name: tuple(values) for name, values in row.screen.items()}) for row in rows if row.screen
-    ]
+    return {
+        row.experience: Screen(**{name: tuple(values) for name, values in row.screen.items()})
+        for row in rows
+        if row.screen
+    }

@@ -69,6 +69,16 @@ updates = sa.Table(
     ),
 )
 
+update_inputs = sa.Table(
+    "update_inputs",
+    METADATA,
+    sa.Column("update_id", sa.String(40), primary_key=True),
+    sa.Column("name", sa.String(16), primary_key=True),
+    sa.Column("document", sa.Text, nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False, comment="sha256 of the document's bytes."),
+    sa.Column("created_at", sa.Double, nullable=False),
+)
+
 backlog = sa.Table(
     "backlog",
     METADATA,

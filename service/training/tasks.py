@@ -30,7 +30,7 @@ from service.gate.base import (
 from service.storage import StoreLocation
 from service.training.answers import HoldoutRecords
 from service.training.inspection import Picture
-from strategies.base import LearnReport, StreamInfo
+from strategies.base import LearningEnvironment, LearnReport, StreamInfo
 from strategies.network_choice import Installation
 
 OnProgress = Callable[[Mapping[str, Any]], None]
@@ -86,6 +86,23 @@ class Task:
     """0: make the challenger. n: learn the same with the strategy's seed + n, and keep the answers only."""
     installation: Installation = field(default_factory=Installation)
     """Networks and weights of the installation; the trainer's own environment is ignored."""
+    inputs: str = ""
+    """Digest of the update's stored inputs, which the result names."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a result was made and from which bytes: with the stored inputs, all that fixes it."""
+
+    inputs: str
+    """Digest of the stored inputs."""
+    environment: LearningEnvironment
+    installed: dict[str, str]
+    """Own networks and weight files that the strategy names -> digest of what stood behind the name."""
+    base: dict[str, str]
+    """Files of the champion's checkpoint -> sha256."""
+    made: dict[str, str] = field(default_factory=dict)
+    """Files of the challenger's checkpoint -> sha256; empty: nothing was learnt."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +149,8 @@ class Result:
     """Shift of the batch against the newest past holdouts, by the champion's answers."""
     pictures: dict[str, Picture] = field(default_factory=dict)
     """Record id -> the record as an image, of suspect records that are images."""
+    origin: Origin | None = None
+    """None where an older release made the result."""
 
     @property
     def learnt(self) -> bool:

@@ -19,7 +19,9 @@ from service.gate.base import Bits, Details, Running
 from service.gate.obsolete import near_duplicates
 from service.gate.screen import profile
 from service.training.answers import Answers, answer, judged, majority_right, records_of
+from service.training.checkpoint import digests
 from service.training.inspection import Inspector
+from service.training.origin import origin_of
 from service.training.screening import reference_holdouts, screen
 from service.training.served import Rounds, compare_served, export, served_bytes
 from service.training.tasks import (
@@ -71,13 +73,16 @@ def _make(task: Task, scratch: Path, on_progress: OnProgress) -> Result:
     parts = _opened(store, task.learn)
     on_progress({"stage": "screening"})
     champion = _champion(task)
+    origin = origin_of(task)
     screened = screen(task, parts, Inspector.of(champion, _opened(store, reference_holdouts(task))))
+    screened = replace(screened, origin=origin)
     if screened.stopped:
         return screened
     learner = champion or _fresh(task)
-    return _learn(
+    made = _learn(
         task, learner, merge(parts), screened, store=store, scratch=scratch, on_progress=on_progress
     )
+    return replace(made, origin=replace(origin, made=digests(scratch)))
 
 
 def _repeat(task: Task, on_progress: OnProgress) -> Repeated:
@@ -138,6 +143,19 @@ def load_learner(folder: Path) -> Learner:
     from strategies.learning.state import load_any
 
     return load_any(folder / LEARNER_FOLDER, STRATEGIES)
+
+
+def answers_of(folder: Path, parts: Sequence[Stored], task: Task) -> dict[int, Bits]:
+    """What the learner that an update left in `folder` answers on stored parts, by experience.
+
+    Raises:
+        StateError: its checkpoint is missing or damaged.
+        ExperienceDamagedError: a part is.
+    """
+    install(task.installation)
+    learner, store = load_learner(folder), task.store.open()
+    learner.widen(task.stream.classes)
+    return {part.experience: answer(learner, _judged(store, part)).bits for part in parts}
 
 
 def _champion(task: Task) -> Learner | None:

@@ -1,33 +1,49 @@
 """The plan of an update: experiences to learn, the champion to start from, holdouts to judge by."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import sqlalchemy as sa
 
 from service.gate.base import Bits, Details, Freeze, GateConfig, Screen
-from service.pipelines import PipelineSpec
 from service.state import backlog, champions, freezes, holdouts, jobs
+from service.state import inputs as stored_inputs
 from service.state.champions import Version
+from service.state.inputs import Name, StoredDocument
 from service.state.jobs import Update
 from service.state.pipelines import load_spec
-from streams.state.manifest import ExperienceRow, Manifest
+from service.updates.inputs import (
+    Anchor,
+    Base,
+    Configuration,
+    Parts,
+    PlanDocument,
+    decode,
+    encode,
+    inputs_digest,
+    kept_bits,
+    kept_details,
+    screens_digest,
+)
+from streams.state.manifest import Manifest
 from streams.state.tables import reading
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Fixed at the update's first attempt, and the same at every later one."""
+    """Fixed at the update's first attempt and stored with it, so the same at every later one."""
 
     update: Update
-    spec: PipelineSpec
+    spec: Configuration
+    """What the pipeline's spec said then."""
     champion: Version | None
     lineage: tuple[Version, ...]
     """The champion's ancestors, oldest first, and itself."""
     experiences: tuple[int, ...]
     """What to learn; empty: there is nothing."""
-    rows: Mapping[int, ExperienceRow]
-    """Of the experiences to learn and of those that the champion learnt."""
+    rows: Mapping[int, Parts]
+    """Of the experiences to learn and of the past holdouts that are judged."""
     past: Mapping[int, Bits]
     """The champion's stored answers on the past holdouts that are judged."""
     past_details: Mapping[int, Details]
@@ -38,6 +54,8 @@ class Plan:
     """Holdout -> its own margin, where a person set one."""
     anchors: Mapping[int, Bits]
     """For each of them, the stored answers of its anchor on the sealed part."""
+    anchored_by: Mapping[int, str]
+    """The update that made each of these anchors."""
     looks: Mapping[int, int]
     """Holdout -> earlier updates that were compared on it."""
     audits: Mapping[int, int]
@@ -47,10 +65,15 @@ class Plan:
     last_audited: int | None
     """The newest version of the lineage whose audit passed."""
     freeze: Freeze | None
-    references: tuple[Screen, ...]
+    references: Mapping[int, Screen]
     """Statistics of the experiences that the champion learnt."""
-    classes: tuple[str, ...]
-    """Every class of the stream, by id: those declared, and in an open set those that came since."""
+    inputs: str
+    """Digest of what is stored with the update; empty where there is nothing to learn."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Every class of the stream, by id: those declared, and in an open set those that came since."""
+        return self.spec.classes
 
     @property
     def learnt_before(self) -> tuple[int, ...]:
@@ -77,74 +100,182 @@ class Plan:
 
 
 def make_plan(engine: sa.Engine, update: Update) -> Plan:
-    """The plan of a claimed update; at its first attempt, recorded with it.
+    """The plan of a claimed update: made and stored at its first attempt, read again at later ones.
+
+    What people or other updates change in between (marks, margins, looks, classes, a freeze) changes nothing:
+    the first attempt's result may be there already, and was made for what was stored.
 
     Raises:
         LostLeaseError: the update is no longer this attempt's.
+        InputsUnfitError: what was stored is damaged, or of another release.
     """
-    spec, update = _fixed(engine, update)
-    pipeline = update.pipeline
-    manifest = Manifest(engine)
-    rows = {row.index: row for row in manifest.experiences(pipeline)}
     with reading(engine) as connection:
-        lineage = champions.lineage(connection, pipeline, update.base_version)
-        champion = lineage[-1] if lineage else None
-        learnt = tuple(champion.learnt) if champion else ()
-        marks = holdouts.marks(connection, pipeline)
-        judged = records_judged(learnt, marks, spec.gate)
-        past, past_details = _stored_answers(connection, champion, judged, rows, gate=spec.gate)
-        passed = holdouts.audited(connection, pipeline)
-        looks, audits = (
-            holdouts.count_looks(connection, pipeline, part=part, excluding=update.id)
-            for part in ("gate", "audit")
-        )
-        return Plan(
-            update=update,
-            spec=spec,
-            champion=champion,
-            lineage=tuple(lineage),
-            experiences=tuple(update.experiences),
-            rows={index: rows[index] for index in (*update.experiences, *learnt)},
-            past=past,
-            past_details=past_details,
-            judged=judged,
-            margins={index: mark.margin for index, mark in marks.items() if mark.margin is not None},
-            anchors=_anchors(connection, lineage, judged),
-            looks=looks,
-            audits=audits,
-            attempt=1 + jobs.earlier_tries(connection, update),
-            last_audited=max((each.version for each in lineage if each.update_id in passed), default=None),
-            freeze=freezes.current(connection, pipeline),
-            references=tuple(backlog.screens(connection, pipeline, learnt)),
-            classes=tuple(manifest.classes(pipeline)) or spec.record_schema.classes,
-        )
+        stored = stored_inputs.read(connection, update.id)
+        if stored:
+            return stored_plan(connection, update, stored)
+    with engine.begin() as connection:
+        plan = _new_plan(connection, Manifest(engine), update)
+        if not plan.experiences:
+            return plan
+        texts: dict[Name, str] = {
+            "configuration": encode(plan.spec),
+            "plan": encode(_document(plan)),
+        }
+        stored_inputs.save(connection, update.id, texts)
+        return replace(plan, inputs=inputs_digest(stored_inputs.read(connection, update.id)))
 
 
-def _stored_answers(
-    connection: sa.Connection,
-    champion: Version | None,
-    judged: Mapping[int, int],
-    rows: Mapping[int, ExperienceRow],
-    *,
-    gate: GateConfig,
+def _new_plan(connection: sa.Connection, manifest: Manifest, update: Update) -> Plan:
+    pipeline = update.pipeline
+    spec = load_spec(connection, pipeline)
+    update = _fix(connection, update, limit=spec.max_experiences_per_update)
+    lineage = champions.lineage(connection, pipeline, update.base_version)
+    learnt = tuple(lineage[-1].learnt) if lineage else ()
+    marks = holdouts.marks(connection, pipeline)
+    judged = records_judged(learnt, marks, spec.gate)
+    experiences = tuple(update.experiences)
+    parts = {row.index: Parts.of(row) for row in manifest.experiences_in(connection, pipeline)}
+    past, past_details = _past(
+        connection,
+        lineage,
+        {index: min(records, parts[index].gate.rows) for index, records in judged.items()},
+        details=spec.gate.needs_details,
+    )
+    looks, audits = (
+        holdouts.count_looks(connection, pipeline, part=part, excluding=update.id)
+        for part in ("gate", "audit")
+    )
+    passed = holdouts.audited(connection, pipeline)
+    anchors = _anchors(connection, lineage, judged)
+    classes = tuple(manifest.classes(pipeline)) or spec.record_schema.classes
+    return Plan(
+        update=update,
+        spec=Configuration.of(spec, classes),
+        champion=lineage[-1] if lineage else None,
+        lineage=tuple(lineage),
+        experiences=experiences,
+        rows={index: parts[index] for index in (*experiences, *judged)},
+        past=past,
+        past_details=past_details,
+        judged=judged,
+        margins={index: mark.margin for index, mark in marks.items() if mark.margin is not None},
+        anchors={index: bits for index, (_, bits) in anchors.items()},
+        anchored_by={index: by.update_id for index, (by, _) in anchors.items()},
+        looks=looks,
+        audits=audits,
+        attempt=1 + jobs.earlier_tries(connection, update),
+        last_audited=max((each.version for each in lineage if each.update_id in passed), default=None),
+        freeze=freezes.current(connection, pipeline),
+        references=backlog.screens(connection, pipeline, learnt),
+        inputs="",
+    )
+
+
+def _document(plan: Plan) -> PlanDocument:
+    """A plan as it is stored: answers and screens by digest, the rest whole."""
+    champion = plan.champion
+    seen = {*plan.judged, *plan.experiences}
+    return PlanDocument(
+        experiences=plan.experiences,
+        base=Base(champion.version, plan.update.base_revision, champion.update_id) if champion else None,
+        parts=dict(plan.rows),
+        judged=tuple(plan.judged.items()),
+        margins=_of(plan.margins, plan.judged),
+        past={index: kept_bits(bits) for index, bits in plan.past.items()},
+        past_details={index: kept_details(each) for index, each in plan.past_details.items()},
+        anchors={
+            index: Anchor(plan.anchored_by[index], kept_bits(bits)) for index, bits in plan.anchors.items()
+        },
+        looks=_of(plan.looks, seen),
+        audits=_of(plan.audits, plan.judged),
+        attempt=plan.attempt,
+        last_audited=plan.last_audited,
+        freeze=plan.freeze,
+        references=tuple(plan.references),
+        references_digest=screens_digest(plan.references),
+    )
+
+
+_Value = TypeVar("_Value")
+
+
+def _of(values: Mapping[int, _Value], wanted: Collection[int]) -> dict[int, _Value]:
+    return {index: value for index, value in values.items() if index in wanted}
+
+
+def stored_plan(connection: sa.Connection, update: Update, stored: Mapping[Name, StoredDocument]) -> Plan:
+    """The plan that was stored with an update; stored answers whose digest has changed are left out.
+
+    Raises:
+        InputsUnfitError: it is damaged, or of another release.
+    """
+    spec = decode(stored["configuration"], Configuration)
+    document = decode(stored["plan"], PlanDocument)
+    pipeline, base, judged = update.pipeline, document.base, dict(document.judged)
+    # The attempt stays the caller's: it is the fencing token.
+    update = replace(
+        update,
+        experiences=document.experiences,
+        base_version=base.version if base else None,
+        base_revision=base.revision if base else None,
+    )
+    lineage = champions.lineage(connection, pipeline, update.base_version)
+    wanted = {index: kept.records for index, kept in document.past.items()}
+    past, details = _past(connection, lineage, wanted, details=bool(document.past_details))
+    anchors = {index: bits for index, (_, bits) in _anchors(connection, lineage, judged).items()}
+    return Plan(
+        update=update,
+        spec=spec,
+        champion=lineage[-1] if lineage else None,
+        lineage=tuple(lineage),
+        experiences=document.experiences,
+        rows=document.parts,
+        past={index: bits for index, bits in past.items() if kept_bits(bits) == document.past[index]},
+        past_details={
+            index: each
+            for index, each in details.items()
+            if kept_details(each) == document.past_details.get(index)
+        },
+        judged=judged,
+        margins=document.margins,
+        anchors={
+            index: anchors[index]
+            for index, anchor in document.anchors.items()
+            if index in anchors and kept_bits(anchors[index]) == anchor.answers
+        },
+        anchored_by={index: anchor.update_id for index, anchor in document.anchors.items()},
+        looks=document.looks,
+        audits=document.audits,
+        attempt=document.attempt,
+        last_audited=document.last_audited,
+        freeze=document.freeze,
+        references=backlog.screens(connection, pipeline, document.references),
+        inputs=inputs_digest(stored),
+    )
+
+
+def _past(
+    connection: sa.Connection, lineage: Sequence[Version], wanted: Mapping[int, int], *, details: bool
 ) -> tuple[dict[int, Bits], dict[int, Details]]:
-    """The champion's stored answers on each judged holdout, where they cover its judged records."""
-    if champion is None:
+    """The champion's stored answers on past holdouts, where they cover the wanted records.
+
+    With `details`, also its stored details on each record.
+    """
+    if not lineage:
         return {}, {}
-    of, version = champion.pipeline, champion.version
-    bits = holdouts.of_version(connection, of, version=version)
-    details = holdouts.details_of_version(connection, of, version=version) if gate.needs_details else {}
-    needed = {index: min(records, rows[index].gate.rows) for index, records in judged.items()}
+    pipeline, version = lineage[-1].pipeline, lineage[-1].version
+    stored = holdouts.of_version(connection, pipeline, version=version)
+    said = holdouts.details_of_version(connection, pipeline, version=version) if details else {}
     return (
         {
-            index: bits[index][: judged[index]]
-            for index in needed
-            if index in bits and len(bits[index]) >= needed[index]
+            index: stored[index][:records]
+            for index, records in wanted.items()
+            if index in stored and len(stored[index]) >= records
         },
         {
-            index: details[index].first(judged[index])
-            for index in needed
-            if index in details and len(details[index]) >= needed[index]
+            index: said[index].first(records)
+            for index, records in wanted.items()
+            if index in said and len(said[index]) >= records
         },
     )
 
@@ -178,9 +309,9 @@ def records_judged(
 
 def _anchors(
     connection: sa.Connection, lineage: Sequence[Version], judged: Mapping[int, int]
-) -> dict[int, Bits]:
-    """For each holdout the stored answers, on the sealed part, of the first version that had learnt it."""
-    found: dict[int, Bits] = {}
+) -> dict[int, tuple[Version, Bits]]:
+    """For each holdout the first version that had learnt it, and its stored answers on the sealed part."""
+    found: dict[int, tuple[Version, Bits]] = {}
     wanted = set(judged)
     for version in lineage:
         here = wanted & set(version.learnt)
@@ -188,23 +319,17 @@ def _anchors(
             stored = holdouts.of_version(
                 connection, version.pipeline, version=version.version, part="audit", only=here
             )
-            found |= {index: bits[: judged[index]] for index, bits in stored.items()}
+            found |= {index: (version, bits[: judged[index]]) for index, bits in stored.items()}
             wanted -= here
     return found
 
 
-def _fixed(engine: sa.Engine, update: Update) -> tuple[PipelineSpec, Update]:
-    """The pipeline, and the update with what it learns and from which champion: the same at every attempt."""
-    with reading(engine) as connection:
-        spec = load_spec(connection, update.pipeline)
-    if update.experiences:
-        return spec, update
-    with engine.begin() as connection:
-        return spec, _fix(connection, update, limit=spec.max_experiences_per_update)
-
-
 def _fix(connection: sa.Connection, update: Update, *, limit: int) -> Update:
     """Record what this update learns and from which champion, so that every attempt does the same."""
+    if update.experiences:
+        # Begun by a release that stored nothing else: from here on it is fixed too, if it is still ours.
+        jobs.write(connection, update, {"experiences": list(update.experiences)})
+        return update
     champion = champions.current(connection, update.pipeline)
     if update.asked is not None:
         limit = len(update.asked)

@@ -6,26 +6,28 @@ id, and the settlement is one fenced transaction. A crash anywhere repeats steps
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import sqlalchemy as sa
 
 from service.errors import ChampionMovedError
-from service.gate.base import Audit, Evidence, PairedAnswers, Verdict
+from service.gate.base import Verdict
 from service.gate.decide import decide
 from service.registry import Registry
 from service.settings import Settings
-from service.state import backlog, champions, claims, endings, freezes, holdouts, jobs, ledger
+from service.state import backlog, champions, claims, endings, freezes, holdouts, inputs, jobs, ledger
 from service.state.database import lock_pipeline, now
 from service.state.jobs import Update
 from service.state.ledger import GATE, By
 from service.storage import store_location
 from service.training import repeats
-from service.training.tasks import OnProgress, Result, Stored, Task, is_done, read_result
+from service.training.tasks import OnProgress, Result, Task, is_done, read_result
+from service.updates.comparison import evidence_of, task_of
+from service.updates.inputs import encode
 from service.updates.plan import Plan, make_plan
 from service.updates.publication import accuracies, publication
+from service.updates.results import result_document
 from streams.state.manifest import Manifest
 from streams.state.tables import reading
 
@@ -60,7 +62,8 @@ class Updater:
             self._close_empty(plan)
             return None
         result = self._learn(plan, on_progress)
-        verdict = decide(self._evidence(plan, result), plan.spec.gate)
+        learnt_again = repeats.evidence(self.folder(update.id), result, repeats=plan.spec.gate.repeats)
+        verdict = decide(evidence_of(plan, result, repeats=learnt_again), plan.spec.gate)
         on_progress({"stage": jobs.RECORDING})
         prepared = publication(self._engine, plan, result, verdict, folder=self.folder(update.id))
         # MLflow has no fencing: a worker that has lost its lease must not write there a second time.
@@ -77,9 +80,19 @@ class Updater:
 
     def _learn(self, plan: Plan, on_progress: OnProgress) -> Result:
         folder, others = self.folder(plan.update.id), plan.spec.gate.repeats
+        found = read_result(folder)
+        if found is not None and (found.origin is None or found.origin.inputs != plan.inputs):
+            # An older release did not store what it was made for: it may be of other holdouts.
+            self._remove(plan.update.id)
         if others or not is_done(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            task = self._task(plan, folder)
+            task = task_of(
+                plan,
+                folder=folder,
+                folder_of=self.folder,
+                store=store_location(self._settings),
+                installation=self._settings.installation,
+            )
             if others:
                 repeats.learn(self._train, task, on_progress, repeats=others)
             else:
@@ -96,99 +109,18 @@ class Updater:
         """Where a trainer leaves an update's checkpoint and answers."""
         return self._settings.checkpoints / update_id
 
-    def _task(self, plan: Plan, folder: Path) -> Task:
-        limit = plan.spec.gate.holdout_records
-        return Task(
-            update_id=plan.update.id,
-            folder=folder,
-            store=store_location(self._settings),
-            champion=self.folder(plan.champion.update_id) if plan.champion else None,
-            strategy=plan.spec.strategy.model_dump(mode="json"),
-            stream=replace(plan.spec.stream_info, classes=plan.classes),
-            gate=plan.spec.gate,
-            learn=tuple(Stored(index, plan.rows[index].train.digest) for index in plan.experiences),
-            new_holdouts=tuple(
-                Stored(index, plan.rows[index].gate.digest, limit) for index in plan.experiences
-            ),
-            past_holdouts=tuple(
-                Stored(index, plan.rows[index].gate.digest, records) for index, records in plan.judged.items()
-            ),
-            missing_baselines=plan.unanswered,
-            references=plan.references,
-            sealed=tuple(
-                Stored(index, plan.rows[index].audit.digest, records)
-                for index, records in {**plan.judged, **dict.fromkeys(plan.experiences, limit)}.items()
-                if plan.rows[index].audit.rows
-            ),
-            installation=self._settings.installation,
-        )
-
-    def _evidence(self, plan: Plan, result: Result) -> Evidence:
-        if not result.learnt:
-            return Evidence(
-                data=result.data,
-                first=plan.champion is None,
-                learnt=False,
-                shift=result.shift,
-                data_findings=result.data_findings,
-            )
-        baseline = {**plan.past, **result.baseline}
-        baseline_details = {**plan.past_details, **result.baseline_details}
-
-        def paired(index: int) -> PairedAnswers:
-            records = result.records.get(index)
-            return PairedAnswers(
-                experience=index,
-                baseline=baseline.get(index),
-                challenger=result.challenger.get(index),
-                # Of a past holdout: to be new again, an experience must have been rolled back.
-                margin=plan.margins.get(index) if index in plan.judged else None,
-                looks=plan.looks.get(index, 0),
-                near_duplicates=result.near_duplicates.get(index),
-                labels=records.labels if records else None,
-                groups=records.groups if records else {},
-                baseline_details=baseline_details.get(index),
-                challenger_details=result.challenger_details.get(index),
-            )
-
-        return Evidence(
-            data=result.data,
-            past=tuple(paired(index) for index in plan.judged),
-            new=tuple(paired(index) for index in plan.experiences),
-            first=plan.champion is None,
-            attempt=plan.attempt,
-            audit=self._audit(plan, result) if plan.champion else None,
-            freeze=plan.freeze,
-            champion=plan.base_version,
-            disturbed=result.disturbed,
-            running=result.running,
-            repeats=repeats.evidence(self.folder(plan.update.id), result, repeats=plan.spec.gate.repeats),
-            shift=result.shift,
-            data_findings=result.data_findings,
-        )
-
-    def _audit(self, plan: Plan, result: Result) -> Audit:
-        """The pairs that an audit compares: the challenger with each experience's anchor."""
-        nothing = np.zeros(0, dtype=bool)
-        return Audit(
-            answers=tuple(
-                PairedAnswers(
-                    experience=index,
-                    baseline=plan.anchors.get(index) if plan.rows[index].audit.rows else nothing,
-                    challenger=result.sealed.get(index) if plan.rows[index].audit.rows else nothing,
-                    margin=plan.margins.get(index),
-                    looks=plan.audits.get(index, 0),
-                )
-                for index in plan.judged
-            ),
-            last_audited=plan.last_audited,
-        )
+    def _remove(self, update_id: str) -> None:
+        """Delete what trainers left of an update, complete or not."""
+        folder = self.folder(update_id)
+        repeats.remove(folder)
+        for left in (folder, *folder.parent.glob(f"{folder.name}.*.tmp")):
+            shutil.rmtree(left, ignore_errors=True)
 
     def _settle(
         self, plan: Plan, result: Result, verdict: Verdict, *, run_id: str, version: int | None
     ) -> None:
         """Record everything that follows from the verdict, in one fenced transaction."""
-        values = {
+        values: dict[str, Any] = {
             "state": "review" if verdict.outcome == "review" else "done",
             "lease_until": None,
             "progress": None,
@@ -206,6 +138,8 @@ class Updater:
             jobs.write(connection, plan.update, {**values, "finished_at": now(connection)})
             # A rejection too is void if the champion it was compared with was rolled back meanwhile.
             champions.require_unmoved(connection, pipeline, expected_revision=base)
+            document = result_document(result, values["verdict"])
+            inputs.save(connection, plan.update.id, {"result": encode(document)})
             self._keep_answers(connection, plan, result, run_id=run_id, version=version)
             _act(connection, plan, result, verdict, version=version)
             _count_looks(connection, plan, result, verdict)
@@ -283,10 +217,7 @@ class Updater:
         with reading(self._engine) as connection:
             if not jobs.get(connection, update.id).cancelled:
                 return False
-        folder = self.folder(update.id)
-        repeats.remove(folder)
-        for left in (folder, *folder.parent.glob(f"{folder.name}.*.tmp")):
-            shutil.rmtree(left, ignore_errors=True)
+        self._remove(update.id)
         return True
 
     def fail(self, update: Update, error: Exception) -> None:

@@ -253,5 +253,5 @@ def test_another_database_is_refused_without_showing_the_password(url: str, told
 
 def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(SettingsError, match=r"holdfast\[postgres\]"):
+    with pytest.raises(SettingsError, match=r"holdfast-cl\[postgres\]"):
         connect("postgresql://postgres@127.0.0.1:1/name")

@@ -1,0 +1,70 @@
+"""Documents that fix an update's challenger and verdict: JSON texts, each with the sha256 of its bytes.
+
+Written once and never changed. What they hold, `service.updates.inputs` says.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import sqlalchemy as sa
+
+from service.state.database import now, update_inputs
+
+Name = Literal["configuration", "plan", "result"]
+
+
+@dataclass(frozen=True)
+class StoredDocument:
+    """One document as it lies in the database now."""
+
+    name: Name
+    text: str
+    digest: str
+    """sha256 of the text when it was stored."""
+
+    @property
+    def found(self) -> str:
+        """sha256 of the text now."""
+        return digest_of(self.text)
+
+    @property
+    def intact(self) -> bool:
+        """Whether the text is what was stored."""
+        return self.found == self.digest
+
+
+def digest_of(text: str) -> str:
+    """sha256 of a document's bytes."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def save(connection: sa.Connection, update_id: str, texts: Mapping[Name, str]) -> None:
+    """Store documents of an update, in the caller's fenced transaction."""
+    moment = now(connection)
+    rows = [
+        {
+            "update_id": update_id,
+            "name": name,
+            "document": text,
+            "digest": digest_of(text),
+            "created_at": moment,
+        }
+        for name, text in texts.items()
+    ]
+    connection.execute(sa.insert(update_inputs), rows)
+
+
+def read(connection: sa.Connection, update_id: str) -> dict[Name, StoredDocument]:
+    """The documents of an update; empty: it was planned by a release that stored none, or not yet."""
+    columns = update_inputs.c
+    rows = connection.execute(
+        sa.select(columns.name, columns.document, columns.digest).where(columns.update_id == update_id)
+    )
+    return {row.name: StoredDocument(row.name, row.document, row.digest) for row in rows}
+
+
+def are_kept(connection: sa.Connection) -> bool:
+    """Whether the database is of a release that stores inputs at all."""
+    return sa.inspect(connection).has_table(update_inputs.name)

@@ -1,0 +1,114 @@
+"""A plan as a trainer's task, and the trainer's result as the gate's evidence. Pure functions."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from service.gate.base import Audit, Evidence, PairedAnswers, Repeat
+from service.storage import StoreLocation
+from service.training.tasks import Result, Stored, Task
+from service.updates.plan import Plan
+from strategies.network_choice import Installation
+
+
+def task_of(
+    plan: Plan,
+    *,
+    folder: Path,
+    folder_of: Callable[[str], Path],
+    store: StoreLocation,
+    installation: Installation,
+) -> Task:
+    """The task by which a trainer makes the challenger.
+
+    Args:
+        folder: the folder that the result will be written to.
+        folder_of: the checkpoint folder of an update, by its id.
+    """
+    limit = plan.spec.gate.holdout_records
+    return Task(
+        update_id=plan.update.id,
+        folder=folder,
+        store=store,
+        champion=folder_of(plan.champion.update_id) if plan.champion else None,
+        strategy=plan.spec.strategy.model_dump(mode="json"),
+        stream=plan.spec.stream_info,
+        gate=plan.spec.gate,
+        learn=tuple(Stored(index, plan.rows[index].train.digest) for index in plan.experiences),
+        new_holdouts=tuple(Stored(index, plan.rows[index].gate.digest, limit) for index in plan.experiences),
+        past_holdouts=tuple(
+            Stored(index, plan.rows[index].gate.digest, records) for index, records in plan.judged.items()
+        ),
+        missing_baselines=plan.unanswered,
+        references=tuple(plan.references.values()),
+        sealed=tuple(
+            Stored(index, plan.rows[index].audit.digest, records)
+            for index, records in {**plan.judged, **dict.fromkeys(plan.experiences, limit)}.items()
+            if plan.rows[index].audit.rows
+        ),
+        installation=installation,
+        inputs=plan.inputs,
+    )
+
+
+def evidence_of(plan: Plan, result: Result, *, repeats: Sequence[Repeat]) -> Evidence:
+    """The evidence that the gate judges."""
+    if not result.learnt:
+        return Evidence(
+            data=result.data,
+            first=plan.champion is None,
+            learnt=False,
+            shift=result.shift,
+            data_findings=result.data_findings,
+        )
+    return Evidence(
+        data=result.data,
+        past=tuple(_paired(plan, result, index) for index in plan.judged),
+        new=tuple(_paired(plan, result, index) for index in plan.experiences),
+        first=plan.champion is None,
+        attempt=plan.attempt,
+        audit=_audit(plan, result) if plan.champion else None,
+        freeze=plan.freeze,
+        champion=plan.base_version,
+        disturbed=result.disturbed,
+        running=result.running,
+        repeats=tuple(repeats),
+        shift=result.shift,
+        data_findings=result.data_findings,
+    )
+
+
+def _paired(plan: Plan, result: Result, index: int) -> PairedAnswers:
+    records = result.records.get(index)
+    return PairedAnswers(
+        experience=index,
+        baseline=result.baseline.get(index, plan.past.get(index)),
+        challenger=result.challenger.get(index),
+        # Of a past holdout: to be new again, an experience must have been rolled back.
+        margin=plan.margins.get(index) if index in plan.judged else None,
+        looks=plan.looks.get(index, 0),
+        near_duplicates=result.near_duplicates.get(index),
+        labels=records.labels if records else None,
+        groups=records.groups if records else {},
+        baseline_details=result.baseline_details.get(index, plan.past_details.get(index)),
+        challenger_details=result.challenger_details.get(index),
+    )
+
+
+def _audit(plan: Plan, result: Result) -> Audit:
+    """The pairs that an audit compares: the challenger with each experience's anchor."""
+    nothing = np.zeros(0, dtype=bool)
+    return Audit(
+        answers=tuple(
+            PairedAnswers(
+                experience=index,
+                baseline=plan.anchors.get(index) if plan.rows[index].audit.rows else nothing,
+                challenger=result.sealed.get(index) if plan.rows[index].audit.rows else nothing,
+                margin=plan.margins.get(index),
+                looks=plan.audits.get(index, 0),
+            )
+            for index in plan.judged
+        ),
+        last_audited=plan.last_audited,
+    )

@@ -1,0 +1,352 @@
+"""Make an update's challenger and verdict again from stored bytes, and say whether they are the same.
+
+Never from the stored result: the champion's checkpoint is restored, the stored experiences are learnt in
+scratch space, champion and anchors answer the holdouts again, and the gate decides again. Nothing of the
+installation changes: no row, no file, no run.
+
+The command `holdfast update reproduce` runs this where the checkpoints are. There is no route for it: it
+takes as long as the update and all that a trainer imports, and the API process has neither torch nor a worker
+to give it to.
+"""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from service.differences import document_differences
+from service.errors import NotReproducibleError, SettingsError
+from service.gate.base import GATE_VERSION, Bits, Verdict
+from service.gate.decide import decide
+from service.settings import Settings
+from service.state import inputs as stored_inputs
+from service.state import jobs
+from service.state.database import connect
+from service.state.inputs import Name, StoredDocument
+from service.state.jobs import Update
+from service.storage import StoreLocation, store_location
+from service.training import repeats, trainer
+from service.training.origin import installed
+from service.training.tasks import OnProgress, Result, Stored, Task, read_result
+from service.updates import input_checks as check
+from service.updates.comparison import evidence_of, task_of
+from service.updates.input_checks import Check
+from service.updates.inputs import PlanDocument, decode, kept_bits, kept_details, screens_digest
+from service.updates.plan import Plan, stored_plan
+from service.updates.results import ResultDocument, verdict_digest
+from service.updates.verification import (
+    Outcome,
+    Reproduction,
+    challenger_check,
+    conclusion,
+    verdict_check,
+)
+from strategies.base import StrategyError
+from streams.state.manifest import Manifest
+from streams.state.tables import reading
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What was stored with an update, and what its stored rows say today."""
+
+    update: Update
+    plan: Plan
+    document: PlanDocument
+    result: ResultDocument
+    anchors: Mapping[str, Mapping[str, str]]
+    """Update that made an anchor -> digests of its checkpoint's files; empty where none were stored."""
+
+
+def run(settings: Settings, update_id: str, on_progress: OnProgress) -> Reproduction:
+    """Reproduce one update of this installation.
+
+    Raises:
+        SettingsError: there is no database where the settings say.
+        UpdateUnknownError: there is no such update.
+        NotReproducibleError: it has no verdict, no stored inputs, or wants another machine.
+        InputsUnfitError: its stored inputs are of another release.
+    """
+    _require_database(settings)
+    engine = connect(settings.database)
+    try:
+        with tempfile.TemporaryDirectory(prefix="holdfast-reproduce-") as scratch:
+            return reproduce(engine, settings, update_id, scratch=Path(scratch), on_progress=on_progress)
+    finally:
+        engine.dispose()
+
+
+def _require_database(settings: Settings) -> None:
+    """SQLite would make an empty file."""
+    url = sa.make_url(settings.database)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+        raise SettingsError(
+            f"There is no database {url.database}.",
+            fix="Set HOLDFAST_HOME or HOLDFAST_DATABASE_URL to the installation that made the update.",
+        )
+
+
+def reproduce(
+    engine: sa.Engine, settings: Settings, update_id: str, *, scratch: Path, on_progress: OnProgress
+) -> Reproduction:
+    """As `run`, with an engine and a folder of the caller's."""
+    with reading(engine) as connection:
+        update, stored = _read(connection, update_id)
+        checks = check.checked_documents(stored)
+        if damaged := _damaged(checks):
+            return _stopped(update, checks, damaged)
+        found = _inputs(connection, update, stored)
+    checks += _rows(found)
+    if damaged := _damaged(checks):
+        return _stopped(update, checks, damaged)
+    checks += _files(engine, settings, found, scratch=scratch)
+    if damaged := _damaged(checks):
+        return _stopped(update, checks, damaged)
+    _take_machine(found)
+    task = _task(settings, found.plan, scratch=scratch)
+    try:
+        result = _learn(task, found.plan, on_progress)
+        anchors = _anchors(task, found, settings) if result.learnt else {}
+    except StrategyError as error:
+        reason = f"The same inputs cannot be learnt again: {error}"
+        return Reproduction(update.id, update.pipeline, "differs", reason, tuple(checks))
+    checks += _answers(found, result, anchors)
+    return _judged(found, result, anchors, checks, task=task, stored=settings.checkpoints / update.id)
+
+
+def _read(connection: sa.Connection, update_id: str) -> tuple[Update, dict[Name, StoredDocument]]:
+    """The update and its documents, if it can be reproduced at all."""
+    if not stored_inputs.are_kept(connection):
+        raise NotReproducibleError(
+            "The database is of a release that stored no inputs of updates.",
+            fix="Run `holdfast migrate`; updates from then on can be reproduced.",
+        )
+    update = jobs.get(connection, update_id)
+    stored = stored_inputs.read(connection, update_id)
+    _require_verdict(update)
+    missing = {"configuration", "plan", "result"} - stored.keys()
+    if missing:
+        raise NotReproducibleError(
+            f"What update {update.id} was judged by is not known: a release made it that did not store its "
+            f"inputs (no {' and no '.join(sorted(missing))}).",
+            fix="Updates that this release plans and judges can be reproduced.",
+        )
+    return update, stored
+
+
+def _require_verdict(update: Update) -> None:
+    if update.verdict is not None:
+        return
+    if update.cancelled:
+        happened = "was cancelled, so it made neither challenger nor verdict"
+    elif update.state == "failed":
+        happened = f"failed, so it made neither challenger nor verdict: {update.error}"
+    elif update.state == "done":
+        happened = "had nothing to learn, so it made neither challenger nor verdict"
+    else:
+        happened = f"is {update.state}: it has no verdict yet"
+    fix = "Wait until it is decided." if update.state in ("queued", "running") else "Name another update."
+    raise NotReproducibleError(f"Update {update.id} {happened.rstrip('.')}.", fix=fix)
+
+
+def _inputs(connection: sa.Connection, update: Update, stored: Mapping[Name, StoredDocument]) -> _Inputs:
+    plan = stored_plan(connection, update, stored)
+    made_by = {}
+    for anchor in sorted(set(plan.anchored_by.values())):
+        result = stored_inputs.read(connection, anchor).get("result")
+        made_by[anchor] = decode(result, ResultDocument).origin.made if result and result.intact else {}
+    return _Inputs(
+        update=update,
+        plan=plan,
+        document=decode(stored["plan"], PlanDocument),
+        result=decode(stored["result"], ResultDocument),
+        anchors=made_by,
+    )
+
+
+def _rows(found: _Inputs) -> list[Check]:
+    """Rows that the documents name by digest."""
+    plan, verdict = found.plan, verdict_digest(found.update.verdict or {})
+    screens = screens_digest(plan.references)
+    made_for = found.result.origin.inputs
+    rows = [
+        ("inputs that the result was made for", made_for, plan.inputs, "the update has other inputs now"),
+        ("stored verdict", found.result.verdict, verdict, "it is not the verdict that was recorded"),
+        ("screens of earlier experiences", found.document.references_digest, screens, "backlog was changed"),
+    ]
+    return [
+        Check("row", name, "same" if then == now else "differs", then, now, "" if then == now else detail)
+        for name, then, now, detail in rows
+    ]
+
+
+def _files(engine: sa.Engine, settings: Settings, found: _Inputs, *, scratch: Path) -> list[Check]:
+    """Experience files, checkpoints and what the installation adds."""
+    plan, origin = found.plan, found.result.origin
+    rows = Manifest(engine).experiences(plan.update.pipeline)
+    removed_at = {row.index: row.train_removed_at for row in rows}
+    place = _place(settings, scratch)
+    checks = check.checked_parts(place.open(), plan, removed_at)
+    if found.document.base:
+        folder = settings.checkpoints / found.document.base.update_id
+        name = f"version {found.document.base.version}"
+        checks += check.checked_files(folder, origin.base, kind="base checkpoint", name=name)
+    for update_id, files in found.anchors.items():
+        if found.document.base and update_id != found.document.base.update_id:
+            folder, name = settings.checkpoints / update_id, f"update {update_id}"
+            checks += check.checked_files(folder, files, kind="anchor checkpoint", name=name)
+    strategy = plan.spec.strategy.model_dump(mode="json")
+    return checks + check.checked_installation(origin.installed, installed(strategy, settings.installation))
+
+
+def _place(settings: Settings, scratch: Path) -> StoreLocation:
+    """The store; with a bucket, a cache of this run's own, so that the bucket's bytes are checked."""
+    place = store_location(settings)
+    return place if place.bucket is None else replace(place, folder=scratch / "experiences")
+
+
+def _damaged(checks: list[Check]) -> list[Check]:
+    return [each for each in checks if each.state != "same"]
+
+
+def _stopped(update: Update, checks: list[Check], damaged: list[Check]) -> Reproduction:
+    """Nothing is learnt from other bytes: whatever came of it would say nothing."""
+    differs = [each.name for each in damaged if each.state == "differs"]
+    gone = [f"{each.name} ({each.detail.rstrip('.')})" for each in damaged if each.state == "gone"]
+    told = [f"Not what the update was made from: {', '.join(differs)}."] if differs else []
+    told += [f"Gone: {'; '.join(gone)}."] if gone else []
+    outcome: Outcome = "differs" if differs else "impossible"
+    return Reproduction(
+        update.id, update.pipeline, outcome, f"{' '.join(told)} Nothing was learnt again.", tuple(checks)
+    )
+
+
+def _take_machine(found: _Inputs) -> None:
+    """Compute as the trainer did: on its device, with its number of threads."""
+    then = found.result.origin.environment
+    if then.device == "cpu":
+        # Before torch looks: the config may say "auto", and there may be a GPU here.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    from strategies.learning.environment import device_here, use_threads
+
+    here = device_here()
+    if here != then.device:
+        raise NotReproducibleError(
+            f"Update {found.update.id} was learnt on {then.device}; here is {here}.",
+            fix=f"Run this on a machine with {then.device}.",
+        )
+    use_threads(then.threads)
+
+
+def _task(settings: Settings, plan: Plan, *, scratch: Path) -> Task:
+    """The update's task in scratch space; the champion answers everything again."""
+    return task_of(
+        replace(plan, past={}, past_details={}),
+        folder=scratch / plan.update.id,
+        folder_of=lambda update_id: settings.checkpoints / update_id,
+        store=_place(settings, scratch),
+        installation=settings.installation,
+    )
+
+
+def _learn(task: Task, plan: Plan, on_progress: OnProgress) -> Result:
+    """The result and, beside it, its repeats; one after the other, since random states are the process's."""
+    trainer.run(task, on_progress)
+    result = read_result(task.folder)
+    if result is None:
+        raise FileNotFoundError(f"the trainer left no result in {task.folder}")
+    for number in range(1, 1 + (plan.spec.gate.repeats if result.learnt else 0)):
+        folder = repeats.repeat_folder(task.folder, number)
+        trainer.run(replace(task, folder=folder, repeat=number), on_progress)
+    return result
+
+
+def _anchors(task: Task, found: _Inputs, settings: Settings) -> dict[int, Bits]:
+    """What each anchor answers on its sealed part, of those whose answers the update had."""
+    plan = found.plan
+    answered: dict[int, Bits] = {}
+    for update_id in found.anchors:
+        parts = [
+            Stored(index, plan.rows[index].audit.digest, anchor.answers.records)
+            for index, anchor in found.document.anchors.items()
+            if anchor.update_id == update_id
+        ]
+        answered |= trainer.answers_of(settings.checkpoints / update_id, parts, task)
+    return answered
+
+
+def _answers(found: _Inputs, result: Result, anchors: Mapping[int, Bits]) -> list[Check]:
+    """Answers that were stored then, against those that champion and anchors give now."""
+    wanted = found.document
+    compared = [
+        *(
+            (f"champion's answers on the holdout of experience {index}", kept, kept_bits(bits))
+            for index, kept in wanted.past.items()
+            if (bits := result.baseline.get(index)) is not None
+        ),
+        *(
+            (f"champion's details on the holdout of experience {index}", kept, kept_details(details))
+            for index, kept in wanted.past_details.items()
+            if (details := result.baseline_details.get(index)) is not None
+        ),
+        *(
+            (f"anchor's answers on the audit part of experience {index}", each.answers, kept_bits(bits))
+            for index, each in wanted.anchors.items()
+            if (bits := anchors.get(index)) is not None
+        ),
+    ]
+    detail = "the answers that were stored are not those that the checkpoint gives"
+    return [
+        Check("answers", name, "same", then.digest, now.digest)
+        if then == now
+        else Check("answers", name, "differs", then.digest, now.digest, detail)
+        for name, then, now in compared
+    ]
+
+
+def _judged(
+    found: _Inputs,
+    result: Result,
+    anchors: Mapping[int, Bits],
+    checks: list[Check],
+    *,
+    task: Task,
+    stored: Path,
+) -> Reproduction:
+    """Compare the challenger with the stored one, decide again, and compare the verdicts."""
+    then = found.result.origin
+    challenger = challenger_check(then.made, made=task.folder, stored=stored)
+    again = _decided(found, result, anchors, folder=task.folder)
+    verdict = verdict_check(dict(found.update.verdict or {}), gate=found.result.gate, made=again)
+    now = result.origin.environment if result.origin else then.environment
+    environment = tuple(document_differences(asdict(then.environment), asdict(now)))
+    outcome, reason = conclusion(checks, challenger, verdict)
+    if outcome == "differs" and then.environment.device != "cpu":
+        reason += f" It was learnt on {then.environment.device}; bits are promised to be equal on CPU alone."
+    elif outcome == "differs" and environment:
+        reason += " The machine or its libraries are others than those that learnt."
+    return Reproduction(
+        found.update.id,
+        found.update.pipeline,
+        outcome,
+        reason,
+        tuple(checks),
+        challenger,
+        verdict,
+        environment,
+    )
+
+
+def _decided(found: _Inputs, result: Result, anchors: Mapping[int, Bits], *, folder: Path) -> Verdict | None:
+    """The verdict, decided again; None: an older gate judged, and this one has no say in it."""
+    if found.result.gate != GATE_VERSION:
+        return None
+    if result.running:
+        # Clocks say something else each time: what they said then is an input.
+        result = replace(result, running=replace(result.running, **asdict(found.result.measured)))
+    gate = found.plan.spec.gate
+    again = repeats.evidence(folder, result, repeats=gate.repeats)
+    return decide(evidence_of(replace(found.plan, anchors=anchors), result, repeats=again), gate)
