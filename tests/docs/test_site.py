@@ -75,7 +75,11 @@ def test_a_browser_asks_only_the_host_of_the_site(served: str) -> None:
         page.on("request", lambda request: asked.append(request.url))
         for name in ("index.html", "how-to/review-decision.html", "reference/gate.html"):
             page.goto(f"{served}/{name}")
-        page.get_by_role("textbox", name="Search").fill("watermark")
+        box = page.get_by_role("textbox", name="Search")
+        box.click()
+        # What is typed before the index is loaded is not searched for.
+        expect(page.get_by_text("Type to start searching")).to_be_visible(timeout=PATIENCE_MS)
+        box.press_sequentially("watermark")
         expect(page.locator(".md-search-result__item").first).to_be_visible(timeout=PATIENCE_MS)
         browser.close()
     assert asked
