@@ -10,6 +10,7 @@ from xdist.scheduler import LoadFileScheduling
 from service.settings import Settings
 from service.state.database import connect, migrate
 from tests.support import postgres
+from tests.support.demo_run import DemoRun, demo_run
 from tests.support.s3 import s3, s3_server
 
 __all__ = ["s3", "s3_server"]
@@ -40,6 +41,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> FilesTogether:
     return FilesTogether(config, log)
+
+
+@pytest.fixture(scope="session")
+def demo() -> DemoRun:
+    """One run of the demo, for all tests that look at what it left behind."""
+    return demo_run()
 
 
 @pytest.fixture(scope="session")

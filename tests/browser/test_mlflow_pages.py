@@ -15,6 +15,8 @@ from tests.support import needs
 from tests.support.demo_run import demo_run
 from tests.support.running import free_port, wait_for
 
+pytestmark = pytest.mark.usefixtures("demo")
+
 # MLflow's pages are large, and the machine may be busy.
 PATIENCE_MS = 60_000
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]

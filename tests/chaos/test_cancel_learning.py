@@ -1,6 +1,7 @@
 """A person cancels an update in the middle of its learning: its trainer lives on, nothing else changes."""
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,10 @@ from service.commands.demo import spec
 from service.registry import UPDATE_TAG
 from streams.sources.datasets import DIGITS_SCHEMA, DatasetsConfig, digits_step
 from streams.wire.decode import encode_json
-from tests.support.running import Service, ended, running, wait_for
+from tests.support.running import SLOWED, Service, ended, running, wait_for
 
 PIPELINE = "digits"
 STREAM = DatasetsConfig(protocol="rotated-digits", angles=(0.0, 25.0))
-# Slow enough to be caught in the middle on a fast machine too: some seconds of learning.
-SLOW = {"name": "replay", "capacity": 1200, "epochs": 800}
 # A lease so long that nothing here is noticed by its end.
 SETTINGS = {"HOLDFAST_LEASE_SECONDS": "60"}
 
@@ -26,13 +25,14 @@ def trainers(service: Service) -> list[int]:
 
 
 def test_a_trainer_whose_update_is_cancelled_learns_the_next_one(tmp_path: Path) -> None:
-    with running(tmp_path / "home", SETTINGS) as service, service.client() as client:
-        client.post("/v1/pipelines", spec(PIPELINE, SLOW))
+    with running(tmp_path / "home", SETTINGS) as service, service.client() as client, ExitStack() as slowly:
+        client.post("/v1/pipelines", spec(PIPELINE, SLOWED))
         client.push(PIPELINE, encode_json(digits_step(STREAM, 0), DIGITS_SCHEMA))
         first = ended(client, PIPELINE, experience=0)
         assert first["outcome"] == "promote", first["reason"]
         before, champion = trainers(service), client.get(f"/v1/pipelines/{PIPELINE}/champion")
 
+        slowly.enter_context(service.learning_slowly())
         client.push(PIPELINE, encode_json(digits_step(STREAM, 1), DIGITS_SCHEMA))
 
         def learning() -> dict[str, Any] | None:
@@ -48,6 +48,7 @@ def test_a_trainer_whose_update_is_cancelled_learns_the_next_one(tmp_path: Path)
             lambda: "update cancelled" in service.log.read_text(), seconds=30, hint="end of the learning"
         )
         seconds = time.monotonic() - asked
+        slowly.close()
         # Two on a machine that is idle.
         assert seconds < 6, seconds
         with pytest.raises(ApiError, match="cancelled already, by Ada"):

@@ -16,12 +16,10 @@ from service.state import jobs
 from service.state.database import connect
 from streams.sources.datasets import DIGITS_SCHEMA, DatasetsConfig, digits_step
 from streams.wire.decode import encode_json
-from tests.support.running import Service, ended, running, wait_for
+from tests.support.running import SLOWED, Service, ended, running, wait_for
 
 PIPELINE = "digits"
 STREAM = DatasetsConfig(protocol="rotated-digits", angles=(0.0, 25.0, 50.0, 75.0))
-# Slow enough to be caught in the middle on a fast machine too: some seconds of learning.
-SLOW = {"name": "replay", "capacity": 1200, "epochs": 800}
 SETTINGS = {"HOLDFAST_LEASE_SECONDS": "3"}
 
 
@@ -29,7 +27,7 @@ SETTINGS = {"HOLDFAST_LEASE_SECONDS": "3"}
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with running(tmp_path_factory.mktemp("home"), SETTINGS) as started:
         with started.client() as client:
-            client.post("/v1/pipelines", spec(PIPELINE, SLOW))
+            client.post("/v1/pipelines", spec(PIPELINE, SLOWED))
         yield started
 
 
@@ -71,8 +69,9 @@ def assert_happened_once(service: Service, client: Client, update: dict[str, Any
 @pytest.mark.slow
 def test_a_killed_dispatcher_comes_back_and_finishes_the_update_once(service: Service) -> None:
     with service.client() as client:
-        begun = begin(client, 0)
-        killed = service.kill("dispatch")
+        with service.learning_slowly():
+            begun = begin(client, 0)
+            killed = service.kill("dispatch")
         update = end_of(client, begun)
         assert_happened_once(service, client, update)
         assert update["attempt"] == 2
@@ -83,9 +82,10 @@ def test_a_killed_dispatcher_comes_back_and_finishes_the_update_once(service: Se
 
 def test_a_killed_trainer_costs_an_attempt_and_nothing_else(service: Service) -> None:
     with service.client() as client:
-        begun = begin(client, 1)
-        trainer = next(process for process in service.processes() if "ray::Trainer" in process.name())
-        trainer.kill()
+        with service.learning_slowly():
+            begun = begin(client, 1)
+            trainer = next(each for each in service.processes() if "ray::Trainer" in each.name())
+            trainer.kill()
         update = end_of(client, begun)
         assert_happened_once(service, client, update)
         assert update["attempt"] == 2
@@ -93,8 +93,9 @@ def test_a_killed_trainer_costs_an_attempt_and_nothing_else(service: Service) ->
 
 def test_after_kill_9_of_everything_up_goes_on_where_it_was(service: Service) -> None:
     with service.client() as client:
-        begun = begin(client, 2)
-        service.kill_everything()
+        with service.learning_slowly():
+            begun = begin(client, 2)
+            service.kill_everything()
         service.start()
         update = end_of(client, begun)
         assert_happened_once(service, client, update)
@@ -132,10 +133,11 @@ def test_a_port_in_use_is_told_at_once(service: Service, tmp_path: Path) -> None
 
 
 def test_sigterm_gives_the_update_back_and_the_next_start_ends_it(service: Service) -> None:
-    with service.client() as client:
-        begun = begin(client, 3)
-    before = len(service.log.read_text())
-    assert service.stop() == 0
+    with service.learning_slowly():
+        with service.client() as client:
+            begun = begin(client, 3)
+        before = len(service.log.read_text())
+        assert service.stop() == 0
     assert service.processes() == []
     assert "SIGTERM received" not in service.log.read_text(), "Ray's stack trace reads like a crash"
     assert "Traceback" not in service.log.read_text()[before:]
@@ -160,7 +162,7 @@ def test_roles_end_when_their_supervisor_is_killed(service: Service) -> None:
 @pytest.mark.timeout(600)
 def test_a_dead_raylet_ends_the_dispatcher_and_another_one_goes_on(tmp_path: Path) -> None:
     with running(tmp_path / "home", SETTINGS) as service, service.client() as client:
-        client.post("/v1/pipelines", spec(PIPELINE, SLOW))
+        client.post("/v1/pipelines", spec(PIPELINE, SLOWED))
         before = service.role("dispatch")
         next(process for process in service.processes() if process.name() == "raylet").kill()
         client.push(PIPELINE, encode_json(digits_step(STREAM, 0), DIGITS_SCHEMA))

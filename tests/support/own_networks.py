@@ -1,7 +1,10 @@
 """Networks of an installation's own, good and bad, as HOLDFAST_NETWORKS would name them."""
 
+import os
+import time
 from collections.abc import Callable
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +39,20 @@ def normalised(shape: Shape) -> nn.Module:
     layers.register_module("spare", nn.Linear(2, 2))
     layers.forward = lambda x: nn.Sequential(*list(layers)[:-1])(x)  # type: ignore[method-assign]
     return layers
+
+
+class Waiting(nn.Module):
+    """Waits in every training step while the file `hold` is in HOLDFAST_HOME."""
+
+    def forward(self, records: Tensor) -> Tensor:
+        if self.training and Path(os.environ.get("HOLDFAST_HOME", "."), "hold").exists():
+            time.sleep(0.05)
+        return records
+
+
+def slowed(shape: Shape) -> nn.Module:
+    """Learns slowly, at little cost, for as long as a test wants to catch it in the middle."""
+    return nn.Sequential(nn.Flatten(), Waiting(), nn.Linear(prod(shape), 128), nn.ReLU())
 
 
 def used_twice(shape: Shape) -> nn.Module:

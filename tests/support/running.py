@@ -16,8 +16,13 @@ import mlflow
 import psutil
 
 from service.client import Client
+from tests.support.real_data import ROOT
 
 T = TypeVar("T")
+HOLD = "hold"
+"""A file in the home; while it is there, networks of `SLOWED` wait in every step."""
+SLOWED = {"name": "replay", "capacity": 1200, "epochs": 60, "network": {"name": "own", "of": "slowed"}}
+"""A strategy whose learning a test can stretch, so that it is caught in the middle on any machine."""
 
 
 def free_port() -> int:
@@ -53,12 +58,24 @@ class Service:
             "HOLDFAST_HOME": str(self.home),
             "HOLDFAST_PORT": str(self.port),
             "HOLDFAST_MLFLOW_UI": "false",
+            "HOLDFAST_NETWORKS": "slowed=tests.support.own_networks:slowed",
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             **self.settings,
         }
 
     @property
     def log(self) -> Path:
         return self.home / "test.log"
+
+    @contextmanager
+    def learning_slowly(self) -> Iterator[None]:
+        """While the block runs, updates with the network of `SLOWED` take a long time to learn."""
+        hold = self.home / HOLD
+        hold.touch()
+        try:
+            yield
+        finally:
+            hold.unlink()
 
     def start(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)

@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.support.demo_run import demo_run
+
+pytestmark = pytest.mark.usefixtures("demo")
 
 
 def test_fine_tuning_is_stopped_for_forgetting_at_every_step() -> None:
