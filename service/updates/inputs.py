@@ -148,6 +148,9 @@ def decode(stored: StoredDocument, kind: type[Document]) -> Document:
             fix="Somebody or something changed the table update_inputs: restore the database from a backup.",
         )
     try:
+        form = msgspec.json.decode(stored.text, type=_Form).form
+        if form != FORM:
+            raise _of_another_release(stored, f"it has form {form}, and this release reads form {FORM}")
         if issubclass(kind, BaseModel):
             return kind.model_validate_json(stored.text)
         return msgspec.json.decode(stored.text, type=kind)
@@ -156,6 +159,13 @@ def decode(stored: StoredDocument, kind: type[Document]) -> Document:
         raise _of_another_release(stored, f"{first['where']}: {first['problem']}") from error
     except msgspec.MsgspecError as error:
         raise _of_another_release(stored, str(error)) from error
+
+
+@dataclass(frozen=True)
+class _Form:
+    """The one field that every document of every release has."""
+
+    form: int
 
 
 def _of_another_release(stored: StoredDocument, why: str) -> InputsUnfitError:

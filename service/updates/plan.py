@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import sqlalchemy as sa
 
+from service.errors import InputsUnfitError
 from service.gate.base import Bits, Details, Freeze, GateConfig, Screen
 from service.state import backlog, champions, freezes, holdouts, jobs
 from service.state import inputs as stored_inputs
@@ -219,7 +220,7 @@ def stored_plan(connection: sa.Connection, update: Update, stored: Mapping[Name,
         base_version=base.version if base else None,
         base_revision=base.revision if base else None,
     )
-    lineage = champions.lineage(connection, pipeline, update.base_version)
+    lineage = _stored_lineage(connection, update, base)
     wanted = {index: kept.records for index, kept in document.past.items()}
     past, details = _past(connection, lineage, wanted, details=bool(document.past_details))
     anchors = {index: bits for index, (_, bits) in _anchors(connection, lineage, judged).items()}
@@ -251,6 +252,26 @@ def stored_plan(connection: sa.Connection, update: Update, stored: Mapping[Name,
         freeze=document.freeze,
         references=backlog.screens(connection, pipeline, document.references),
         inputs=inputs_digest(stored),
+    )
+
+
+def _stored_lineage(connection: sa.Connection, update: Update, base: Base | None) -> list[Version]:
+    """The lineage of the champion that the stored plan names.
+
+    Raises:
+        InputsUnfitError: the version is recorded no more, or as another update's.
+    """
+    if base is None:
+        return []
+    lineage = champions.lineage(connection, update.pipeline, base.version)
+    recorded = lineage[-1].update_id if lineage else None
+    if recorded == base.update_id:
+        return lineage
+    found = f"is recorded for update {recorded}" if recorded else "is not recorded any more"
+    raise InputsUnfitError(
+        f"Update {update.id} starts from version {base.version} of {update.pipeline!r}, made by update "
+        f"{base.update_id}; that version {found}.",
+        fix="The table versions was changed: restore the database from a backup.",
     )
 
 

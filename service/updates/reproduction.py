@@ -160,7 +160,8 @@ def _inputs(connection: sa.Connection, update: Update, stored: Mapping[Name, Sto
         made_by[anchor] = decode(result, ResultDocument).origin.made if result and result.intact else {}
     return _Inputs(
         update=update,
-        plan=plan,
+        # Stored answers are compared with those that are given again, and serve nothing else.
+        plan=replace(plan, past={}, past_details={}, anchors={}),
         document=decode(stored["plan"], PlanDocument),
         result=decode(stored["result"], ResultDocument),
         anchors=made_by,
@@ -244,7 +245,7 @@ def _take_machine(found: _Inputs) -> None:
 def _task(settings: Settings, plan: Plan, *, scratch: Path) -> Task:
     """The update's task in scratch space; the champion answers everything again."""
     return task_of(
-        replace(plan, past={}, past_details={}),
+        plan,
         folder=scratch / plan.update.id,
         folder_of=lambda update_id: settings.checkpoints / update_id,
         store=_place(settings, scratch),

@@ -77,8 +77,11 @@ def challenger_check(then: Mapping[str, str], *, made: Path, stored: Path) -> Ch
         elif not file.is_file():
             if now[name] != then[name]:
                 found.append(Difference(name, "", "it is another, and the stored one is gone"))
-        else:
-            found += file_differences(name, file, made / name)
+        elif differences := file_differences(name, file, made / name):
+            found += differences
+        elif now[name] != then[name]:
+            # Both changed in the same way: being equal to each other proves nothing.
+            found.append(Difference(name, "", "neither file has the digest that was stored with the update"))
     return ChallengerCheck("differs" if found else "same", tuple(sorted(now)), tuple(found))
 
 

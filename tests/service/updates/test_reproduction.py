@@ -317,6 +317,38 @@ def test_a_flipped_byte_in_the_stored_challenger_names_the_tensor(loose: Home) -
     assert done.document["verdict"]["state"] == "same"
 
 
+def test_a_challenger_that_meets_another_digest_than_the_stored_one_is_not_the_same(loose: Home) -> None:
+    def other(row: Any) -> dict[str, str]:
+        document = json.loads(row.document)
+        document["origin"]["made"][SERVED_FILE] = "0" * 64
+        text = json.dumps(document)
+        return {"document": text, "digest": inputs.digest_of(text)}
+
+    update = loose.updates()[0]
+    with rewritten(loose, update.id, result=other):
+        done = reproduce(loose, update.id, "--json")
+    assert done.status == 3, (done.out, done.err)
+    (difference,) = done.document["challenger"]["differences"]
+    assert difference == {
+        "file": SERVED_FILE,
+        "what": "",
+        "detail": "neither file has the digest that was stored with the update",
+    }
+
+
+def test_answers_in_the_database_are_not_used_to_decide_again(loose: Home) -> None:
+    table = METADATA.tables["answers"]
+    with loose.engine.begin() as connection:
+        rows = connection.execute(sa.select(table)).all()
+        connection.execute(sa.delete(table))
+    try:
+        done = reproduce(loose, loose.updates()[1].id, "--json")
+    finally:
+        with loose.engine.begin() as connection:
+            connection.execute(sa.insert(table), [dict(row._mapping) for row in rows])
+    assert (done.status, done.document["outcome"]) == (0, "reproduced"), (done.out, done.err)
+
+
 def test_a_stored_verdict_that_was_changed_is_told(loose: Home) -> None:
     update = loose.updates()[1]
     assert update.verdict is not None
