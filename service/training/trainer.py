@@ -146,7 +146,7 @@ def load_learner(folder: Path) -> Learner:
 
 
 def answers_of(folder: Path, parts: Sequence[Stored], task: Task) -> dict[int, Bits]:
-    """What the learner that an update left in `folder` answers on stored parts, by experience.
+    """Answers on stored parts, by experience, of the learner that an update left in `folder`.
 
     Raises:
         StateError: its checkpoint is missing or damaged.
@@ -235,7 +235,7 @@ def _baseline(task: Task, learner: Learner, batch: Experience, holdouts: _Holdou
 
 
 def _running(task: Task, report: LearnReport, train_right: Bits, *, rounds: Rounds, scratch: Path) -> Running:
-    """What the challenger cost to make, and costs to run."""
+    """Costs of training the challenger and of running it."""
     champion_rounds, challenger_rounds = rounds
     return Running(
         champion_rounds=champion_rounds,

@@ -241,7 +241,7 @@ def test_a_flipped_byte_in_an_experience_file_names_it(loose: Home, experience: 
     assert done.status == 3, (done.out, done.err)
     assert done.inputs("differs") == [f"experience {experience}, {part} part"]
     assert done.document["challenger"] is None
-    assert done.document["reason"].startswith(f"Not what the update was made from: experience {experience}")
+    assert done.document["reason"].startswith(f"Changed since the update: experience {experience}")
 
 
 @pytest.mark.parametrize("file", [f"{LEARNER_FOLDER}/tensors.safetensors", SERVED_FILE])
@@ -251,7 +251,7 @@ def test_a_flipped_byte_in_the_base_checkpoint_names_its_file(loose: Home, file:
         done = reproduce(loose, loose.updates()[1].id)
     assert done.status == 3, (done.out, done.err)
     assert f"  differs  version 1, {file} (" in done.out
-    assert done.out.splitlines()[-1].startswith("Differs. Not what the update was made from: version 1, ")
+    assert done.out.splitlines()[-1].startswith("Differs. Changed since the update: version 1, ")
 
 
 @contextmanager
@@ -287,7 +287,7 @@ def test_a_flipped_byte_in_a_stored_document_names_it(loose: Home, name: str) ->
     assert done.status == 3, (done.out, done.err)
     assert done.inputs("differs") == [f"stored {name}"]
     (told,) = [each["detail"] for each in done.document["inputs"] if each["detail"]]
-    assert told == "its row in the table update_inputs is not what was stored"
+    assert told == "its row in the table update_inputs was changed"
 
 
 def test_a_configuration_that_was_changed_with_its_digest_is_not_what_the_result_was_made_for(
@@ -349,7 +349,7 @@ def test_answers_in_the_database_are_not_used_to_decide_again(loose: Home) -> No
     assert (done.status, done.document["outcome"]) == (0, "reproduced"), (done.out, done.err)
 
 
-def test_a_stored_verdict_that_was_changed_is_told(loose: Home) -> None:
+def test_a_stored_verdict_that_was_changed_is_named(loose: Home) -> None:
     update = loose.updates()[1]
     assert update.verdict is not None
     with loose.engine.begin() as connection:
@@ -373,12 +373,12 @@ def test_a_verdict_of_an_older_gate_is_not_judged_by_this_one(loose: Home) -> No
         done = reproduce(loose, update.id)
     assert done.status == 4, (done.out, done.err)
     assert done.out.splitlines()[-1] == (
-        "Verdict not compared. Judged by gate version 0; this release is 1. "
+        "Verdict not compared. Gate version 0 judged the update; this release has 1. "
         "The challenger is the same, bit for bit; the verdict is not compared."
     )
 
 
-def test_records_that_retention_let_go_are_named_with_the_moment(loose: Home) -> None:
+def test_records_that_retention_removed_are_named_with_the_moment(loose: Home) -> None:
     update, file = loose.updates()[0], part_file(loose, 0, "train")
     aside = file.with_suffix(".aside")
     with loose.engine.begin() as connection:
@@ -392,7 +392,7 @@ def test_records_that_retention_let_go_are_named_with_the_moment(loose: Home) ->
             connection.execute(sa.update(EXPERIENCES).values(train_removed_at=None))
     assert (done.status, done.document["outcome"]) == (1, "impossible"), done.err
     assert done.inputs("gone") == ["experience 0, train part"]
-    assert "the pipeline's retention let it go at 2023-11-14T22:13:20+00:00" in done.document["reason"]
+    assert "removed by the pipeline's retention at 2023-11-14T22:13:20+00:00" in done.document["reason"]
 
 
 def refused(done: Reproduced, status: int, *words: str) -> None:
@@ -416,7 +416,7 @@ def test_what_has_no_verdict_or_no_inputs_cannot_be_reproduced_and_says_why(
         judged = each.updates()[1]
         with each.engine.begin() as connection:
             connection.execute(sa.delete(update_inputs))
-        refused(reproduce(each, judged.id), 1, "a release made it that did not store its inputs")
+        refused(reproduce(each, judged.id), 1, "the release that made it did not store them")
         elsewhere = each.settings.model_copy(update={"home": tmp_path / "nowhere"})
         each.settings = elsewhere
         refused(reproduce(each, judged.id), 2, "There is no database", "HOLDFAST_HOME")
