@@ -116,6 +116,8 @@ class Repeated:
     """Class ids of the answers."""
     failure: str | None = None
     """Why nothing was learnt with this seed; None: it was."""
+    inputs: str = ""
+    """Digest of the update's stored inputs; empty where an older release made the result."""
 
 
 @dataclass(frozen=True)

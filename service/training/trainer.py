@@ -96,10 +96,10 @@ def _repeat(task: Task, on_progress: OnProgress) -> Repeated:
         learner.learn(merge(_opened(store, task.learn)), _step_progress(on_progress))
     except StrategyError as error:
         # That this seed cannot learn is an answer; the challenger stands on its own evidence.
-        return Repeated(seed, failure=str(error))
+        return Repeated(seed, failure=str(error), inputs=task.inputs)
     answered = {holdout.index: answer(learner, holdout) for holdout in _Holdouts.of(task, store).all}
     predicted = {index: details.predicted for index, details in _details(answered).items()}
-    return Repeated(seed, right=_bits(answered), predicted=predicted)
+    return Repeated(seed, right=_bits(answered), predicted=predicted, inputs=task.inputs)
 
 
 def _step_progress(on_progress: OnProgress) -> Progress:

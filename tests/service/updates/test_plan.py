@@ -1,6 +1,7 @@
 """What one attempt fixes holds for the next one, whatever people and other updates change in between."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import fields
@@ -16,6 +17,7 @@ from service.state import freezes, holdouts
 from service.state.database import pipelines, update_inputs, versions
 from service.state.inputs import digest_of
 from service.state.ledger import By
+from service.training.repeats import repeat_folder
 from service.training.tasks import RESULT_FILE, read_result
 from service.updates import decisions
 from service.updates.plan import Plan, make_plan
@@ -35,7 +37,7 @@ def make(tmp_path: Path, mlflow_store: Path) -> Iterator[Callable[..., Home]]:
     """Homes that are closed when the test ends."""
     with ExitStack() as stack:
         folders = iter(tmp_path / f"home-{number}" for number in range(10))
-        yield lambda **changes: stack.enter_context(home(next(folders), mlflow_store, **LOOSE, **changes))
+        yield lambda **changes: stack.enter_context(home(next(folders), mlflow_store, **{**LOOSE, **changes}))
 
 
 class DiedError(Exception):
@@ -157,6 +159,22 @@ def test_a_result_of_a_release_that_stored_no_inputs_is_made_again(make: Callabl
     made = read_result(file.parent)
     assert made is not None
     assert made.origin is not None
+
+
+def test_repeats_of_a_release_that_stored_no_inputs_are_made_again(make: Callable[..., Home]) -> None:
+    each = make(gate={**LOOSE["gate"], "seeds": 2})
+    each.arrive(digits(0))
+    attempt_that_dies(each)
+    (update,) = each.updates()
+    folder = each.updater.folder(update.id)
+    shutil.rmtree(folder)
+    file = repeat_folder(folder, 1) / RESULT_FILE
+    document = json.loads(file.read_text())
+    assert document.pop("inputs")
+    file.write_text(json.dumps(document))
+    each.run()
+    assert len(each.trained) == 4, "both seeds learnt twice"
+    assert not file.exists(), "repeats are removed with the decision"
 
 
 def test_inputs_that_were_changed_stop_the_update_instead_of_judging_it_otherwise(
