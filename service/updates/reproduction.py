@@ -47,6 +47,7 @@ from service.updates.verification import (
 from strategies.base import StrategyError
 from streams.state.manifest import Manifest
 from streams.state.tables import reading
+from streams.store.objects import ObjectError
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def run(settings: Settings, update_id: str, on_progress: OnProgress) -> Reproduc
     Raises:
         SettingsError: the settings name a SQLite file that does not exist.
         UpdateUnknownError: there is no such update.
-        NotReproducibleError: it has no verdict or no stored inputs, or it learnt on another device.
+        NotReproducibleError: it has no verdict or no stored inputs, it learnt on another device, or its store
+            cannot be read.
         InputsUnfitError: another release stored its inputs, or its champion's version is not recorded.
     """
     _require_database(settings)
@@ -75,6 +77,11 @@ def run(settings: Settings, update_id: str, on_progress: OnProgress) -> Reproduc
     try:
         with tempfile.TemporaryDirectory(prefix="holdfast-reproduce-") as scratch:
             return reproduce(engine, settings, update_id, scratch=Path(scratch), on_progress=on_progress)
+    except ObjectError as error:
+        raise NotReproducibleError(
+            f"The experience store cannot be read: {error}",
+            fix="Check HOLDFAST_STORE and the credentials of its bucket, and try again.",
+        ) from error
     finally:
         engine.dispose()
 

@@ -1,8 +1,8 @@
 """Finds the imports and the SQL of a source tree that cross a wall between modules.
 
 Imports are read from the syntax tree: statements anywhere in a module, relative ones too, and names in
-strings that load code: `import_module("a.b")` under any name, also with an f-string, and "a.b:function". Where a name
-is put together otherwise, the call is a crossing itself. Blocks under TYPE_CHECKING are left out.
+strings that load code: `import_module("a.b")` under any name, also with an f-string, and "a.b:function". A
+call whose module cannot be read is a crossing itself. Blocks under TYPE_CHECKING are left out.
 """
 
 import ast

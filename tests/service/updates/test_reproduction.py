@@ -63,13 +63,13 @@ class Reproduced:
         return [each["name"] for each in self.document["inputs"] if each["state"] == state]
 
 
-def reproduce(each: Home, update: str, *flags: str) -> Reproduced:
+def reproduce(each: Home, update: str, *flags: str, **environment: str) -> Reproduced:
     """The command as a person runs it, in a fresh process."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
     settings = {"HOLDFAST_HOME": str(each.settings.home), "HOLDFAST_DATABASE_URL": each.settings.database}
     done = subprocess.run(
         [sys.executable, "-m", "service.cli", "update", "reproduce", update, *flags],
-        env={**clean, **settings},
+        env={**clean, **settings, **environment},
         capture_output=True,
         text=True,
         timeout=300,
@@ -414,6 +414,9 @@ def test_what_has_no_verdict_or_no_inputs_cannot_be_reproduced_and_says_why(
         refused(reproduce(each, update.id), 1, "was cancelled, so it made neither challenger nor verdict")
         each.learn(digits(1))
         judged = each.updates()[1]
+        nowhere = {"HOLDFAST_STORE": "s3://nowhere/parts", "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
+        keys = {"AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
+        refused(reproduce(each, judged.id, **nowhere, **keys), 1, "The experience store cannot be read")
         with each.engine.begin() as connection:
             connection.execute(sa.delete(update_inputs))
         refused(reproduce(each, judged.id), 1, "the release that made it did not store them")
