@@ -1,7 +1,7 @@
 """The command `holdfast`. Heavy imports wait until the command that needs them runs.
 
 Exit status: 0 done; 1 refused or failed, one line on standard error says why; 2 wrong usage or settings.
-`update reproduce` has two more: 3 something differs; 4 an older gate judged.
+`update reproduce` has two more: 3 something differs; 4 another gate version judged.
 """
 
 import signal
@@ -109,10 +109,10 @@ def demo(
 
 @pipelines.update_app.command("reproduce")
 def update_reproduce(update: str, json_output: Json = False) -> None:
-    """Make an update's challenger and verdict again, from stored bytes, where the checkpoints are.
+    """Make an update's challenger and verdict again from stored bytes, and compare them.
 
-    Calls no API and changes nothing. Exit status: 0 the same; 3 something differs; 4 the challenger is the
-    same, and an older gate judged it; 1 it cannot be reproduced.
+    Runs where the checkpoints are, calls no API and changes nothing. Exit status: 0 both are the same; 3
+    something differs; 4 the challenger is the same, but another gate version judged; 1 it cannot be done.
     """
     from service.logs import configure
     from service.updates.reproduction import run

@@ -1,4 +1,4 @@
-"""Where two JSON documents differ, field by field."""
+"""Compares two JSON documents field by field."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ class FieldDifference(NamedTuple):
 def document_differences(before: Any, after: Any) -> list[FieldDifference]:
     """Every field that differs, in the order of the documents; empty: they are equal.
 
-    Numbers must be the same number: 1 and 1.0 are, 0.1 and the next float are not.
+    Numbers are equal by value: 1 equals 1.0; 0.1 differs from the next larger float.
     """
     return list(_walk("", before, after))
 
@@ -30,20 +30,20 @@ def _walk(where: str, before: Any, after: Any) -> Iterator[FieldDifference]:
         for key in dict.fromkeys((*before, *after)):
             path = f"{where}.{key}" if where else str(key)
             if key not in before or key not in after:
-                yield FieldDifference(path, _told(before, key), _told(after, key))
+                yield FieldDifference(path, _value(before, key), _value(after, key))
             else:
                 yield from _walk(path, before[key], after[key])
     elif isinstance(before, list) and isinstance(after, list):
         if len(before) != len(after):
             yield FieldDifference(where, f"{len(before)} entries", f"{len(after)} entries")
-        for place, (one, other) in enumerate(zip(before, after, strict=False)):
-            yield from _walk(f"{where}[{place}]", one, other)
+        for index, (one, other) in enumerate(zip(before, after, strict=False)):
+            yield from _walk(f"{where}[{index}]", one, other)
     elif before != after or isinstance(before, bool) != isinstance(after, bool):
         yield FieldDifference(where, _shown(before), _shown(after))
 
 
-def _told(document: dict[str, Any], key: str) -> str:
-    return _shown(document[key]) if key in document else "not there"
+def _value(document: dict[str, Any], key: str) -> str:
+    return _shown(document[key]) if key in document else "missing"
 
 
 def _shown(value: Any) -> str:

@@ -21,7 +21,7 @@ LARGEST_INCHES = 24.0
 MOST_NUMBERS = 40
 """A matrix with more rows or columns is drawn as colours only: a pipeline may learn for years."""
 MOST_CHARACTERS = 4500
-"""Of a version's description: MLflow's store has a column of 5000."""
+"""Limit of a version's description: MLflow's store has a column of 5000."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def retention_figure(matrix: RetentionMatrix) -> "Figure":
 
 @dataclass(frozen=True)
 class ReportInput:
-    """What the report shows."""
+    """Contents of the report."""
 
     pipeline: str
     update_id: str
@@ -139,7 +139,7 @@ class ReportInput:
     pictures: Mapping[str, str] = field(default_factory=dict)
     """Record id -> data URI, of the verdict's worst records that are images."""
     feature_names: Sequence[str] = ()
-    """Of a table's columns; empty: features are called by number."""
+    """Names of a table's columns; empty: features are numbered."""
     classes: Sequence[str] = ()
     """Class names by id."""
 
@@ -185,7 +185,7 @@ def _shaded(matrix: RetentionMatrix) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def markdown_summary(verdict: Verdict) -> str:
-    """What MLflow shows on a version's page: the outcome, and findings in their own words, worst first."""
+    """Text of a version's page in MLflow: the outcome, and findings in their own words, worst first."""
     signs = {"pass": "passed", "fail": "**failed**", "undecided": "*undecided*"}
     head = f"**{verdict.outcome}**: {_cell(verdict.reason)}\n\n| guard | answer | finding |\n|---|---|---|"
     order = ("fail", "undecided", "pass")

@@ -55,7 +55,7 @@ class Publication:
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
-    """Of the run and of the version."""
+    """Tags of the run and of the version."""
     description: str
     """Markdown for the version's page."""
     texts: Mapping[str, str]

@@ -31,12 +31,12 @@ SEEDS = 2**31
 
 @dataclass(frozen=True)
 class LearningEnvironment:
-    """What learning depends on besides records, settings and seed."""
+    """The machine and libraries, on which learning depends besides records, settings and seed."""
 
     device: str
     """"cpu", or the name of the GPU."""
     threads: int
-    """That torch shares one operation out to."""
+    """Threads among which torch divides one operation."""
     machine: str
     """Architecture, and the vector instructions that torch uses."""
     packages: Mapping[str, str]

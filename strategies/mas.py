@@ -1,4 +1,4 @@
-"""Memory aware synapses: weights that the answers depend on are held near where they were.
+"""Memory aware synapses (MAS): penalises changes of weights by how much the outputs depend on them.
 
 Aljundi et al., "Memory Aware Synapses: Learning what (not) to forget", ECCV 2018 (arXiv:1711.09601). The
 importance of a weight is the mean size of the gradient of the squared length of the answer, record by record;

@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """What a learner needs to know of its stream before the first experience."""
+    """Properties of a stream that a learner needs before the first experience."""
 
     shape: tuple[int, ...]
     """Shape of one record's features."""

@@ -34,7 +34,7 @@ class BadShare:
         self._came = self._refused = 0
 
     def note(self, came: int, refused: int) -> None:
-        """Of `came` records, `refused` became dead letters that were not stored before.
+        """Count `came` records, of which `refused` became dead letters that were not stored before.
 
         Raises:
             TooManyBadRecordsError: over the last `window` records, the share is above the limit.

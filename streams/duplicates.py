@@ -115,7 +115,7 @@ def _hashes(ids: pa.StringArray) -> tuple[NDArray[np.uint64], NDArray[np.uint64]
 
 
 def _first_of_each(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Of equal ids within one batch only the first is new."""
+    """Mask of first occurrences: of equal ids within one batch only the first is new."""
     order = np.lexsort((second, first))
     new = np.ones(len(first), dtype=np.bool_)
     same = (first[order[1:]] == first[order[:-1]]) & (second[order[1:]] == second[order[:-1]])

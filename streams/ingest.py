@@ -271,7 +271,7 @@ class Ingest:
             self._commit_late(late, [], None)
         else:
             idle = self._pending.idle()
-            touched = {chunk.partition for chunk in idle} | {letter.partition for letter in self._refused}
+            touched = {chunk.partition for chunk in idle} | {each.partition for each in self._refused}
             pending = self._pending.partitions
             moves = {name: self._settled(name, pending) for name in touched}
             if moves:

@@ -21,7 +21,7 @@ UNLABELLED = -1
 """The label of a record whose label has not come yet."""
 
 COMPLETE, FEATURES_ONLY, LABEL_ONLY = 0, 1, 2
-"""What a record holds, where the schema lets labels come late."""
+"""Contents of a record, if the schema allows late labels."""
 
 
 @dataclass(frozen=True)

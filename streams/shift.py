@@ -61,14 +61,14 @@ class Answers:
 
 @dataclass(frozen=True)
 class Shift:
-    """What the battery found."""
+    """Result of the battery of tests."""
 
     verdict: Literal["shifted", "same", "undecided"]
     """`same`: no evidence of a shift. `undecided`: too few records for any evidence."""
     alpha: float
     """Chance of `shifted` when reference and window are samples of one distribution, at most."""
     p_values: dict[TestName, float]
-    """Of each test that was made, corrected for all comparisons; `shifted` if one is at most alpha."""
+    """p-value of each test, corrected for all comparisons; `shifted` if one is at most alpha."""
     distance: float
     """Largest KS distance of a feature, 0..1."""
     feature: int | None

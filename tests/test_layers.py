@@ -226,6 +226,11 @@ GATE_MAY_IMPORT = {
 }
 
 
+LOADS_BY_NAME = ("streams.catalog", "strategies.base", "strategies.learning.bodies")
+"""Catalogs load what their own strings "module:function" name, which are read here where they are written; a
+body of an installation is the installation's code, not ours."""
+
+
 def listed(found: list[Crossing]) -> str:
     return "\n".join(str(each) for each in found)
 
@@ -258,6 +263,18 @@ def test_a_limited_room_imports_no_more_than_it_may() -> None:
 def test_each_heavy_library_has_one_home() -> None:
     found = layers.outside_homes(TREE, HOMES)
     assert not found, listed(found)
+
+
+def test_no_import_is_made_by_a_name_that_is_not_written_down() -> None:
+    found = layers.unreadable(TREE, LOADS_BY_NAME)
+    assert not found, listed(found)
+
+
+def test_every_name_in_a_rule_is_a_module_or_a_package() -> None:
+    names = [name for limit in LIMITS for name in (limit.room, *limit.may_import)]
+    names += [place for home in HOMES.values() for place in home.places]
+    names += [room for floor in FLOORS for room in floor.rooms]
+    assert layers.nowhere(TREE, (*names, *RANKS, *SQL_HOMES, *LOADS_BY_NAME)) == []
 
 
 def test_sql_stands_only_beside_its_tables() -> None:
@@ -352,6 +369,11 @@ def test_rows_that_import_training_and_the_two_roles_are_strangers_too(tmp_path:
         'import_module(f"strategies.{name}")',
         'BUILDER = "strategies.catalog:STRATEGIES"',
         '__import__("strategies.catalog")',
+        'from importlib import import_module as load\nload("strategies.catalog")',
+        'import_module(name="strategies.catalog")',
+        'import_module("strategies." + name)',
+        'pkgutil.resolve_name("strategies.catalog:STRATEGIES")',
+        'runpy.run_module("strategies.catalog")',
     ],
 )
 def test_an_import_made_by_a_string_is_caught(tmp_path: Path, text: str) -> None:
@@ -363,7 +385,57 @@ def test_an_import_made_by_a_string_is_caught(tmp_path: Path, text: str) -> None
 
 @pytest.mark.parametrize(
     "text",
+    ["import_module(name)", 'import_module(f"{package}.jobs")', 'import_module(".jobs", "service.state")'],
+)
+def test_an_import_whose_name_is_not_written_down_is_caught(tmp_path: Path, text: str) -> None:
+    crossed = tree(tmp_path, service__training__pool=text, service__training__tasks="import math\n")
+    (found,) = layers.unreadable(crossed, ())
+    assert str(found).startswith("service.training.pool loads a module in line 1")
+    assert layers.unreadable(crossed, ["service.training.pool"]) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["from ..state import jobs\n", "from ..state.jobs import claim\n", "from .. import state\n"],
+)
+def test_a_relative_import_is_caught(tmp_path: Path, text: str) -> None:
+    crossed = tree(tmp_path, service__state__jobs="", service__training__pool=text)
+    (found,) = layers.across_rooms(crossed, FLOORS)
+    assert "service.training may not know service.state, a stranger" in str(found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["from service import state\n", "import service.state\n", "from service.state import *\n"],
+)
+def test_a_package_that_is_imported_whole_is_caught(tmp_path: Path, text: str) -> None:
+    crossed = tree(
+        tmp_path,
+        service__state__jobs="",
+        service__training__pool=text,
+        service__commands__gate=text,
+        service__updates__plan=text,
+    )
+    (found,) = layers.across_rooms(crossed, FLOORS)
+    assert found.module == "service.training.pool"
+    (found,) = layers.beyond_limits(crossed, LIMITS)
+    assert found.module == "service.commands.gate"
+
+
+def test_a_rule_about_a_name_that_is_gone_is_caught(tmp_path: Path) -> None:
+    names = ["service.state", "service.state.jobs", "service.sate", "streams"]
+    assert layers.nowhere(tree(tmp_path, service__state__jobs=""), names) == ["service.sate"]
+
+
+@pytest.mark.parametrize(
+    "text",
     [
+        "from service.state.database import jobs\njobs.delete()\n",
+        "from service.state import database\ndatabase.jobs.insert()\n",
+        "from service.state import jobs\ndef f(engine: Engine) -> None:\n    engine.begin().execute('x')\n",
+        "from sqlalchemy import sql\nsql.select(1)\n",
+        "import sqlalchemy.sql\nsqlalchemy.sql.text('x')\n",
+        "import sqlalchemy.dialects.sqlite as lite\nlite.insert('x')\n",
         "import sqlalchemy as sa\nQUERY = sa.select(1)\n",
         "from sqlalchemy import text\nQUERY = text('DELETE FROM jobs')\n",
         "from sqlalchemy.dialects.sqlite import insert as add\nadd(1)\n",
@@ -378,8 +450,10 @@ def test_sql_in_a_wrong_room_is_caught(tmp_path: Path, text: str) -> None:
     assert SQL_WHY in str(found)
 
 
-def test_passing_a_connection_on_is_no_sql(tmp_path: Path) -> None:
-    text = "import sqlalchemy as sa\ndef f(connection: sa.Connection) -> None:\n    rows.add(connection)\n"
+@pytest.mark.parametrize("called", ["jobs.add", "jobs.update", "jobs.exists"])
+def test_passing_a_connection_on_is_no_sql(tmp_path: Path, called: str) -> None:
+    text = "import sqlalchemy as sa\nfrom service.state import jobs\n"
+    text += f"def f(connection: sa.Connection) -> None:\n    {called}(connection)\n"
     assert layers.sql_outside(tree(tmp_path, service__updates__plan=text), SQL_HOMES, why=SQL_WHY) == []
 
 

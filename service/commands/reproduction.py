@@ -1,4 +1,4 @@
-"""What `holdfast update reproduce` prints for a person, and its exit status."""
+"""Output and exit status of `holdfast update reproduce`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -7,11 +7,11 @@ from typing import Any
 STATUS = {"reproduced": 0, "impossible": 1, "differs": 3, "verdict not compared": 4}
 """Outcome -> exit status; as everywhere, 1 is a failure and 2 wrong usage or settings."""
 MOST = 8
-"""Inputs of one kind that are listed one by one, and differences that are shown, at most."""
+"""At most so many inputs of one kind are listed singly, and so many differences are shown."""
 
 
 def lines(reproduction: Mapping[str, Any]) -> Iterator[str]:
-    """The reproduction, whose JSON form is given, as lines of text."""
+    """The JSON form of a `Reproduction` as lines of text."""
     yield f"Update {reproduction['update']} of {reproduction['pipeline']}"
     yield "Inputs:"
     for _, same_kind in groupby(reproduction["inputs"], key=lambda each: each["kind"]):
@@ -21,7 +21,7 @@ def lines(reproduction: Mapping[str, Any]) -> Iterator[str]:
     if reproduction["verdict"]:
         yield from _verdict(reproduction["verdict"])
     for each in reproduction["environment"]:
-        yield f"Here otherwise: {each['where']}: {each['before']} then, {each['after']} now"
+        yield f"Other environment: {each['where']}: {each['before']} then, {each['after']} now"
     yield f"{reproduction['outcome'].capitalize()}. {reproduction['reason']}"
 
 
@@ -44,13 +44,13 @@ def _digests(check: Mapping[str, Any]) -> str:
 
 
 def _short(text: str) -> str:
-    """A digest as the first of its figures; other text as it is."""
+    """The first 12 digits of a digest; other text unchanged."""
     return text[:12] if len(text) == 64 else text
 
 
 def _challenger(challenger: Mapping[str, Any]) -> Iterator[str]:
     if challenger["state"] == "none":
-        yield "Challenger: none, the batch was stopped before it was learnt, then as now"
+        yield "Challenger: none; the data guard stopped the batch, then and now"
         return
     files = ", ".join(challenger["files"])
     yield f"Challenger: {'same, bit for bit' if challenger['state'] == 'same' else 'differs'} ({files})"
@@ -64,12 +64,12 @@ def _challenger(challenger: Mapping[str, Any]) -> Iterator[str]:
 def _verdict(verdict: Mapping[str, Any]) -> Iterator[str]:
     if verdict["state"] == "not compared":
         yield (
-            f"Verdict: not compared; judged by gate version {verdict['gate_then']}, "
-            f"this release is {verdict['gate_now']}"
+            f"Verdict: not compared; gate version {verdict['gate_then']} judged the update, "
+            f"this release has {verdict['gate_now']}"
         )
         return
-    told = f"{verdict['outcome']}, {verdict['findings']} findings, gate version {verdict['gate_then']}"
-    yield f"Verdict: {verdict['state']} ({told})"
+    stored = f"{verdict['outcome']}, {verdict['findings']} findings, gate version {verdict['gate_then']}"
+    yield f"Verdict: {verdict['state']} ({stored})"
     found = verdict["differences"]
     for each in found[:MOST]:
         yield f"  {each['where']}: {each['before']} stored, {each['after']} made again"

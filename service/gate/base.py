@@ -173,7 +173,7 @@ class Verdict:
     findings: tuple[Finding, ...]
     notes: tuple[Note, ...] = ()
     worst: tuple[WorstRecord, ...] = ()
-    """Of a batch that the data guard stopped: the records to look at, at most `MOST_WORST`."""
+    """Records to look at of a batch that the data guard stopped, at most `MOST_WORST`."""
 
     @property
     def audit(self) -> tuple[Finding, ...]:

@@ -1,4 +1,4 @@
-"""What is measured on a batch before it is learnt: screens, suspect records, distribution shift."""
+"""Measurements on a batch before it is learnt: screens, suspect records, distribution shift."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -95,9 +95,9 @@ class ShiftEvidence:
     prior_shift: float | None = None
     """The same by the champion's answers (BBSE); None: it cannot tell the classes apart."""
     estimated_accuracy: float | None = None
-    """Of the champion on the batch, by its confidence."""
+    """Accuracy of the champion on the batch, estimated from its confidence."""
     reference_accuracy: float | None = None
-    """Of the champion on the past holdouts that it was compared with."""
+    """Accuracy of the champion on the past holdouts that the batch was compared with."""
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ _SHOWN_FOR = {"anomalies": "outliers", "labels": "mislabelled"}
 
 
 def _worst(evidence: Evidence, findings: Sequence[Finding]) -> tuple[WorstRecord, ...]:
-    """Of a batch that was stopped: the worst records of each kind that failed, in equal numbers."""
+    """Worst records of a stopped batch: of each kind that failed, in equal numbers."""
     if evidence.learnt or not isinstance(evidence.data, DataEvidence):
         return ()
     failed = {_SHOWN_FOR.get(each.guard, each.guard) for each in findings if each.answer == "fail"}

@@ -23,7 +23,7 @@ ENOUGH_OF_A_CLASS = 30
 """Fewest records of each class for a metric that averages over classes."""
 LARGEST_BRIER = 2.0
 BINS = 15
-"""Of the expected calibration error."""
+"""Bins of the expected calibration error."""
 
 
 def unseen_n(share: float, alpha: float) -> int:
@@ -60,9 +60,9 @@ class Increase:
     """One-sided limits of the true mean, each at alpha."""
     upper: float
     p_within: float
-    """Of H0 "the true increase is the margin or more"; at most alpha lets the challenger pass."""
+    """p-value of H0 "the true increase is the margin or more"; at most alpha lets the challenger pass."""
     p_worse: float
-    """Of H0 "nothing got worse"."""
+    """p-value of H0 "nothing got worse"."""
 
     def needed(self, margin: float, alpha: float, *, power: float = 0.8) -> int:
         """Records that would let a challenger that is truly no worse pass with that probability."""
@@ -94,7 +94,7 @@ def increase(differences: Floats, *, margin: float, alpha: float, bound: float) 
 
 
 def _p(above: float, spread: float, third: float, *, n: int) -> float:
-    """Of a mean that lies `above` the hypothesis, the other way being the alternative."""
+    """One-sided p-value of a mean that lies `above` the hypothesis; the alternative lies below it."""
     if spread == 0:
         return 0.0 if above < 0 else 1.0
     error = spread / n**0.5
@@ -142,7 +142,7 @@ def losses(metric: Metric, labels: NDArray[np.int64], details: Details) -> Float
 
 
 def _f1_losses(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> Floats:
-    """Of one class. F1 = 2 tp / (predicted + true), a ratio of means; its influence by the delta method."""
+    """Losses of one class. F1 = 2 tp / (predicted + true), a ratio of means; influence by delta method."""
     scale = predicted.mean() + truth.mean()
     score = 2 * (predicted & truth).mean() / scale
     influence = (2.0 * (predicted & truth) - score * (predicted.astype(np.float64) + truth)) / scale
@@ -150,7 +150,7 @@ def _f1_losses(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> Floats
 
 
 def _recall_losses(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> Floats:
-    """Of one class; the mean of recalls is the balanced accuracy."""
+    """Losses of one class; the mean of recalls is the balanced accuracy."""
     recall = (predicted & truth).sum() / truth.sum()
     return np.asarray(1 - recall - truth * (predicted - recall) / truth.mean(), dtype=np.float64)
 

@@ -45,7 +45,7 @@ class NearDuplicates:
     records: int
     """Records of the holdout that have a near duplicate (see `service.gate.obsolete`)."""
     relabelled: int
-    """Of these, those whose near duplicate carries another label."""
+    """Of these, the records whose near duplicate carries another label."""
     usual: float
     """Share of the holdout's records whose nearest record in the same holdout carries another label."""
 

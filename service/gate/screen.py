@@ -200,7 +200,7 @@ def _measure(
 def _against_neighbours(
     features: NDArray[np.float64], labels: NDArray[np.generic]
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Of one subsample: does the label differ from the neighbours' majority, and the ratio of distances."""
+    """Of each record in a subsample: does its label differ from its neighbours', and the distance ratio."""
     n = len(features)
     squares = (features**2).sum(axis=1)
     distances = np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * features @ features.T, 0.0))

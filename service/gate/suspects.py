@@ -37,10 +37,10 @@ _OUTLYING = 0.01
 _UNLIKELY = 0.05
 _RARE_PERCENT = 20.0
 _FEW, _MOST = 1, 3
-"""Of 5 neighbours: so few share a label that it is doubtful; so many are a majority."""
+"""Neighbours (of 5) that share a label: at most `_FEW` make it doubtful, at least `_MOST` are a majority."""
 _OWN_PART = 10
 _SMALLEST_SPREAD = 0.1
-"""Of a column, as a share of the mean one: a column that hardly varies must not outweigh all others."""
+"""Least spread of a column, as a share of the mean spread: one that hardly varies must not outweigh all."""
 _DEVIATIONS = 3
 _FAR = 100.0
 _VARIES = 0.05
@@ -195,7 +195,7 @@ def _conformal(reference: Floats, scores: Floats) -> Floats:
 
 
 def _conformal_within(scores: Floats) -> Floats:
-    """The same of each score against all others; it counts itself as the 1."""
+    """As `_conformal`, of each score against all others; it counts itself as the 1."""
     return np.asarray(_as_large(scores, scores) / len(scores), dtype=np.float64)
 
 

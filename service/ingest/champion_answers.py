@@ -1,4 +1,4 @@
-"""What triggers need of the service: the champion's errors on arriving records, and costs of updates."""
+"""Inputs of triggers: the champion's errors on arriving records, and the costs of past updates."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -35,7 +35,7 @@ PENDING_SECONDS = 1.0
 
 
 def ingest_config(spec: PipelineSpec) -> IngestConfig:
-    """What a pipeline declares of its ingest, as the data side takes it."""
+    """The pipeline's declaration as configuration of the ingest loop."""
     return IngestConfig(
         spec.name,
         spec.record_schema,

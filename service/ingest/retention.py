@@ -92,7 +92,7 @@ def _unneeded(connection: sa.Connection, spec: PipelineSpec, rows: Sequence[Expe
 
 
 def _settled(connection: sa.Connection, pipeline: str, number: int) -> Set[int]:
-    """What both the champion and the one before it, to which a rollback returns, have learnt."""
+    """Experiences learnt by both the champion and its parent, to which a rollback returns."""
     lineage = champions.lineage(connection, pipeline, number)
     states = backlog.states(connection, pipeline)
     if len(lineage) < 2:

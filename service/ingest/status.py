@@ -21,7 +21,7 @@ SHOWN_PARTITIONS = 1000
 
 @dataclass(frozen=True)
 class Stream:
-    """What the database says of a stream."""
+    """A stream's state as the database has it."""
 
     spec: PipelineSpec
     state: StreamState

@@ -21,7 +21,7 @@ FORM = 1
 
 @dataclass(frozen=True)
 class Mark:
-    """What a person has set for a holdout."""
+    """Settings of a person for a holdout."""
 
     retired: bool = False
     """Updates are no longer compared on it."""

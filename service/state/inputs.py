@@ -1,6 +1,6 @@
-"""Documents that fix an update's challenger and verdict: JSON texts, each with the sha256 of its bytes.
+"""Stores an update's input documents: JSON texts, each with the sha256 of its bytes.
 
-Written once and never changed. What they hold, `service.updates.inputs` says.
+They are written once and never changed. `service.updates.inputs` defines their contents.
 """
 
 import hashlib
@@ -17,12 +17,12 @@ Name = Literal["configuration", "plan", "result"]
 
 @dataclass(frozen=True)
 class StoredDocument:
-    """One document as it lies in the database now."""
+    """One document as the database has it now."""
 
     name: Name
     text: str
     digest: str
-    """sha256 of the text when it was stored."""
+    """sha256 of the text, stored with it."""
 
     @property
     def found(self) -> str:
@@ -31,7 +31,7 @@ class StoredDocument:
 
     @property
     def intact(self) -> bool:
-        """Whether the text is what was stored."""
+        """Whether the text still has the stored digest."""
         return self.found == self.digest
 
 
@@ -57,7 +57,7 @@ def save(connection: sa.Connection, update_id: str, texts: Mapping[Name, str]) -
 
 
 def read(connection: sa.Connection, update_id: str) -> dict[Name, StoredDocument]:
-    """The documents of an update; empty: it was planned by a release that stored none, or not yet."""
+    """The documents of an update; empty: it has no plan yet, or an older release planned it."""
     columns = update_inputs.c
     rows = connection.execute(
         sa.select(columns.name, columns.document, columns.digest).where(columns.update_id == update_id)
@@ -66,5 +66,5 @@ def read(connection: sa.Connection, update_id: str) -> dict[Name, StoredDocument
 
 
 def are_kept(connection: sa.Connection) -> bool:
-    """Whether the database is of a release that stores inputs at all."""
+    """Whether the database has the table for them; an older release's has not."""
     return sa.inspect(connection).has_table(update_inputs.name)

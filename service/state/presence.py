@@ -1,4 +1,4 @@
-"""Signs of life of the service's processes, written to the database every few seconds."""
+"""Heartbeats of the service's processes, written to the database every few seconds."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: their digests, and where two of them differ. Needs no torch."""
+"""Digests of checkpoint files, and differences between two such files. Needs no torch."""
 
 import hashlib
 import json
@@ -17,21 +17,21 @@ from service.training.tasks import RESULT_FILE
 TENSORS = ".safetensors"
 _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 _DERIVED = ("sha256", "document.tensors_sha256")
-"""Digests within a state file: they say no more than that something else differs."""
+"""Digests inside a state file; they differ only where another field differs too."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that is not the same in two checkpoints."""
+    """One difference between two checkpoints."""
 
     file: str
     what: str
-    """A tensor or a field; empty: the file itself."""
+    """Name of the tensor or field; empty: the whole file."""
     detail: str
 
 
 def digests(folder: Path | None) -> dict[str, str]:
-    """Of each file of an update's checkpoint, the sha256; what the gate was shown (`result.json`) is none."""
+    """sha256 of each file of a checkpoint; the trainer's result (`result.json`) is not part of it."""
     if folder is None:
         return {}
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != RESULT_FILE)
@@ -45,7 +45,7 @@ def digest(path: Path) -> str:
 
 
 def file_differences(name: str, stored: Path, made: Path) -> list[Difference]:
-    """Where a stored file differs from the one made again: by tensor, by field, or as a whole."""
+    """Differences of a stored file and the reproduced one: by tensor, by field, or as a whole."""
     if stored.read_bytes() == made.read_bytes():
         return []
     if stored.suffix == TENSORS:
@@ -54,7 +54,7 @@ def file_differences(name: str, stored: Path, made: Path) -> list[Difference]:
         found = _fields(name, stored, made)
     else:
         found = [Difference(name, "", "other bytes")]
-    return found or [Difference(name, "", "its bytes are others, its content is the same")]
+    return found or [Difference(name, "", "the bytes differ, the content is the same")]
 
 
 def _tensors(name: str, stored: Path, made: Path) -> list[Difference]:

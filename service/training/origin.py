@@ -1,4 +1,4 @@
-"""Where a trainer's result comes from: environment, installed networks, and digests of checkpoints."""
+"""Records a result's origin: environment, own networks and weights, digests of checkpoint files."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from strategies.network_choice import Installation
 
 
 def origin_of(task: Task) -> Origin:
-    """The origin of what this process makes of a task, before it learns.
+    """The origin of a result that this process is about to make; `made` is still empty.
 
     Raises:
-        StrategyError: a file of the champion's checkpoint went while it was read.
+        StrategyError: a file of the champion's checkpoint cannot be read.
     """
     from strategies.learning.environment import learning_environment
 
@@ -33,10 +33,10 @@ def origin_of(task: Task) -> Origin:
 
 
 def installed(strategy: Mapping[str, Any], installation: Installation) -> dict[str, str]:
-    """What stands behind the names that a strategy's config takes from the installation.
+    """Digests of the own network and the weight file that a strategy's config names.
 
-    Of an own network the function and the sha256 of its module's file; what that imports is not followed. Of
-    weights the sha256 of their file. A name that the installation lacks is left out: learning says so itself.
+    For an own network: its function, and the sha256 of its module's file but not of what that imports. For
+    weights: the sha256 of their file. A name that the installation lacks is left out; learning reports it.
     """
     network = strategy.get("network")
     if not isinstance(network, Mapping):

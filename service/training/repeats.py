@@ -99,6 +99,14 @@ def repeat_folder(folder: Path, number: int) -> Path:
     return folder.with_name(f"{folder.name}-seed-{number}")
 
 
+def remove_stale(folder: Path, *, inputs: str) -> None:
+    """Delete finished repeats of the update in `folder` that were made for other inputs than these."""
+    for left in folder.parent.glob(f"{folder.name}-seed-*"):
+        made = read_repeated(left)
+        if made is not None and made.inputs != inputs:
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def remove(folder: Path) -> None:
     """Delete the folders of the repeats of the update in `folder`, finished or not."""
     for left in folder.parent.glob(f"{folder.name}-seed-*"):

@@ -87,18 +87,18 @@ class Task:
     installation: Installation = field(default_factory=Installation)
     """Networks and weights of the installation; the trainer's own environment is ignored."""
     inputs: str = ""
-    """Digest of the update's stored inputs, which the result names."""
+    """Digest of the update's stored inputs; copied into the result."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a result was made and from which bytes: with the stored inputs, all that fixes it."""
+    """The machine and the files that made a result; with the stored inputs they determine it."""
 
     inputs: str
     """Digest of the stored inputs."""
     environment: LearningEnvironment
     installed: dict[str, str]
-    """Own networks and weight files that the strategy names -> digest of what stood behind the name."""
+    """Own networks and weight files that the strategy names -> digest."""
     base: dict[str, str]
     """Files of the champion's checkpoint -> sha256."""
     made: dict[str, str] = field(default_factory=dict)
@@ -116,6 +116,8 @@ class Repeated:
     """Class ids of the answers."""
     failure: str | None = None
     """Why nothing was learnt with this seed; None: it was."""
+    inputs: str = ""
+    """Digest of the update's stored inputs; empty where an older release made the result."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Result:
     """Result of a run: the data guard's findings and, if the batch was learnt, the challenger's answers."""
 
     data: DataEvidence
-    """Of the worst experience of the batch."""
+    """Evidence on the worst experience of the batch."""
     stopped: tuple[int, ...]
     """Experiences that the data guard stopped; when there is one, nothing was learnt."""
     screens: dict[int, Screen]
@@ -140,9 +142,9 @@ class Result:
     train_accuracy: float | None = None
     challenger_details: dict[int, Details] = field(default_factory=dict)
     baseline_details: dict[int, Details] = field(default_factory=dict)
-    """Of the champion; the majority class has none."""
+    """Details of the champion's answers; the majority class has none."""
     records: dict[int, HoldoutRecords] = field(default_factory=dict)
-    """Of each holdout, where a guard asks for them."""
+    """Labels and groups of each holdout's records, if a guard needs them."""
     disturbed: tuple[Disturbed, ...] = ()
     running: Running | None = None
     shift: ShiftEvidence | None = None

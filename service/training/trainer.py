@@ -96,10 +96,10 @@ def _repeat(task: Task, on_progress: OnProgress) -> Repeated:
         learner.learn(merge(_opened(store, task.learn)), _step_progress(on_progress))
     except StrategyError as error:
         # That this seed cannot learn is an answer; the challenger stands on its own evidence.
-        return Repeated(seed, failure=str(error))
+        return Repeated(seed, failure=str(error), inputs=task.inputs)
     answered = {holdout.index: answer(learner, holdout) for holdout in _Holdouts.of(task, store).all}
     predicted = {index: details.predicted for index, details in _details(answered).items()}
-    return Repeated(seed, right=_bits(answered), predicted=predicted)
+    return Repeated(seed, right=_bits(answered), predicted=predicted, inputs=task.inputs)
 
 
 def _step_progress(on_progress: OnProgress) -> Progress:
@@ -146,7 +146,7 @@ def load_learner(folder: Path) -> Learner:
 
 
 def answers_of(folder: Path, parts: Sequence[Stored], task: Task) -> dict[int, Bits]:
-    """What the learner that an update left in `folder` answers on stored parts, by experience.
+    """Answers on stored parts, by experience, of the learner that an update left in `folder`.
 
     Raises:
         StateError: its checkpoint is missing or damaged.
@@ -235,7 +235,7 @@ def _baseline(task: Task, learner: Learner, batch: Experience, holdouts: _Holdou
 
 
 def _running(task: Task, report: LearnReport, train_right: Bits, *, rounds: Rounds, scratch: Path) -> Running:
-    """What the challenger cost to make, and costs to run."""
+    """Costs of training the challenger and of running it."""
     champion_rounds, challenger_rounds = rounds
     return Running(
         champion_rounds=champion_rounds,

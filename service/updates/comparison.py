@@ -1,4 +1,4 @@
-"""A plan as a trainer's task, and the trainer's result as the gate's evidence. Pure functions."""
+"""Pure functions from a plan to the trainer's task, and from its result to the gate's evidence."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ def task_of(
     store: StoreLocation,
     installation: Installation,
 ) -> Task:
-    """The task by which a trainer makes the challenger.
+    """The trainer's task for a plan.
 
     Args:
         folder: the folder that the result will be written to.
@@ -85,7 +85,7 @@ def _paired(plan: Plan, result: Result, index: int) -> PairedAnswers:
         experience=index,
         baseline=result.baseline.get(index, plan.past.get(index)),
         challenger=result.challenger.get(index),
-        # Of a past holdout: to be new again, an experience must have been rolled back.
+        # Only past holdouts have margins; a new one may have an old margin, if a rollback made it new again.
         margin=plan.margins.get(index) if index in plan.judged else None,
         looks=plan.looks.get(index, 0),
         near_duplicates=result.near_duplicates.get(index),
@@ -97,7 +97,7 @@ def _paired(plan: Plan, result: Result, index: int) -> PairedAnswers:
 
 
 def _audit(plan: Plan, result: Result) -> Audit:
-    """The pairs that an audit compares: the challenger with each experience's anchor."""
+    """The pairs that an audit compares: the challenger and the anchor of each experience."""
     nothing = np.zeros(0, dtype=bool)
     return Audit(
         answers=tuple(

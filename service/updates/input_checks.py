@@ -1,4 +1,4 @@
-"""Whether what an update was made from is still what was stored with it: documents, parts, checkpoints."""
+"""Checks that an update's inputs are unchanged: documents, experience files, checkpoints, installation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,21 +19,21 @@ State = Literal["same", "differs", "gone"]
 
 @dataclass(frozen=True)
 class Check:
-    """One input of an update: what was stored of it, and what is found now."""
+    """One input of an update: the stored digest compared with the digest found now."""
 
     kind: str
     """Such as `document`, `train part` or `base checkpoint`."""
     name: str
     state: State
     stored: str | None = None
-    """sha256 that was stored with the update; of the installation, what stood behind the name."""
+    """sha256 stored with the update; of an own network also its function."""
     found: str | None = None
     detail: str = ""
-    """What is wrong, or since when it is gone."""
+    """What is wrong, or since when it is missing."""
 
 
 def checked_documents(stored: Mapping[Name, StoredDocument]) -> list[Check]:
-    """The update's own documents: each against the digest that was stored beside it."""
+    """Compare each stored document with its own digest."""
     return [
         Check(
             "document",
@@ -41,14 +41,14 @@ def checked_documents(stored: Mapping[Name, StoredDocument]) -> list[Check]:
             "same" if each.intact else "differs",
             each.digest,
             each.found,
-            "" if each.intact else "its row in the table update_inputs is not what was stored",
+            "" if each.intact else "its row in the table update_inputs was changed",
         )
         for name, each in stored.items()
     ]
 
 
 def checked_parts(store: ExperienceStore, plan: Plan, removed_at: Mapping[int, float | None]) -> list[Check]:
-    """The parts that are learnt and those that are judged.
+    """Check the files of the parts that are learnt and of those that are judged.
 
     Args:
         removed_at: when the retention policy removed an experience's train part.
@@ -82,24 +82,24 @@ def _removed(moment: float | None) -> str:
     if moment is None:
         return ""
     at = datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
-    return f"the pipeline's retention let it go at {at}"
+    return f"removed by the pipeline's retention at {at}"
 
 
 def checked_files(folder: Path, digests: Mapping[str, str], *, kind: str, name: str) -> list[Check]:
-    """The files of a checkpoint."""
+    """Compare the files of a checkpoint with their digests."""
     return [_file(folder / file, sha, kind=kind, name=f"{name}, {file}") for file, sha in digests.items()]
 
 
 def _file(path: Path, stored: str, *, kind: str, name: str) -> Check:
     if not path.is_file():
-        return Check(kind, name, "gone", stored, detail=f"{path} is not there")
+        return Check(kind, name, "gone", stored, detail=f"there is no file {path}")
     found = digest(path)
-    detail = "" if found == stored else f"{path} is not what the update was made from"
+    detail = "" if found == stored else f"{path} was changed"
     return Check(kind, name, "same" if found == stored else "differs", stored, found, detail)
 
 
 def checked_installation(then: Mapping[str, str], now: Mapping[str, str]) -> list[Check]:
-    """Own networks and weight files that the strategy names."""
+    """Compare the own networks and weight files that the strategy names."""
     return [
         Check(
             "installation",

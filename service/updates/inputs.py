@@ -1,9 +1,9 @@
-"""What fixes an update's challenger and verdict, as three JSON documents that are stored with it.
+"""The JSON documents that fix an update's challenger and verdict: `configuration`, `plan` and `result`.
 
-`configuration` and `plan` are written in the transaction in which the first attempt fixes what is learnt, and
-every later attempt goes by them: marks, classes, looks or margins that change meanwhile change nothing.
-`result` (`service.updates.results`) is written with the verdict: where and from which bytes the challenger
-was made. Answers and screens are large and lie in tables of their own, so they are named by digest.
+The first attempt writes `configuration` and `plan`, and later attempts read them, so marks, classes, looks
+and margins that change in between have no effect. `result` (`service.updates.results`) is written with the
+verdict and names the machine and the files that made the challenger. Answers and screens are large and have
+tables of their own; the documents name them by digest.
 """
 
 import hashlib
@@ -25,27 +25,27 @@ from streams.base import RecordSchema
 from streams.state.experiences import ExperienceRow, Part
 
 FORM = 1
-"""Of the documents. Another release's form is refused, never guessed at."""
+"""Version of the documents' format; documents of another version are refused."""
 
 Document = TypeVar("Document")
 
 
 class Configuration(BaseModel):
-    """The part of a pipeline's spec that an update is fixed by."""
+    """The part of a pipeline's spec that an update depends on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     form: int = FORM
     record_schema: RecordSchema
     classes: tuple[str, ...]
-    """Every class of the stream then, by id."""
+    """Every class of the stream at planning time; the id is the position."""
     strategy: StrategyChoice
     gate: GateConfig
     max_carries: int
 
     @classmethod
     def of(cls, spec: PipelineSpec, classes: Sequence[str]) -> "Configuration":
-        """What a spec says, with the classes that the stream has by now."""
+        """The configuration of a spec, with the classes that the stream has now."""
         return cls(
             record_schema=spec.record_schema,
             classes=tuple(classes),
@@ -56,7 +56,7 @@ class Configuration(BaseModel):
 
     @property
     def stream_info(self) -> StreamInfo:
-        """What a learner must know of the stream."""
+        """Shape, classes and dtype of the stream's records."""
         schema = self.record_schema
         return StreamInfo(shape=schema.shape, classes=self.classes, dtype=schema.dtype)
 
@@ -71,13 +71,13 @@ class Parts:
 
     @staticmethod
     def of(row: ExperienceRow) -> "Parts":
-        """Those of a row."""
+        """The parts that an experience row names."""
         return Parts(row.train, row.gate, row.audit)
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Answers that are stored elsewhere, by their number and digest."""
+    """Number and digest of answers that are stored in a table of their own."""
 
     records: int
     digest: str
@@ -89,9 +89,9 @@ class Base:
 
     version: int
     revision: int | None
-    """Of the champion row; what a promotion compares with."""
+    """Revision of the champion row; a promotion requires that it has not changed."""
     update_id: str
-    """The update that made it: its checkpoint lies there."""
+    """The update that made it; names the checkpoint folder."""
 
 
 @dataclass(frozen=True)
@@ -100,22 +100,22 @@ class Anchor:
 
     update_id: str
     answers: Kept
-    """On the experience's sealed part."""
+    """On the experience's audit part."""
 
 
 @dataclass(frozen=True)
 class PlanDocument:
-    """What an update learns, from which champion, and against what it is judged."""
+    """What an update learns, the champion it starts from, and the holdouts it is judged on."""
 
     experiences: tuple[int, ...]
     base: Base | None
     parts: dict[int, Parts]
-    """Of the experiences to learn and of the past holdouts that are judged."""
+    """Parts of the experiences to learn and of the past holdouts that are judged."""
     judged: tuple[tuple[int, int], ...]
-    """Past holdouts that are judged, in their order, and how many of their records at most."""
+    """Past holdouts that are judged, in order, each with its maximum number of records."""
     margins: dict[int, float]
     past: dict[int, Kept]
-    """The champion's answers on past holdouts that were stored then."""
+    """The champion's answers on past holdouts, as far as they were stored at planning time."""
     past_details: dict[int, Kept]
     anchors: dict[int, Anchor]
     looks: dict[int, int]
@@ -124,14 +124,14 @@ class PlanDocument:
     last_audited: int | None
     freeze: Freeze | None
     references: tuple[int, ...]
-    """Experiences whose screens the batch is compared with,"""
+    """Experiences whose screens the batch is compared with."""
     references_digest: str
-    """and the digest of these screens."""
+    """Digest of these screens."""
     form: int = FORM
 
 
 def encode(document: object) -> str:
-    """The text that is stored: the same document gives the same text."""
+    """The document as JSON text; equal documents give equal texts."""
     plain = document.model_dump(mode="json") if isinstance(document, Configuration) else document
     return msgspec.json.encode(msgspec.to_builtins(plain, str_keys=True), order="sorted").decode()
 
@@ -140,14 +140,17 @@ def decode(stored: StoredDocument, kind: type[Document]) -> Document:
     """A stored document.
 
     Raises:
-        InputsUnfitError: it is not what was stored, or of another release's form.
+        InputsUnfitError: it was changed after it was stored, or another release stored it.
     """
     if not stored.intact:
         raise InputsUnfitError(
-            f"The stored {stored.name} of an update is not what was stored with it.",
-            fix="Somebody or something changed the table update_inputs: restore the database from a backup.",
+            f"The stored {stored.name} of an update was changed after it was stored.",
+            fix="The table update_inputs was changed: restore the database from a backup.",
         )
     try:
+        form = msgspec.json.decode(stored.text, type=_Form).form
+        if form != FORM:
+            raise _of_another_release(stored, f"it has form {form}, and this release reads form {FORM}")
         if issubclass(kind, BaseModel):
             return kind.model_validate_json(stored.text)
         return msgspec.json.decode(stored.text, type=kind)
@@ -158,6 +161,13 @@ def decode(stored: StoredDocument, kind: type[Document]) -> Document:
         raise _of_another_release(stored, str(error)) from error
 
 
+@dataclass(frozen=True)
+class _Form:
+    """The one field that every document of every release has."""
+
+    form: int
+
+
 def _of_another_release(stored: StoredDocument, why: str) -> InputsUnfitError:
     return InputsUnfitError(
         f"The stored {stored.name} of an update does not fit this release: {why}.",
@@ -166,17 +176,17 @@ def _of_another_release(stored: StoredDocument, why: str) -> InputsUnfitError:
 
 
 def inputs_digest(stored: Mapping[Name, StoredDocument]) -> str:
-    """One digest of configuration and plan: what a trainer's result was made for."""
+    """One digest of configuration and plan; the trainer's result names it."""
     return digest_of(f"{stored['configuration'].digest} {stored['plan'].digest}")
 
 
 def kept_bits(bits: Bits) -> Kept:
-    """Right/wrong bits by number and digest."""
+    """Number and digest of right/wrong bits."""
     return Kept(len(bits), _sha256(np.packbits(bits)))
 
 
 def kept_details(details: Details) -> Kept:
-    """The details of answers by number and digest."""
+    """Number and digest of the details of answers."""
     columns = [details.predicted.astype("<i4"), *(each.astype("<f4") for each in _floats(details))]
     return Kept(len(details), _sha256(*columns))
 

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import sqlalchemy as sa
 
+from service.errors import InputsUnfitError
 from service.gate.base import Bits, Details, Freeze, GateConfig, Screen
 from service.state import backlog, champions, freezes, holdouts, jobs
 from service.state import inputs as stored_inputs
@@ -32,18 +33,18 @@ from streams.state.tables import reading
 
 @dataclass(frozen=True)
 class Plan:
-    """Fixed at the update's first attempt and stored with it, so the same at every later one."""
+    """What an update learns and is judged on; stored at its first attempt, so the same at every later one."""
 
     update: Update
     spec: Configuration
-    """What the pipeline's spec said then."""
+    """The pipeline's spec at the first attempt."""
     champion: Version | None
     lineage: tuple[Version, ...]
     """The champion's ancestors, oldest first, and itself."""
     experiences: tuple[int, ...]
-    """What to learn; empty: there is nothing."""
+    """Experiences to learn; empty: there is nothing."""
     rows: Mapping[int, Parts]
-    """Of the experiences to learn and of the past holdouts that are judged."""
+    """Parts of the experiences to learn and of the past holdouts that are judged."""
     past: Mapping[int, Bits]
     """The champion's stored answers on the past holdouts that are judged."""
     past_details: Mapping[int, Details]
@@ -53,20 +54,20 @@ class Plan:
     margins: Mapping[int, float]
     """Holdout -> its own margin, where a person set one."""
     anchors: Mapping[int, Bits]
-    """For each of them, the stored answers of its anchor on the sealed part."""
+    """Judged holdout -> stored answers of its anchor on the sealed part."""
     anchored_by: Mapping[int, str]
-    """The update that made each of these anchors."""
+    """Judged holdout -> id of the update that made its anchor."""
     looks: Mapping[int, int]
     """Holdout -> earlier updates that were compared on it."""
     audits: Mapping[int, int]
-    """The same of the sealed parts."""
+    """Holdout -> earlier updates that were compared on its sealed part."""
     attempt: int
     """1 + earlier tries of one of these experiences against the same champion."""
     last_audited: int | None
     """The newest version of the lineage whose audit passed."""
     freeze: Freeze | None
     references: Mapping[int, Screen]
-    """Statistics of the experiences that the champion learnt."""
+    """Screens of the experiences that the champion learnt."""
     inputs: str
     """Digest of what is stored with the update; empty where there is nothing to learn."""
 
@@ -77,12 +78,12 @@ class Plan:
 
     @property
     def learnt_before(self) -> tuple[int, ...]:
-        """What the champion learnt."""
+        """Experiences that the champion learnt."""
         return tuple(self.champion.learnt) if self.champion else ()
 
     @property
     def learnt_after(self) -> tuple[int, ...]:
-        """What the challenger will have learnt."""
+        """Experiences that the challenger will have learnt."""
         return tuple(sorted({*self.learnt_before, *self.experiences}))
 
     @property
@@ -172,7 +173,7 @@ def _new_plan(connection: sa.Connection, manifest: Manifest, update: Update) -> 
 
 
 def _document(plan: Plan) -> PlanDocument:
-    """A plan as it is stored: answers and screens by digest, the rest whole."""
+    """The document of a plan: answers and screens by digest, the rest in full."""
     champion = plan.champion
     seen = {*plan.judged, *plan.experiences}
     return PlanDocument(
@@ -219,7 +220,7 @@ def stored_plan(connection: sa.Connection, update: Update, stored: Mapping[Name,
         base_version=base.version if base else None,
         base_revision=base.revision if base else None,
     )
-    lineage = champions.lineage(connection, pipeline, update.base_version)
+    lineage = _stored_lineage(connection, update, base)
     wanted = {index: kept.records for index, kept in document.past.items()}
     past, details = _past(connection, lineage, wanted, details=bool(document.past_details))
     anchors = {index: bits for index, (_, bits) in _anchors(connection, lineage, judged).items()}
@@ -251,6 +252,26 @@ def stored_plan(connection: sa.Connection, update: Update, stored: Mapping[Name,
         freeze=document.freeze,
         references=backlog.screens(connection, pipeline, document.references),
         inputs=inputs_digest(stored),
+    )
+
+
+def _stored_lineage(connection: sa.Connection, update: Update, base: Base | None) -> list[Version]:
+    """The lineage of the champion that the stored plan names.
+
+    Raises:
+        InputsUnfitError: the version is recorded no more, or as another update's.
+    """
+    if base is None:
+        return []
+    lineage = champions.lineage(connection, update.pipeline, base.version)
+    recorded = lineage[-1].update_id if lineage else None
+    if recorded == base.update_id:
+        return lineage
+    found = f"is recorded for update {recorded}" if recorded else "is not recorded any more"
+    raise InputsUnfitError(
+        f"Update {update.id} starts from version {base.version} of {update.pipeline!r}, made by update "
+        f"{base.update_id}; that version {found}.",
+        fix="The table versions was changed: restore the database from a backup.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What MLflow gets of an update: parameters, metrics, tags, figures, verdict and report."""
+"""Publication of an update in MLflow: parameters, metrics, tags, figures, verdict and report."""
 
 import json
 from collections.abc import Mapping

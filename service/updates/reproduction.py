@@ -1,12 +1,12 @@
-"""Make an update's challenger and verdict again from stored bytes, and say whether they are the same.
+"""Reproduces an update: makes its challenger and verdict again from stored bytes, and compares both.
 
-Never from the stored result: the champion's checkpoint is restored, the stored experiences are learnt in
-scratch space, champion and anchors answer the holdouts again, and the gate decides again. Nothing of the
-installation changes: no row, no file, no run.
+The stored result serves to compare with, and for nothing else: the champion's checkpoint is restored, the
+stored experiences are learnt into a temporary folder, champion and anchors answer the holdouts again, and the
+gate decides again. The installation does not change: no row, no file, no MLflow run.
 
-The command `holdfast update reproduce` runs this where the checkpoints are. There is no route for it: it
-takes as long as the update and all that a trainer imports, and the API process has neither torch nor a worker
-to give it to.
+The command `holdfast update reproduce` runs this on a machine that has the checkpoints and a trainer's
+libraries. There is no route for it: it takes as long as the update did, and the API process has neither torch
+nor a worker.
 """
 
 import os
@@ -47,40 +47,47 @@ from service.updates.verification import (
 from strategies.base import StrategyError
 from streams.state.manifest import Manifest
 from streams.state.tables import reading
+from streams.store.objects import ObjectError
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What was stored with an update, and what its stored rows say today."""
+    """An update with its stored documents, and the plan read from them."""
 
     update: Update
     plan: Plan
     document: PlanDocument
     result: ResultDocument
     anchors: Mapping[str, Mapping[str, str]]
-    """Update that made an anchor -> digests of its checkpoint's files; empty where none were stored."""
+    """Id of each update that made an anchor -> sha256 of its checkpoint's files; empty: none were stored."""
 
 
 def run(settings: Settings, update_id: str, on_progress: OnProgress) -> Reproduction:
     """Reproduce one update of this installation.
 
     Raises:
-        SettingsError: there is no database where the settings say.
+        SettingsError: the settings name a SQLite file that does not exist.
         UpdateUnknownError: there is no such update.
-        NotReproducibleError: it has no verdict, no stored inputs, or wants another machine.
-        InputsUnfitError: its stored inputs are of another release.
+        NotReproducibleError: it has no verdict or no stored inputs, it learnt on another device, or its store
+            cannot be read.
+        InputsUnfitError: another release stored its inputs, or its champion's version is not recorded.
     """
     _require_database(settings)
     engine = connect(settings.database)
     try:
         with tempfile.TemporaryDirectory(prefix="holdfast-reproduce-") as scratch:
             return reproduce(engine, settings, update_id, scratch=Path(scratch), on_progress=on_progress)
+    except ObjectError as error:
+        raise NotReproducibleError(
+            f"The experience store cannot be read: {error}",
+            fix="Check HOLDFAST_STORE and the credentials of its bucket, and try again.",
+        ) from error
     finally:
         engine.dispose()
 
 
 def _require_database(settings: Settings) -> None:
-    """SQLite would make an empty file."""
+    """Refuse a SQLite file that does not exist: connecting would create it."""
     url = sa.make_url(settings.database)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
         raise SettingsError(
@@ -92,7 +99,7 @@ def _require_database(settings: Settings) -> None:
 def reproduce(
     engine: sa.Engine, settings: Settings, update_id: str, *, scratch: Path, on_progress: OnProgress
 ) -> Reproduction:
-    """As `run`, with an engine and a folder of the caller's."""
+    """As `run`, with the caller's engine; the new challenger is written to `scratch`."""
     with reading(engine) as connection:
         update, stored = _read(connection, update_id)
         checks = check.checked_documents(stored)
@@ -118,7 +125,7 @@ def reproduce(
 
 
 def _read(connection: sa.Connection, update_id: str) -> tuple[Update, dict[Name, StoredDocument]]:
-    """The update and its documents, if it can be reproduced at all."""
+    """The update and its documents; refuses an update without a verdict or without documents."""
     if not stored_inputs.are_kept(connection):
         raise NotReproducibleError(
             "The database is of a release that stored no inputs of updates.",
@@ -130,9 +137,9 @@ def _read(connection: sa.Connection, update_id: str) -> tuple[Update, dict[Name,
     missing = {"configuration", "plan", "result"} - stored.keys()
     if missing:
         raise NotReproducibleError(
-            f"What update {update.id} was judged by is not known: a release made it that did not store its "
-            f"inputs (no {' and no '.join(sorted(missing))}).",
-            fix="Updates that this release plans and judges can be reproduced.",
+            f"The inputs of update {update.id} are not stored (no {' and no '.join(sorted(missing))}): the "
+            "release that made it did not store them.",
+            fix="Name an update that this release planned and judged.",
         )
     return update, stored
 
@@ -160,7 +167,8 @@ def _inputs(connection: sa.Connection, update: Update, stored: Mapping[Name, Sto
         made_by[anchor] = decode(result, ResultDocument).origin.made if result and result.intact else {}
     return _Inputs(
         update=update,
-        plan=plan,
+        # Stored answers are compared with those that are given again, and serve nothing else.
+        plan=replace(plan, past={}, past_details={}, anchors={}),
         document=decode(stored["plan"], PlanDocument),
         result=decode(stored["result"], ResultDocument),
         anchors=made_by,
@@ -168,14 +176,19 @@ def _inputs(connection: sa.Connection, update: Update, stored: Mapping[Name, Sto
 
 
 def _rows(found: _Inputs) -> list[Check]:
-    """Rows that the documents name by digest."""
+    """Compare the rows that the documents name by digest."""
     plan, verdict = found.plan, verdict_digest(found.update.verdict or {})
     screens = screens_digest(plan.references)
     made_for = found.result.origin.inputs
     rows = [
-        ("inputs that the result was made for", made_for, plan.inputs, "the update has other inputs now"),
-        ("stored verdict", found.result.verdict, verdict, "it is not the verdict that was recorded"),
-        ("screens of earlier experiences", found.document.references_digest, screens, "backlog was changed"),
+        ("inputs that the result was made for", made_for, plan.inputs, "configuration or plan was changed"),
+        ("stored verdict", found.result.verdict, verdict, "the verdict in the table updates was changed"),
+        (
+            "screens of earlier experiences",
+            found.document.references_digest,
+            screens,
+            "the table backlog was changed",
+        ),
     ]
     return [
         Check("row", name, "same" if then == now else "differs", then, now, "" if then == now else detail)
@@ -184,12 +197,12 @@ def _rows(found: _Inputs) -> list[Check]:
 
 
 def _files(engine: sa.Engine, settings: Settings, found: _Inputs, *, scratch: Path) -> list[Check]:
-    """Experience files, checkpoints and what the installation adds."""
+    """Compare experience files, checkpoints, own networks and weight files with their stored digests."""
     plan, origin = found.plan, found.result.origin
     rows = Manifest(engine).experiences(plan.update.pipeline)
     removed_at = {row.index: row.train_removed_at for row in rows}
-    place = _place(settings, scratch)
-    checks = check.checked_parts(place.open(), plan, removed_at)
+    store = _store(settings, scratch).open()
+    checks = check.checked_parts(store, plan, removed_at)
     if found.document.base:
         folder = settings.checkpoints / found.document.base.update_id
         name = f"version {found.document.base.version}"
@@ -202,10 +215,10 @@ def _files(engine: sa.Engine, settings: Settings, found: _Inputs, *, scratch: Pa
     return checks + check.checked_installation(origin.installed, installed(strategy, settings.installation))
 
 
-def _place(settings: Settings, scratch: Path) -> StoreLocation:
-    """The store; with a bucket, a cache of this run's own, so that the bucket's bytes are checked."""
-    place = store_location(settings)
-    return place if place.bucket is None else replace(place, folder=scratch / "experiences")
+def _store(settings: Settings, scratch: Path) -> StoreLocation:
+    """The experience store; a bucket gets an empty cache, so that the bucket's own bytes are checked."""
+    location = store_location(settings)
+    return location if location.bucket is None else replace(location, folder=scratch / "experiences")
 
 
 def _damaged(checks: list[Check]) -> list[Check]:
@@ -213,19 +226,19 @@ def _damaged(checks: list[Check]) -> list[Check]:
 
 
 def _stopped(update: Update, checks: list[Check], damaged: list[Check]) -> Reproduction:
-    """Nothing is learnt from other bytes: whatever came of it would say nothing."""
+    """Stop before learning: what other bytes give proves nothing."""
     differs = [each.name for each in damaged if each.state == "differs"]
     gone = [f"{each.name} ({each.detail.rstrip('.')})" for each in damaged if each.state == "gone"]
-    told = [f"Not what the update was made from: {', '.join(differs)}."] if differs else []
-    told += [f"Gone: {'; '.join(gone)}."] if gone else []
+    reasons = [f"Changed since the update: {', '.join(differs)}."] if differs else []
+    reasons += [f"Missing: {'; '.join(gone)}."] if gone else []
     outcome: Outcome = "differs" if differs else "impossible"
     return Reproduction(
-        update.id, update.pipeline, outcome, f"{' '.join(told)} Nothing was learnt again.", tuple(checks)
+        update.id, update.pipeline, outcome, f"{' '.join(reasons)} Nothing was learnt.", tuple(checks)
     )
 
 
 def _take_machine(found: _Inputs) -> None:
-    """Compute as the trainer did: on its device, with its number of threads."""
+    """Set this process to the trainer's device and number of threads."""
     then = found.result.origin.environment
     if then.device == "cpu":
         # Before torch looks: the config may say "auto", and there may be a GPU here.
@@ -235,25 +248,25 @@ def _take_machine(found: _Inputs) -> None:
     here = device_here()
     if here != then.device:
         raise NotReproducibleError(
-            f"Update {found.update.id} was learnt on {then.device}; here is {here}.",
+            f"Update {found.update.id} learnt on {then.device}; this machine has {here}.",
             fix=f"Run this on a machine with {then.device}.",
         )
     use_threads(then.threads)
 
 
 def _task(settings: Settings, plan: Plan, *, scratch: Path) -> Task:
-    """The update's task in scratch space; the champion answers everything again."""
+    """The update's task, with results in `scratch`; the champion answers every past holdout again."""
     return task_of(
-        replace(plan, past={}, past_details={}),
+        plan,
         folder=scratch / plan.update.id,
         folder_of=lambda update_id: settings.checkpoints / update_id,
-        store=_place(settings, scratch),
+        store=_store(settings, scratch),
         installation=settings.installation,
     )
 
 
 def _learn(task: Task, plan: Plan, on_progress: OnProgress) -> Result:
-    """The result and, beside it, its repeats; one after the other, since random states are the process's."""
+    """Learn, then repeat with other seeds, one after the other: they share one random state."""
     trainer.run(task, on_progress)
     result = read_result(task.folder)
     if result is None:
@@ -265,7 +278,7 @@ def _learn(task: Task, plan: Plan, on_progress: OnProgress) -> Result:
 
 
 def _anchors(task: Task, found: _Inputs, settings: Settings) -> dict[int, Bits]:
-    """What each anchor answers on its sealed part, of those whose answers the update had."""
+    """Each anchor's answers on its audit parts, where the update had its answers too."""
     plan = found.plan
     answered: dict[int, Bits] = {}
     for update_id in found.anchors:
@@ -279,7 +292,7 @@ def _anchors(task: Task, found: _Inputs, settings: Settings) -> dict[int, Bits]:
 
 
 def _answers(found: _Inputs, result: Result, anchors: Mapping[int, Bits]) -> list[Check]:
-    """Answers that were stored then, against those that champion and anchors give now."""
+    """Compare the digests of the stored answers with what champion and anchors answer now."""
     wanted = found.document
     compared = [
         *(
@@ -298,7 +311,7 @@ def _answers(found: _Inputs, result: Result, anchors: Mapping[int, Bits]) -> lis
             if (bits := anchors.get(index)) is not None
         ),
     ]
-    detail = "the answers that were stored are not those that the checkpoint gives"
+    detail = "the stored answers are not those that the checkpoint gives"
     return [
         Check("answers", name, "same", then.digest, now.digest)
         if then == now
@@ -325,9 +338,11 @@ def _judged(
     environment = tuple(document_differences(asdict(then.environment), asdict(now)))
     outcome, reason = conclusion(checks, challenger, verdict)
     if outcome == "differs" and then.environment.device != "cpu":
-        reason += f" It was learnt on {then.environment.device}; bits are promised to be equal on CPU alone."
+        reason += (
+            f" It learnt on {then.environment.device}; only CPU results are promised to be equal bit for bit."
+        )
     elif outcome == "differs" and environment:
-        reason += " The machine or its libraries are others than those that learnt."
+        reason += " This machine or its libraries differ from the trainer's."
     return Reproduction(
         found.update.id,
         found.update.pipeline,
@@ -341,11 +356,11 @@ def _judged(
 
 
 def _decided(found: _Inputs, result: Result, anchors: Mapping[int, Bits], *, folder: Path) -> Verdict | None:
-    """The verdict, decided again; None: an older gate judged, and this one has no say in it."""
+    """The verdict, decided again; None: another gate version judged the update."""
     if found.result.gate != GATE_VERSION:
         return None
     if result.running:
-        # Clocks say something else each time: what they said then is an input.
+        # Times cannot be measured again: the stored ones are inputs.
         result = replace(result, running=replace(result.running, **asdict(found.result.measured)))
     gate = found.plan.spec.gate
     again = repeats.evidence(folder, result, repeats=gate.repeats)

@@ -1,4 +1,4 @@
-"""The document that is stored with a verdict: where it comes from, besides configuration and plan."""
+"""The `result` document, stored with each verdict: gate version, origin of the challenger, measured times."""
 
 import json
 from collections.abc import Mapping
@@ -13,17 +13,17 @@ from service.updates.inputs import FORM
 
 @dataclass(frozen=True)
 class Measured:
-    """What a clock said: it cannot be made again, so it is an input of the verdict."""
+    """Measured times. They cannot be reproduced, so they are inputs of the verdict."""
 
     seconds: float | None = None
-    """That learning took."""
+    """Duration of learning."""
     champion_rounds: tuple[float, ...] = ()
     challenger_rounds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class ResultDocument:
-    """Where a verdict comes from."""
+    """Gate version, origin and measured times of a verdict, and its digest."""
 
     gate: int
     """Version of the gate that judged."""
@@ -35,10 +35,10 @@ class ResultDocument:
 
 
 def result_document(result: Result, verdict: Mapping[str, Any]) -> ResultDocument:
-    """What is stored with a verdict.
+    """The document to store with a verdict.
 
     Raises:
-        ValueError: the result does not say where it comes from.
+        ValueError: the result has no origin.
     """
     if result.origin is None:
         raise ValueError("a result without origin cannot be recorded; make it again")
@@ -54,5 +54,5 @@ def result_document(result: Result, verdict: Mapping[str, Any]) -> ResultDocumen
 
 
 def verdict_digest(verdict: Mapping[str, Any]) -> str:
-    """Digest of a verdict's JSON form, as it was made or as it comes back from the database."""
+    """Digest of a verdict's JSON form; the same before it is stored and after it is read back."""
     return digest_of(json.dumps(verdict, sort_keys=True))

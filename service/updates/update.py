@@ -84,6 +84,7 @@ class Updater:
         if found is not None and (found.origin is None or found.origin.inputs != plan.inputs):
             # An older release did not store what it was made for: it may be of other holdouts.
             self._remove(plan.update.id)
+        repeats.remove_stale(folder, inputs=plan.inputs)
         if others or not is_done(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             task = task_of(

@@ -1,4 +1,4 @@
-"""A challenger and a verdict that were made again, against those that are stored: the same, or where not."""
+"""Compares a reproduced challenger and verdict with the stored ones, and says where they differ."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ Outcome = Literal["reproduced", "differs", "verdict not compared", "impossible"]
 
 @dataclass(frozen=True)
 class ChallengerCheck:
-    """The challenger that was made again, against the one that is stored."""
+    """The reproduced challenger compared with the stored one."""
 
     state: Literal["same", "differs", "none"]
-    """none: the data guard stopped the batch, then and now."""
+    """none: the data guard stopped the batch both times, so there is no challenger."""
     files: tuple[str, ...] = ()
     """Files that were compared."""
     differences: tuple[Difference, ...] = ()
@@ -27,13 +27,13 @@ class ChallengerCheck:
 
 @dataclass(frozen=True)
 class VerdictCheck:
-    """The verdict that was made again, against the stored one."""
+    """The reproduced verdict compared with the stored one."""
 
     state: Literal["same", "differs", "not compared"]
     outcome: str | None
-    """What the stored verdict says."""
+    """Outcome of the stored verdict."""
     findings: int
-    """Of the stored verdict."""
+    """Number of findings of the stored verdict."""
     gate_then: int
     gate_now: int
     differences: tuple[FieldDifference, ...] = ()
@@ -41,7 +41,7 @@ class VerdictCheck:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What came of it."""
+    """Result of `holdfast update reproduce`."""
 
     update: str
     pipeline: str
@@ -50,10 +50,10 @@ class Reproduction:
     """One sentence."""
     inputs: tuple[Check, ...]
     challenger: ChallengerCheck | None = None
-    """None: nothing was learnt, because an input is not what it was."""
+    """None: nothing was learnt, because an input has changed or is missing."""
     verdict: VerdictCheck | None = None
     environment: tuple[FieldDifference, ...] = ()
-    """How this machine and its libraries differ from those that learnt."""
+    """How this machine and its libraries differ from the trainer's."""
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -65,7 +65,7 @@ class Reproduction:
 
 
 def challenger_check(then: Mapping[str, str], *, made: Path, stored: Path) -> ChallengerCheck:
-    """File by file: by the digest that was stored, and where that is not met, by what is in the files."""
+    """Compare two checkpoint folders file by file, and each file also with the digest stored for it."""
     now = digests(made)
     if not then and not now:
         return ChallengerCheck("none")
@@ -73,37 +73,40 @@ def challenger_check(then: Mapping[str, str], *, made: Path, stored: Path) -> Ch
     for name in sorted({*then, *now}):
         file = stored / name
         if name not in now or name not in then:
-            found.append(Difference(name, "", "only one of the two challengers has it"))
+            found.append(Difference(name, "", "only one of the two challengers has this file"))
         elif not file.is_file():
             if now[name] != then[name]:
-                found.append(Difference(name, "", "it is another, and the stored one is gone"))
-        else:
-            found += file_differences(name, file, made / name)
+                found.append(Difference(name, "", "it has another digest, and the stored file is missing"))
+        elif differences := file_differences(name, file, made / name):
+            found += differences
+        elif now[name] != then[name]:
+            # Both changed in the same way: being equal to each other proves nothing.
+            found.append(Difference(name, "", "neither file has the digest that was stored with the update"))
     return ChallengerCheck("differs" if found else "same", tuple(sorted(now)), tuple(found))
 
 
 def verdict_check(stored: Mapping[str, Any], *, gate: int, made: Verdict | None) -> VerdictCheck:
-    """The stored verdict against the one made again; None: an older gate judged, so none was made.
+    """Compare the stored verdict with `made`; None: another gate version judged, so none was made.
 
     Args:
         gate: version of the gate that judged.
     """
-    said = VerdictCheck("not compared", stored["outcome"], len(stored["findings"]), gate, GATE_VERSION)
+    check = VerdictCheck("not compared", stored["outcome"], len(stored["findings"]), gate, GATE_VERSION)
     if made is None:
-        return said
-    # Through JSON, as the stored one went.
+        return check
+    # Through JSON, as the stored verdict was.
     differences = document_differences(stored, json.loads(json.dumps(made.as_dict())))
     named = tuple(each._replace(where=_named(each.where, stored)) for each in differences)
-    return replace(said, state="differs" if named else "same", differences=named)
+    return replace(check, state="differs" if named else "same", differences=named)
 
 
 def _named(where: str, verdict: Mapping[str, Any]) -> str:
-    """A finding's path with what it is about: `findings[2] (retention, experience 0).numbers.loss`."""
+    """A path that names the finding: `findings[2] (retention, experience 0).numbers.loss`."""
     head, bracket, rest = where.partition("]")
-    place = head.removeprefix("findings[")
-    if not bracket or not head.startswith("findings[") or int(place) >= len(verdict["findings"]):
+    index = head.removeprefix("findings[")
+    if not bracket or not head.startswith("findings[") or int(index) >= len(verdict["findings"]):
         return where
-    finding = verdict["findings"][int(place)]
+    finding = verdict["findings"][int(index)]
     about = "" if finding["experience"] is None else f", experience {finding['experience']}"
     return f"{head}] ({finding['guard']}{about}){rest}"
 
@@ -124,6 +127,6 @@ def conclusion(
         return "differs", f"Not the same: {'; '.join(differs)}."
     same = "The challenger is the same, bit for bit" if challenger.files else "There was no challenger"
     if verdict.state == "not compared":
-        older = f"Judged by gate version {verdict.gate_then}; this release is {verdict.gate_now}"
-        return "verdict not compared", f"{older}. {same}; the verdict is not compared."
+        versions = f"Gate version {verdict.gate_then} judged the update; this release has {verdict.gate_now}"
+        return "verdict not compared", f"{versions}. {same}; the verdict is not compared."
     return "reproduced", f"{same}; the verdict is the same ({verdict.outcome}, {verdict.findings} findings)."

@@ -43,7 +43,7 @@ class Records:
     rows: Tensor
     """(n,) dense labels, on the device that learns."""
     prepare: Callable[[Tensor], Tensor] | None = None
-    """What makes a batch of `inputs` ready, on the device that learns."""
+    """Function that prepares a batch of `inputs` on the device that learns."""
     channels_last: bool = False
     """Whether prepared `inputs` are (n, height, width, channels); `take` gives a view of the usual order."""
 
@@ -128,7 +128,7 @@ class ReplayBatches:
 
     @property
     def whole_step(self) -> int:
-        """As of `TensorBatches`, with the kept ones."""
+        """Records of a full step as in `TensorBatches`, plus the kept ones."""
         new = self.new.whole_step
         return new + min(self.replayed, len(self.kept)) if new else 0
 

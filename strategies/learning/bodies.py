@@ -22,11 +22,11 @@ from strategies.network_choice import (
 )
 
 GROUPS = 8
-"""Of a group normalisation, at most."""
+"""Most groups of a group normalisation."""
 GROUP_CHANNELS = 4
-"""Of a group, at least: one of a single value would normalise it to zero."""
+"""Fewest channels of a group: a group of a single value would be normalised to zero."""
 NAMES_SHOWN = 3
-"""Of the tensors that a weight file has or lacks, in the message about it."""
+"""Most names of tensors in a message about a weight file."""
 
 
 def make_body(config: StrategyConfig, shape: Sequence[int], dtype: str) -> nn.Module:

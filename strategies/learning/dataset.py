@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Column:
-    """What Avalanche's plugins read of a data attribute."""
+    """The part of a data attribute that Avalanche's plugins read."""
 
     uniques: frozenset[int]
 
@@ -62,7 +62,7 @@ class TensorDataset:
 
 @dataclass(frozen=True)
 class BridgedExperience:
-    """What Avalanche reads of an experience while it trains."""
+    """The part of an experience that Avalanche reads while it trains."""
 
     dataset: TensorDataset
     current_experience: int

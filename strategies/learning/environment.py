@@ -1,4 +1,4 @@
-"""The machine and libraries that learning depends on: what they are here, and how to go by others."""
+"""Describes the machine and the libraries that learning depends on, and sets the number of threads."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -9,11 +9,11 @@ from strategies.base import LearningEnvironment
 from strategies.learning.learner import choose_device
 
 PACKAGES = ("torch", "torchvision", "avalanche-lib", "numpy", "scipy", "scikit-learn", "cleanlab")
-"""Libraries that compute something of a challenger or of what the gate is shown."""
+"""Libraries that compute part of a challenger or of the gate's evidence."""
 
 
 def learning_environment(device: str) -> LearningEnvironment:
-    """Those of this process, for a learner whose config asks for `device`.
+    """The environment of this process, for a learner whose config asks for `device`.
 
     Raises:
         StrategyError: a GPU is asked for by name and there is none.
@@ -28,12 +28,12 @@ def learning_environment(device: str) -> LearningEnvironment:
 
 
 def device_here() -> str:
-    """What `device: auto` would take here: "cpu", or the name of the GPU."""
+    """The device that `auto` selects here: "cpu", or the name of the GPU."""
     return learning_environment("auto").device
 
 
 def use_threads(threads: int) -> None:
-    """Share operations out to so many threads from now on: sums depend on it."""
+    """Run torch operations on this many threads; the order of sums depends on it."""
     torch.set_num_threads(threads)
 
 

@@ -54,7 +54,7 @@ def _as_it_is(network: Network) -> None:
 
 
 class LearnerFacts(BaseModel):
-    """What a learner's state holds besides tensors."""
+    """A learner's state besides tensors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -129,7 +129,7 @@ class GrowingHead(nn.Module):
 
 
 def _draw(weight: Tensor, bias: Tensor, width: int, generator: torch.Generator) -> None:
-    """As torch draws a linear layer of that many inputs."""
+    """Initialise as torch does a linear layer of that many inputs."""
     bound = 1.0 / math.sqrt(width)
     for values in (weight, bias):
         values.copy_(torch.empty(values.shape).uniform_(-bound, bound, generator=generator))

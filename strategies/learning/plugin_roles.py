@@ -1,4 +1,4 @@
-"""What a plugin of a strategy can do besides Avalanche's hooks: be saved, set the loss, set the logits."""
+"""Protocols of plugins beyond Avalanche's hooks: saving their state, setting the loss, setting the logits."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable

@@ -1,4 +1,4 @@
-"""Gradients of single records, summed over many: what importances are made of."""
+"""Gradients of single records, summed over many: the basis of importances."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from strategies.learning.networks import GrowingHead, Network
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(n, rows) logits and (n,) dense labels -> (n,) a value of each record."""
 Size = Callable[[Tensor], Tensor]
-"""What of a gradient counts, value by value; the size of a product must be the product of the sizes."""
+"""Function of a gradient, value by value; the size of a product must be the product of the sizes."""
 
 PASS_VALUES = 2**24
 """Gradient values of single records that are in memory at a time, about."""

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from strategies.learning.networks import FeatureScaling, ImageScaling, ServedNetwork
 
 STEPS = 10
-"""Of projected gradient descent."""
+"""Steps of projected gradient descent."""
 STEP_SHARE = 2.5
-"""What all its steps together may walk, in epsilons: enough to reach the edge from anywhere."""
+"""Length of all its steps together, in epsilons: enough to reach the edge from anywhere."""
 RECORDS = 256
 """Answered to at a time, at most."""
 
@@ -25,7 +25,7 @@ NOISE = 0.1
 BRIGHTER = 0.2
 """Added to every pixel, in ranges."""
 CONTRAST = 0.5
-"""What is left of every pixel's distance from the image's mean."""
+"""Share of every pixel's distance from the image's mean that remains."""
 OCCLUDED = 3
 """The covered square has a side of the image's shorter one divided by this."""
 TABLE_NOISE = 0.3

@@ -40,7 +40,7 @@ class LearnerState:
     config: dict[str, JsonValue]
     stream_info: StreamInfo
     facts: dict[str, JsonValue]
-    """What is no tensor: label map, counters, optimizer settings, the plugins' own."""
+    """State without tensors: label map, counters, optimizer settings, the plugins' own."""
     tensors: dict[str, Tensor]
 
 

@@ -42,7 +42,7 @@ class Schedule(PassingPlugin):
             group["lr"] = rate
 
     def share(self, step: int) -> float:
-        """Of the learning rate, at step 0 and on: linear up to the end of the warm-up, then the shape."""
+        """Share of the learning rate at a step: rises linearly during the warm-up, then follows the shape."""
         rising = math.ceil(self.warmup * self._total)
         if step < rising:
             return (step + 1) / rising

@@ -84,7 +84,7 @@ class ReplayBuffer:
         return by_key[: self.capacity].sort().values
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is kept; empty before the first record."""
+        """Kept records; empty before the first record."""
         if self.inputs is None:
             return {}
         return {"inputs": self.inputs, "rows": self.rows, "keys": self.keys, "came": self.came}

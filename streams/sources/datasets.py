@@ -30,10 +30,10 @@ DIGITS_SCHEMA = RecordSchema(
     minimum=0.0,
     maximum=16.0,
 )
-"""What every record of the digits streams looks like."""
+"""Schema of the digits streams' records."""
 
 MNIST_SCHEMA = RecordSchema(shape=(28, 28), dtype="uint8", classes=DIGITS_SCHEMA.classes)
-"""What every record of the MNIST streams looks like."""
+"""Schema of the MNIST streams' records."""
 
 BLOCK_RECORDS = 5_000
 """Records that are made at a time; a poll gives some of one block."""

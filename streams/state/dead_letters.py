@@ -95,12 +95,12 @@ def _form_of(batch: RawBatch, index: int, *, whole: bool) -> dict[str, Any]:
     return form
 
 
-def batch_of(letter: DeadLetter, *, payload: bytes | None = None) -> RawBatch:
+def batch_of(dead_letter: DeadLetter, *, payload: bytes | None = None) -> RawBatch:
     """A dead letter as a batch of one payload, to be decoded again; `payload` replaces what was sent.
 
     A replacement has the same encoding, or is a JSON record, which is easier to write by hand.
     """
-    form = letter.form
+    form = dead_letter.form
     if payload is not None and payload.lstrip().startswith(b"{"):
         form = {"wire": "json"}
     wire = form.get("wire", "json")
@@ -108,52 +108,50 @@ def batch_of(letter: DeadLetter, *, payload: bytes | None = None) -> RawBatch:
     if wire == "arrow" and payload is not None:
         skip, rows = 0, count_records(payload) or 1
     return RawBatch(
-        partition=letter.partition,
+        partition=dead_letter.partition,
         start="",
-        payloads=[letter.payload if payload is None else payload],
-        positions=[letter.position] * rows,
+        payloads=[dead_letter.payload if payload is None else payload],
+        positions=[dead_letter.position] * rows,
         wire=wire,
         skip=skip,
         header=form.get("header", ()),
         table=TableColumns(*form["table"]) if "table" in form else TableColumns(),
         # Ids of records that have none: short, and the same whenever the dead letter is replayed.
-        ids=[form["id"]] if "id" in form else [f"{letter.name}.{row}" for row in range(rows)],
+        ids=[form["id"]] if "id" in form else [f"{dead_letter.name}.{row}" for row in range(rows)],
     )
 
 
-def add(connection: sql.Connection, pipeline: str, letters: Sequence[DeadLetter], now: float) -> int:
+def add(connection: sql.Connection, pipeline: str, new: Sequence[DeadLetter], now: float) -> int:
     """Store dead letters; those stored already stay as they are. Returns how many records are new."""
-    if not letters:
+    if not new:
         return 0
     # A dead letter may be stored before its offset can move, and is then read again after a restart.
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     named: dict[str, DeadLetter] = {}
-    asked = {letter.name: letter for letter in letters}
+    asked = {each.name: each for each in new}
     while asked:
         stored = _stored(connection, pipeline, list(asked))
-        named |= {name: letter for name, letter in asked.items() if name not in stored}
-        others = [
-            replace(letter, earlier=letter.earlier + 1) for name, letter in asked.items() if stored.get(name)
-        ]
-        asked = {letter.name: letter for letter in others}
+        named |= {name: each for name, each in asked.items() if name not in stored}
+        others = [replace(each, earlier=each.earlier + 1) for name, each in asked.items() if stored.get(name)]
+        asked = {each.name: each for each in others}
     rows = [
         {
             "pipeline": pipeline,
-            "partition": letter.partition,
-            "position": letter.position,
+            "partition": each.partition,
+            "position": each.position,
             "name": name,
-            "reason": letter.reason,
-            "detail": letter.detail.replace("\0", "\\0"),
-            "payload": letter.payload,
-            "whole_bytes": len(letter.payload) if letter.whole_bytes < 0 else letter.whole_bytes,
-            "form": dict(letter.form),
+            "reason": each.reason,
+            "detail": each.detail.replace("\0", "\\0"),
+            "payload": each.payload,
+            "whole_bytes": len(each.payload) if each.whole_bytes < 0 else each.whole_bytes,
+            "form": dict(each.form),
             "created_at": now,
         }
-        for name, letter in named.items()
+        for name, each in named.items()
     ]
     if rows:
         connection.execute(insert(DEAD_LETTERS).on_conflict_do_nothing(), rows)
-    return sum(letter.rows for letter in named.values())
+    return sum(each.rows for each in named.values())
 
 
 def _stored(connection: sql.Connection, pipeline: str, names: Sequence[str]) -> dict[str, bool]:
@@ -201,14 +199,14 @@ def latest(
     return [_read(row) for row in connection.execute(query)]
 
 
-def _comes_after(letter: DeadLetter) -> sql.ColumnElement[bool]:
+def _comes_after(dead_letter: DeadLetter) -> sql.ColumnElement[bool]:
     """The condition that a row comes after this dead letter in the order of `latest`."""
     columns = DEAD_LETTERS.c
-    later = columns.name > letter.name
+    later = columns.name > dead_letter.name
     for column, value, comes_first in (
-        (columns.position, letter.position, columns.position < letter.position),
-        (columns.partition, letter.partition, columns.partition > letter.partition),
-        (columns.created_at, letter.created_at, columns.created_at < letter.created_at),
+        (columns.position, dead_letter.position, columns.position < dead_letter.position),
+        (columns.partition, dead_letter.partition, columns.partition > dead_letter.partition),
+        (columns.created_at, dead_letter.created_at, columns.created_at < dead_letter.created_at),
     ):
         later = comes_first | ((column == value) & later)
     return later

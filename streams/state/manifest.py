@@ -51,7 +51,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Commit:
-    """What one transaction of ingest changes. Everything that is left out stays as it is."""
+    """Changes of one transaction of ingest. Everything that is left out stays as it is."""
 
     revision: int
     """The stream's revision that this commit follows; the commit raises it by one."""
@@ -59,7 +59,7 @@ class Commit:
     """Offsets by partition. Each must be at the start of its span, and moves to the end. A span whose ends
     are equal moves nothing: it only requires that the offset is there."""
     dead_letters: Sequence[DeadLetter] = ()
-    """Those that are already stored are left as they are."""
+    """Dead letters to store; those already stored stay as they are."""
     experience: CutExperience | None = None
     """Gets the next index, and its trigger state is saved."""
     classes: Sequence[str] = ()
@@ -71,7 +71,7 @@ class Commit:
 
 @dataclass(frozen=True)
 class Committed:
-    """What one commit stored."""
+    """Result of one commit."""
 
     experience: ExperienceRow | None
     new_dead_letters: int

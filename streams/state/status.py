@@ -29,7 +29,7 @@ class StreamState:
     revision: int = 0
     """Rises with every commit. A process that commits on another one than it has read is fenced off."""
     pending: Mapping[str, Any] = field(default_factory=dict)
-    """What ingest has read and not yet cut, as last noted."""
+    """Records that ingest has read and not yet cut, as last noted."""
     duplicates: int = 0
     """Records dropped because their id had been seen within the window."""
     aged_out: int = 0

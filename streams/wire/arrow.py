@@ -371,7 +371,7 @@ def _with_offset(time: Any) -> Any:
 
 
 def _cell(scalar: Any, *, most: int) -> Any:
-    """What a cell holds, at most so many values of a list, and so many characters of a text."""
+    """Contents of a cell, with a limit on the values of a list and the characters of a text."""
     if isinstance(scalar, pa.DictionaryScalar):
         scalar = scalar.value
     try:

@@ -110,7 +110,7 @@ class Faults:
                 self._found[first + index] = Fault(reason, sentence)
 
     def good(self, count: int) -> NDArray[np.int64]:
-        """Those of the rows 0 .. count - 1 that are not refused."""
+        """Indices among 0 .. count - 1 of the rows that are not refused."""
         kept = np.ones(count, dtype=np.bool_)
         kept[list(self._found)] = False
         return np.flatnonzero(kept)

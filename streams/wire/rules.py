@@ -51,7 +51,7 @@ class Draft:
         )
 
     def named(self, ids: Sequence[str]) -> "Draft":
-        """The same rows with ids that the source gave them."""
+        """These rows with ids that the source gave them."""
         records, column = self.records, text_column(list(ids))
         keys = column if records.split_keys is records.ids else records.split_keys
         return replace(self, records=replace(records, ids=column, split_keys=keys))

@@ -9,9 +9,9 @@ def test_every_field_that_differs_is_named_by_its_path() -> None:
     assert document_differences(before, after) == [
         FieldDifference("list", "2 entries", "3 entries"),
         FieldDifference("list[0].x", "0.1", "0.10000000000000002"),
-        FieldDifference("gone", "null", "not there"),
+        FieldDifference("gone", "null", "missing"),
         FieldDifference("flag", "true", "1"),
-        FieldDifference("new", "not there", '"n"'),
+        FieldDifference("new", "missing", '"n"'),
     ]
     assert document_differences(before, before) == []
 

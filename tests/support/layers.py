@@ -1,7 +1,8 @@
-"""Walls between modules: reads a source tree and says which of its imports, or which SQL, crosses one.
+"""Finds the imports and the SQL of a source tree that cross a wall between modules.
 
-Imports are read from the syntax tree: statements anywhere in a module, and names in strings that load code:
-`import_module("a.b")`, also with an f-string, and "a.b:function". Blocks under TYPE_CHECKING are left out.
+Imports are read from the syntax tree: statements anywhere in a module, relative ones too, and names in
+strings that load code: `import_module("a.b")` under any name, also with an f-string, and "a.b:function". A
+call whose module cannot be read is a crossing itself. Blocks under TYPE_CHECKING are left out.
 """
 
 import ast
@@ -13,7 +14,9 @@ from pathlib import Path
 
 PACKAGES = ("streams", "strategies", "service")
 _BUILDER = re.compile(r"[a-z_]\w*(?:\.\w+)+:\w+")
+_LOADERS = {"import_module", "__import__", "resolve_name", "run_module"}
 _SQL_NAMES = {"select", "insert", "update", "delete", "text", "exists", "union", "union_all"}
+_DATABASES = ("sqlalchemy", "sqlite3", "psycopg")
 _SQL_METHODS = {"execute", "scalar", "scalars", "exec_driver_sql", "executemany"}
 
 
@@ -71,6 +74,7 @@ class Tree:
     _trees: dict[str, ast.Module] = field(default_factory=dict)
     _imports: dict[str, frozenset[str]] = field(default_factory=dict)
     _own: dict[str, frozenset[str]] = field(default_factory=dict)
+    _unreadable: dict[str, list[int]] = field(default_factory=dict)
 
     @cached_property
     def modules(self) -> tuple[str, ...]:
@@ -90,14 +94,33 @@ class Tree:
     def imports(self, module: str) -> frozenset[str]:
         """Dotted names that a module imports, by statements and by strings."""
         if module not in self._imports:
+            self._unreadable[module] = []
             self._imports[module] = frozenset(self._statements(module)) | frozenset(self._strings(module))
         return self._imports[module]
+
+    def unreadable_imports(self, module: str) -> list[int]:
+        """Lines of calls that load a module whose name the text does not say."""
+        self.imports(module)
+        return self._unreadable[module]
 
     def own_imports(self, module: str) -> frozenset[str]:
         """Modules of this tree that a module imports."""
         if module not in self._own:
             self._own[module] = self.imports(module) & frozenset(self.modules)
         return self._own[module]
+
+    @cached_property
+    def packages(self) -> frozenset[str]:
+        """Packages of this tree below the three."""
+        return frozenset(
+            module.rsplit(".", level)[0] for module in self.modules for level in range(1, module.count("."))
+        )
+
+    def own_names(self, module: str) -> frozenset[str]:
+        """Modules of this tree that a module imports, and packages of which it names no module."""
+        modules = self.own_imports(module)
+        whole = self.imports(module) & self.packages
+        return modules | {name for name in whole if not any(within(each, name) for each in modules)}
 
     def _statements(self, module: str) -> Iterator[str]:
         tree = self.syntax(module)
@@ -113,26 +136,37 @@ class Tree:
                 continue
             if isinstance(node, ast.Import):
                 yield from (alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                yield node.module
-                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                package = module.rsplit(".", node.level)[0] if node.level else ""
+                start = ".".join(part for part in (package, node.module) if part)
+                yield start
+                yield from (f"{start}.{alias.name}" for alias in node.names)
 
     def _strings(self, module: str) -> Iterator[str]:
-        for node in ast.walk(self.syntax(module)):
+        tree = self.syntax(module)
+        loaders = _LOADERS | {
+            alias.asname
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+            if alias.name in _LOADERS and alias.asname
+        }
+        for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 if _BUILDER.fullmatch(node.value):
                     yield node.value.partition(":")[0]
-            elif (
-                isinstance(node, ast.Call) and _called(node) in {"import_module", "__import__"} and node.args
-            ):
-                yield from self._loaded(node.args[0])
+            elif isinstance(node, ast.Call) and _called(node) in loaders:
+                yield from self._loaded(module, node)
 
-    def _loaded(self, name: ast.expr) -> Iterator[str]:
-        """Modules that `import_module(name)` can load, as far as the text says."""
-        if isinstance(name, ast.Constant) and isinstance(name.value, str):
-            yield name.value
-        elif isinstance(name, ast.JoinedStr) and isinstance(name.values[0], ast.Constant):
-            start = str(name.values[0].value)
+    def _loaded(self, module: str, call: ast.Call) -> Iterator[str]:
+        """Modules that a call of `import_module` can load; notes a name that the text does not say."""
+        name = next(iter((*call.args, *(each.value for each in call.keywords))), None)
+        start = _beginning(name)
+        if not start or start.startswith("."):
+            self._unreadable[module].append(call.lineno)
+        elif isinstance(name, ast.Constant):
+            yield start.partition(":")[0]
+        else:
             yield from (each for each in self.modules if each.startswith(start))
 
     def cycles(self) -> list[list[str]]:
@@ -154,6 +188,17 @@ class Tree:
                 found.add(name)
                 waiting += self.own_imports(name)
         return found
+
+
+def _beginning(name: ast.expr | None) -> str:
+    """The text that a string expression begins with, as far as it is written out."""
+    if isinstance(name, ast.Constant) and isinstance(name.value, str):
+        return name.value
+    if isinstance(name, ast.JoinedStr) and name.values:
+        return _beginning(name.values[0])
+    if isinstance(name, ast.BinOp) and isinstance(name.op, ast.Add):
+        return _beginning(name.left)
+    return ""
 
 
 def _called(node: ast.Call) -> str:
@@ -181,7 +226,7 @@ def across_rooms(tree: Tree, floors: Sequence[Floor]) -> list[Crossing]:
     found = []
     for module in tree.modules:
         level, room = room_of(module, floors)
-        for name in sorted(tree.own_imports(module)):
+        for name in sorted(tree.own_names(module)):
             other_level, other = room_of(name, floors)
             if other == room or other_level < level:
                 continue
@@ -216,9 +261,29 @@ def beyond_limits(tree: Tree, limits: Iterable[Limit]) -> list[Crossing]:
         for limit in limits
         for module in tree.modules
         if within(module, limit.room)
-        for name in sorted(tree.own_imports(module))
+        for name in sorted(tree.own_names(module))
         if not any(within(name, place) for place in limit.may_import)
     ]
+
+
+def unreadable(tree: Tree, allowed: Iterable[str]) -> list[Crossing]:
+    """Calls outside the `allowed` modules that load a module whose name no reader of the text can see."""
+    return [
+        Crossing(
+            module,
+            f"loads a module in line {line} whose name is not written there",
+            "a name that only a run knows can cross every wall unseen",
+        )
+        for module in tree.modules
+        if module not in set(allowed)
+        for line in tree.unreadable_imports(module)
+    ]
+
+
+def nowhere(tree: Tree, names: Iterable[str]) -> list[str]:
+    """Names that are neither a module nor a package of the tree, so that a rule about them tests nothing."""
+    known = {*tree.modules, *tree.packages, *PACKAGES}
+    return sorted(set(names) - known)
 
 
 def outside_homes(tree: Tree, homes: Mapping[str, Home]) -> list[Crossing]:
@@ -238,20 +303,20 @@ def sql_outside(tree: Tree, homes: Sequence[str], *, why: str) -> list[Crossing]
         Crossing(module, f"has SQL in line {line} ({what}); SQL stands only in {', '.join(homes)}", why)
         for module in tree.modules
         if not any(within(module, home) for home in homes)
-        for line, what in _sql(tree.syntax(module), tree.imports(module))
+        for line, what in _sql(tree.syntax(module), tree.imports(module), homes)
     ]
 
 
-def _sql(tree: ast.Module, imports: frozenset[str]) -> Iterator[tuple[int, str]]:
-    """Line and text of each SQL statement, in a module that knows SQLAlchemy or a database driver."""
-    if not any(within(name, library) for name in imports for library in ("sqlalchemy", "sqlite3", "psycopg")):
+def _sql(tree: ast.Module, imports: frozenset[str], homes: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Line and text of each SQL statement, in a module that knows SQLAlchemy, a driver, or rooms of rows."""
+    if not any(within(name, library) for name in imports for library in (*_DATABASES, *homes)):
         return
     aliases = {
-        alias.asname or alias.name
+        alias.asname or alias.name.partition(".")[0]
         for node in ast.walk(tree)
-        if isinstance(node, ast.Import)
+        if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names
-        if alias.name == "sqlalchemy"
+        if within(alias.name if isinstance(node, ast.Import) else node.module or "", "sqlalchemy")
     }
     named = {
         alias.asname or alias.name
@@ -260,12 +325,25 @@ def _sql(tree: ast.Module, imports: frozenset[str]) -> Iterator[tuple[int, str]]
         for alias in node.names
         if alias.name in _SQL_NAMES
     }
+    # Names from a module of rows may be tables; a module of rows itself has functions, and tables one dot on.
+    rows, tables = (
+        {
+            alias.asname or alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(start)
+            for alias in node.names
+            if (node.module in homes) == whole
+        }
+        for start, whole in ((tuple(homes), True), (tuple(f"{home}." for home in homes), False))
+    )
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
         called = node.func
         if isinstance(called, ast.Attribute):
-            of_sqlalchemy = isinstance(called.value, ast.Name) and called.value.id in aliases
+            owner = ast.unparse(called.value)
+            root, dot, _ = owner.partition(".")
+            of_sqlalchemy = root in aliases or owner in tables or (dot and root in rows)
             if called.attr in _SQL_METHODS or (of_sqlalchemy and called.attr in _SQL_NAMES):
                 yield node.lineno, ast.unparse(called)
         elif isinstance(called, ast.Name) and called.id in named:

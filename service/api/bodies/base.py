@@ -1,4 +1,4 @@
-"""What all bodies share: strict fields, a reason with its author, times with a zone."""
+"""Base of all bodies: strict fields, a reason with its author, times with a zone."""
 
 from datetime import UTC, datetime
 from typing import Annotated

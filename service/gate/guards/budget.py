@@ -100,7 +100,7 @@ class _Group:
     members: tuple[PairedAnswers, ...]
     margin: float
     small: int = 0
-    """Of these, those that have too few to be judged alone."""
+    """Of these, the ones with too few records to be judged alone."""
 
     @property
     def n(self) -> int:

@@ -175,7 +175,7 @@ def _worst(
 
 
 def _judge(slices: _Slices, row: int, seen: Comparison, *, floor: int) -> tuple[Answer, str, int | None]:
-    """Of one slice its answer, its sentence, and where that is undecided the records that settle it."""
+    """Answer and sentence of one slice, and, where it is undecided, the records that would settle it."""
     name, described = slices.name(row), slices.described(row)
     allowed = say.allowed(seen.margin)
     if seen.p_noninferior <= seen.alpha:

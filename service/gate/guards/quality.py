@@ -73,7 +73,7 @@ class _Flips(NamedTuple):
     """One-sided limits of the true share, each at alpha."""
     high: float
     p_above: float
-    """Of H0 "the true share is the limit or less", Holm-adjusted over all that was asked."""
+    """p-value of H0 "the true share is the limit or less", Holm-adjusted over all questions."""
 
 
 def _judge_flips(flips: _Flips, *, limit: float, alpha: float, floor: int) -> Finding:

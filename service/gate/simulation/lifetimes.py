@@ -38,10 +38,10 @@ class Lifetime:
     alpha: float
     """Error rate of all looks at the budget together, one planned per update; and of a step."""
     step_alpha: float | None = None
-    """What a step may spend; None: all of alpha."""
+    """Share of alpha that a step may spend; None: all of it."""
     holdouts: int = 1
     accuracy: float = 0.9
-    """Of the anchor, on the past."""
+    """Accuracy of the anchor on past experiences."""
     rule: Literal["gate", "threshold"] = "gate"
     """threshold: a step passes when the estimated loss is at most the margin."""
 

@@ -1,4 +1,4 @@
-"""How many holdout records a pipeline needs, and what those that it has can settle."""
+"""Plans sample sizes: the holdout records that a margin needs, and the margin that given records settle."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -41,7 +41,7 @@ class Holdout:
 
 @dataclass(frozen=True)
 class Rates:
-    """Of many updates that truly lost the same, the share with each outcome; they sum to 1."""
+    """Share of each outcome among many updates that truly lost the same; they sum to 1."""
 
     promote: float
     review: float
@@ -106,7 +106,7 @@ def threshold_rate(holdout: Holdout, loss: float) -> float:
 
 
 def rates_of_one(holdout: Holdout, loss: float) -> Rates:
-    """Exact, of an update with one past holdout."""
+    """Exact rates of an update with one past holdout."""
     shares = holdout.flips(loss)
     gains = _gains(holdout.n, shares[1])
     passing = most_losses(gains, n=holdout.n, margin=holdout.margin, alpha=holdout.alpha)
@@ -118,7 +118,7 @@ def rates_of_one(holdout: Holdout, loss: float) -> Rates:
 
 
 def rates_of_many(holdout: Holdout, losses: Sequence[float], *, draws: int, seed: int) -> Rates:
-    """Of an update with one such holdout for each of `losses`, which are independent.
+    """Rates of an update with one such holdout for each of `losses`, which are independent.
 
     Promotion and the threshold are exact products. How what is left divides into review and reject depends
     on Holm's adjustment over all holdouts, and is estimated from `draws` updates.
@@ -135,7 +135,7 @@ def rates_of_many(holdout: Holdout, losses: Sequence[float], *, draws: int, seed
 
 
 def drawn_rates(holdout: Holdout, losses: Sequence[float], *, draws: int, seed: int) -> Rates:
-    """The same by Monte Carlo alone."""
+    """As `rates_of_many`, by Monte Carlo alone."""
     random = np.random.default_rng(seed)
     flips = [
         random.multinomial(holdout.n, [p_lost, p_gained, 1 - p_lost - p_gained], draws)

@@ -1,4 +1,4 @@
-"""What alembic runs: the migrations, on the connection that `service.state.database.migrate` hands over."""
+"""Entry point of alembic: runs the migrations on the connection of `service.state.database.migrate`."""
 
 from alembic import context
 

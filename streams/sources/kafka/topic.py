@@ -193,7 +193,7 @@ class KafkaTopic:
         return TopicPartition(self._config.topic, partition, *offset)
 
     def _plain(self, error: Any) -> str:
-        """What an error says, without the secrets that were given to librdkafka."""
+        """Text of an error, without the secrets that were given to librdkafka."""
         text = error.str() if hasattr(error, "str") else str(error)
         for secret in self._secrets:
             text = text.replace(secret, "***")

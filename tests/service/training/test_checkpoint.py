@@ -76,7 +76,7 @@ def test_a_file_that_cannot_be_read_or_only_looks_otherwise_is_told(tmp_path: Pa
     spaced.write_text('{"a":  1}')
     plain.write_text('{"a": 1}')
     assert file_differences("f", spaced, plain) == [
-        Difference("f", "", "its bytes are others, its content is the same")
+        Difference("f", "", "the bytes differ, the content is the same")
     ]
     graph, again = tmp_path / "served.pt2", tmp_path / "again.pt2"
     graph.write_bytes(b"one")

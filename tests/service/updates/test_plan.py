@@ -1,6 +1,7 @@
 """What one attempt fixes holds for the next one, whatever people and other updates change in between."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import fields
@@ -13,8 +14,10 @@ import sqlalchemy as sa
 
 from service.errors import InputsUnfitError, LostLeaseError
 from service.state import freezes, holdouts
-from service.state.database import pipelines, update_inputs
+from service.state.database import pipelines, update_inputs, versions
+from service.state.inputs import digest_of
 from service.state.ledger import By
+from service.training.repeats import repeat_folder
 from service.training.tasks import RESULT_FILE, read_result
 from service.updates import decisions
 from service.updates.plan import Plan, make_plan
@@ -34,7 +37,7 @@ def make(tmp_path: Path, mlflow_store: Path) -> Iterator[Callable[..., Home]]:
     """Homes that are closed when the test ends."""
     with ExitStack() as stack:
         folders = iter(tmp_path / f"home-{number}" for number in range(10))
-        yield lambda **changes: stack.enter_context(home(next(folders), mlflow_store, **LOOSE, **changes))
+        yield lambda **changes: stack.enter_context(home(next(folders), mlflow_store, **{**LOOSE, **changes}))
 
 
 class DiedError(Exception):
@@ -158,6 +161,22 @@ def test_a_result_of_a_release_that_stored_no_inputs_is_made_again(make: Callabl
     assert made.origin is not None
 
 
+def test_repeats_of_a_release_that_stored_no_inputs_are_made_again(make: Callable[..., Home]) -> None:
+    each = make(gate={**LOOSE["gate"], "seeds": 2})
+    each.arrive(digits(0))
+    attempt_that_dies(each)
+    (update,) = each.updates()
+    folder = each.updater.folder(update.id)
+    shutil.rmtree(folder)
+    file = repeat_folder(folder, 1) / RESULT_FILE
+    document = json.loads(file.read_text())
+    assert document.pop("inputs")
+    file.write_text(json.dumps(document))
+    each.run()
+    assert len(each.trained) == 4, "both seeds learnt twice"
+    assert not file.exists(), "repeats are removed with the decision"
+
+
 def test_inputs_that_were_changed_stop_the_update_instead_of_judging_it_otherwise(
     make: Callable[..., Home],
 ) -> None:
@@ -168,6 +187,39 @@ def test_inputs_that_were_changed_stop_the_update_instead_of_judging_it_otherwis
         changed = sa.func.replace(update_inputs.c.document, '"margin":0.3', '"margin":0.9')
         connection.execute(sa.update(update_inputs).values(document=changed))
     with pytest.raises(InputsUnfitError, match="stored configuration"):
+        make_plan(each.engine, each.claim())
+
+
+@pytest.mark.parametrize("name", ["configuration", "plan"])
+def test_a_document_of_another_form_is_refused(make: Callable[..., Home], name: str) -> None:
+    each = make()
+    each.arrive(digits(0))
+    make_plan(each.engine, each.claim(lease_seconds=EXPIRED))
+    own = update_inputs.c.name == name
+    with each.engine.begin() as connection:
+        text = connection.execute(sa.select(update_inputs.c.document).where(own)).scalar_one()
+        text = text.replace('"form":1', '"form":2')
+        values = {"document": text, "digest": digest_of(text)}
+        connection.execute(sa.update(update_inputs).where(own).values(values))
+    with pytest.raises(InputsUnfitError, match="form 2, and this release reads form 1"):
+        make_plan(each.engine, each.claim())
+
+
+@pytest.mark.parametrize("change", ["removed", "another update"])
+def test_a_champion_that_is_not_the_one_of_the_plan_stops_the_update(
+    make: Callable[..., Home], change: str
+) -> None:
+    each = make()
+    each.learn(digits(0))
+    approve(each)
+    each.arrive(digits(1))
+    make_plan(each.engine, each.claim(lease_seconds=EXPIRED))
+    with each.engine.begin() as connection:
+        if change == "removed":
+            connection.execute(sa.delete(versions))
+        else:
+            connection.execute(sa.update(versions).values(update_id="u-other"))
+    with pytest.raises(InputsUnfitError, match=r"starts from version 1 .* that version is"):
         make_plan(each.engine, each.claim())
 
 

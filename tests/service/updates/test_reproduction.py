@@ -63,13 +63,13 @@ class Reproduced:
         return [each["name"] for each in self.document["inputs"] if each["state"] == state]
 
 
-def reproduce(each: Home, update: str, *flags: str) -> Reproduced:
+def reproduce(each: Home, update: str, *flags: str, **environment: str) -> Reproduced:
     """The command as a person runs it, in a fresh process."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
     settings = {"HOLDFAST_HOME": str(each.settings.home), "HOLDFAST_DATABASE_URL": each.settings.database}
     done = subprocess.run(
         [sys.executable, "-m", "service.cli", "update", "reproduce", update, *flags],
-        env={**clean, **settings},
+        env={**clean, **settings, **environment},
         capture_output=True,
         text=True,
         timeout=300,
@@ -241,7 +241,7 @@ def test_a_flipped_byte_in_an_experience_file_names_it(loose: Home, experience: 
     assert done.status == 3, (done.out, done.err)
     assert done.inputs("differs") == [f"experience {experience}, {part} part"]
     assert done.document["challenger"] is None
-    assert done.document["reason"].startswith(f"Not what the update was made from: experience {experience}")
+    assert done.document["reason"].startswith(f"Changed since the update: experience {experience}")
 
 
 @pytest.mark.parametrize("file", [f"{LEARNER_FOLDER}/tensors.safetensors", SERVED_FILE])
@@ -251,7 +251,7 @@ def test_a_flipped_byte_in_the_base_checkpoint_names_its_file(loose: Home, file:
         done = reproduce(loose, loose.updates()[1].id)
     assert done.status == 3, (done.out, done.err)
     assert f"  differs  version 1, {file} (" in done.out
-    assert done.out.splitlines()[-1].startswith("Differs. Not what the update was made from: version 1, ")
+    assert done.out.splitlines()[-1].startswith("Differs. Changed since the update: version 1, ")
 
 
 @contextmanager
@@ -287,7 +287,7 @@ def test_a_flipped_byte_in_a_stored_document_names_it(loose: Home, name: str) ->
     assert done.status == 3, (done.out, done.err)
     assert done.inputs("differs") == [f"stored {name}"]
     (told,) = [each["detail"] for each in done.document["inputs"] if each["detail"]]
-    assert told == "its row in the table update_inputs is not what was stored"
+    assert told == "its row in the table update_inputs was changed"
 
 
 def test_a_configuration_that_was_changed_with_its_digest_is_not_what_the_result_was_made_for(
@@ -317,7 +317,39 @@ def test_a_flipped_byte_in_the_stored_challenger_names_the_tensor(loose: Home) -
     assert done.document["verdict"]["state"] == "same"
 
 
-def test_a_stored_verdict_that_was_changed_is_told(loose: Home) -> None:
+def test_a_challenger_that_meets_another_digest_than_the_stored_one_is_not_the_same(loose: Home) -> None:
+    def other(row: Any) -> dict[str, str]:
+        document = json.loads(row.document)
+        document["origin"]["made"][SERVED_FILE] = "0" * 64
+        text = json.dumps(document)
+        return {"document": text, "digest": inputs.digest_of(text)}
+
+    update = loose.updates()[0]
+    with rewritten(loose, update.id, result=other):
+        done = reproduce(loose, update.id, "--json")
+    assert done.status == 3, (done.out, done.err)
+    (difference,) = done.document["challenger"]["differences"]
+    assert difference == {
+        "file": SERVED_FILE,
+        "what": "",
+        "detail": "neither file has the digest that was stored with the update",
+    }
+
+
+def test_answers_in_the_database_are_not_used_to_decide_again(loose: Home) -> None:
+    table = METADATA.tables["answers"]
+    with loose.engine.begin() as connection:
+        rows = connection.execute(sa.select(table)).all()
+        connection.execute(sa.delete(table))
+    try:
+        done = reproduce(loose, loose.updates()[1].id, "--json")
+    finally:
+        with loose.engine.begin() as connection:
+            connection.execute(sa.insert(table), [dict(row._mapping) for row in rows])
+    assert (done.status, done.document["outcome"]) == (0, "reproduced"), (done.out, done.err)
+
+
+def test_a_stored_verdict_that_was_changed_is_named(loose: Home) -> None:
     update = loose.updates()[1]
     assert update.verdict is not None
     with loose.engine.begin() as connection:
@@ -341,12 +373,12 @@ def test_a_verdict_of_an_older_gate_is_not_judged_by_this_one(loose: Home) -> No
         done = reproduce(loose, update.id)
     assert done.status == 4, (done.out, done.err)
     assert done.out.splitlines()[-1] == (
-        "Verdict not compared. Judged by gate version 0; this release is 1. "
+        "Verdict not compared. Gate version 0 judged the update; this release has 1. "
         "The challenger is the same, bit for bit; the verdict is not compared."
     )
 
 
-def test_records_that_retention_let_go_are_named_with_the_moment(loose: Home) -> None:
+def test_records_that_retention_removed_are_named_with_the_moment(loose: Home) -> None:
     update, file = loose.updates()[0], part_file(loose, 0, "train")
     aside = file.with_suffix(".aside")
     with loose.engine.begin() as connection:
@@ -360,7 +392,7 @@ def test_records_that_retention_let_go_are_named_with_the_moment(loose: Home) ->
             connection.execute(sa.update(EXPERIENCES).values(train_removed_at=None))
     assert (done.status, done.document["outcome"]) == (1, "impossible"), done.err
     assert done.inputs("gone") == ["experience 0, train part"]
-    assert "the pipeline's retention let it go at 2023-11-14T22:13:20+00:00" in done.document["reason"]
+    assert "removed by the pipeline's retention at 2023-11-14T22:13:20+00:00" in done.document["reason"]
 
 
 def refused(done: Reproduced, status: int, *words: str) -> None:
@@ -382,9 +414,12 @@ def test_what_has_no_verdict_or_no_inputs_cannot_be_reproduced_and_says_why(
         refused(reproduce(each, update.id), 1, "was cancelled, so it made neither challenger nor verdict")
         each.learn(digits(1))
         judged = each.updates()[1]
+        nowhere = {"HOLDFAST_STORE": "s3://nowhere/parts", "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
+        keys = {"AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
+        refused(reproduce(each, judged.id, **nowhere, **keys), 1, "The experience store cannot be read")
         with each.engine.begin() as connection:
             connection.execute(sa.delete(update_inputs))
-        refused(reproduce(each, judged.id), 1, "a release made it that did not store its inputs")
+        refused(reproduce(each, judged.id), 1, "the release that made it did not store them")
         elsewhere = each.settings.model_copy(update={"home": tmp_path / "nowhere"})
         each.settings = elsewhere
         refused(reproduce(each, judged.id), 2, "There is no database", "HOLDFAST_HOME")
