@@ -22,11 +22,23 @@ LOOK_AT_THE_DEMO = ("tests/service/commands/test_demo.py", "tests/browser/test_m
 """These share one run of the demo, which takes a minute: they stay in one process."""
 
 
+SHARE_NOTHING = (
+    "tests/service/updates/test_audits.py",
+    "tests/service/updates/test_update.py",
+    "tests/service/gate/guards/test_guards_in_updates.py",
+    "tests/service/ingest/test_retention.py",
+    "tests/contracts/test_learners.py",
+)
+"""Each test here sets up all that it needs and takes seconds: spread out, they fill up the end of a run."""
+
+
 class FilesTogether(LoadFileScheduling):  # type: ignore[misc]  # xdist's schedulers ship no types
-    """Tests of a file follow each other in one process, as do those of files that share something dear."""
+    """Tests of a file follow each other in one process, since they share what it starts."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::", 1)[0]
+        if file in SHARE_NOTHING:
+            return nodeid
         return LOOK_AT_THE_DEMO[0] if file in LOOK_AT_THE_DEMO else file
 
 
