@@ -32,6 +32,20 @@ SHARE_NOTHING = (
 """Each test here sets up all that it needs and takes seconds: spread out, they fill up the end of a run."""
 
 
+LONG_FILES = (
+    "tests/service/updates/test_reproduction.py",
+    "tests/chaos/test_kill.py",
+    *LOOK_AT_THE_DEMO,
+    "tests/chaos/test_cancel_learning.py",
+    "tests/chaos/test_stream_crashes.py",
+    "tests/service/training/test_pool.py",
+    "tests/service/gate/test_poison.py",
+    "tests/service/gate/test_screen.py",
+    "tests/service/test_packaging.py",
+)
+"""These take longest, and come first: one that began last would keep one process busy alone."""
+
+
 class FilesTogether(LoadFileScheduling):  # type: ignore[misc]  # xdist's schedulers ship no types
     """Tests of a file follow each other in one process, since they share what it starts."""
 
@@ -51,7 +65,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("there is no CUDA device here")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, and what can be spread over the processes of a run last."""
+
+    def turn(item: pytest.Item) -> int:
+        file = item.nodeid.split("::", 1)[0]
+        if file in LONG_FILES:
+            return LONG_FILES.index(file)
+        return len(LONG_FILES) + (file in SHARE_NOTHING)
+
+    items.sort(key=turn)
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> FilesTogether:
+    """Keep the order above, where xdist would begin with the files of most tests."""
+    config.option.loadscopereorder = False
     return FilesTogether(config, log)
 
 

@@ -1,8 +1,9 @@
-"""A person cancels an update in the middle of its learning: its trainer lives on, nothing else changes."""
+"""A person cancels an update in the middle of its learning, then the supervisor is killed."""
 
+import os
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,12 +21,18 @@ STREAM = DatasetsConfig(protocol="rotated-digits", angles=(0.0, 25.0))
 SETTINGS = {"HOLDFAST_LEASE_SECONDS": "60"}
 
 
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running(tmp_path_factory.mktemp("home"), SETTINGS) as started:
+        yield started
+
+
 def trainers(service: Service) -> list[int]:
     return [process.pid for process in service.processes() if "ray::Trainer" in process.name()]
 
 
-def test_a_trainer_whose_update_is_cancelled_learns_the_next_one(tmp_path: Path) -> None:
-    with running(tmp_path / "home", SETTINGS) as service, service.client() as client, ExitStack() as slowly:
+def test_a_trainer_whose_update_is_cancelled_learns_the_next_one(service: Service) -> None:
+    with service.client() as client, ExitStack() as slowly:
         client.post("/v1/pipelines", spec(PIPELINE, SLOWED))
         client.push(PIPELINE, encode_json(digits_step(STREAM, 0), DIGITS_SCHEMA))
         first = ended(client, PIPELINE, experience=0)
@@ -71,3 +78,10 @@ def test_a_trainer_whose_update_is_cancelled_learns_the_next_one(tmp_path: Path)
         versions = service.store().search_model_versions(f"name = '{PIPELINE}'")
         assert {version.tags[UPDATE_TAG] for version in versions} == {first["id"], again["id"]}
         assert "Traceback" not in service.log.read_text()
+
+
+def test_roles_end_when_their_supervisor_is_killed(service: Service) -> None:
+    assert service.process is not None
+    os.kill(service.process.pid, 9)
+    service.process.wait()
+    wait_for(lambda: not service.processes(), seconds=40, hint="end of all roles")

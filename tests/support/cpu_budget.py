@@ -1,6 +1,7 @@
 """CPU time of each test, its child processes included, and the budget that none may pass.
 
-Wall time depends on what else the machine does; CPU time hardly does. A test not marked slow that uses more
+Wall time depends on what else the machine does; CPU time does less, though two busy threads of one core can
+double it. A test not marked slow that uses more
 than BUDGET_SECONDS fails the run, and is named with what it used. A fixture that several tests share, such as
 a started service, counts by itself: the test that happens to ask for it first is not charged with it.
 """
