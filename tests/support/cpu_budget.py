@@ -109,7 +109,9 @@ class CpuBudget:
         slow = bool(properties["slow"])
         if seconds > self.budget_seconds and not slow:
             self.over[report.nodeid] = seconds
-        for name, its_seconds in dict(properties["shared"]).items():
+        shared = properties["shared"]
+        assert isinstance(shared, dict)
+        for name, its_seconds in shared.items():
             fixture = f"fixture {name}, set up for {report.nodeid}"
             self.used[fixture] = its_seconds
             if its_seconds > self.shared_budget_seconds and not slow:
