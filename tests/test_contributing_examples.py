@@ -13,8 +13,9 @@ from service.settings import Settings
 from strategies.catalog import STRATEGIES
 from strategies.learning.state import load_any
 from tests.support.homes import Home, digits, home
+from tests.support.repository import ROOT
 
-PAGES = Path(__file__).parent.parent / "docs" / "contributing"
+PAGES = ROOT / "docs" / "contributing"
 SHOWN_ID = "u-4f0c9a1be2d35768"
 SHOWN_HOME = "holdfast-home"
 

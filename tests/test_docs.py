@@ -34,7 +34,8 @@ from streams.state.manifest import Commit, DeadLetter, Manifest, Span
 from streams.triggers.catalog import TRIGGERS
 from streams.wire.decode import JsonRecord
 from tests.support.api_parts import Api, learn, running_api, settle
-from tests.support.doc_pages import ROOT, blocks, page
+from tests.support.doc_pages import blocks, page
+from tests.support.repository import ROOT
 from tests.test_layers import TREE
 
 DOORS = {

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import layers
 from tests.support.layers import Crossing, Floor, Home, Limit, Tree
-from tests.support.real_data import ROOT
+from tests.support.repository import ROOT
 
 TREE = Tree(ROOT)
 

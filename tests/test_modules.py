@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.layers import Tree, within
-from tests.support.real_data import ROOT
+from tests.support.repository import ROOT
 
 TREE = Tree(ROOT)
 

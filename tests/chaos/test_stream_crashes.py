@@ -5,15 +5,14 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.chaos.crashes.points import MOST, STATEMENT, UPLOADS
 from tests.support import needs, postgres, redis_server
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 COMBINATIONS = 8
 STATEMENTS = (
     "UPDATE stream_states",

@@ -11,7 +11,8 @@ import typer.main
 from service import cli
 from service.pipelines import parse
 from tests.service.api.test_app import ROUTES
-from tests.support.doc_pages import PAGES, ROOT, SITE_PAGES, blocks, commands, prose, title_of
+from tests.support.doc_pages import PAGES, SITE_PAGES, blocks, commands, prose, title_of
+from tests.support.repository import ROOT
 
 CALL = re.compile(r"(?:GET|POST|PUT|DELETE) (/v1/[^\s`'\"?)]+|/healthz|/readyz)")
 """A call that a page names in a sentence."""

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.doc_pages import DOCS, PAGES, ROOT, SITE_PAGES, anchors, links, prose, title_of
+from tests.support.doc_pages import DOCS, PAGES, SITE_PAGES, anchors, links, prose, title_of
+from tests.support.repository import ROOT
 
 WIDTH = 100
 LARGEST_IMAGE = 150_000

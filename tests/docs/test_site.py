@@ -15,7 +15,8 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from tests.support import needs
-from tests.support.doc_pages import DOCS, ROOT, SITE_PAGES
+from tests.support.doc_pages import DOCS, SITE_PAGES
+from tests.support.repository import ROOT
 
 PATIENCE_MS = 150_000  # The machine may be busy.
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.doc_pages import DOCS, ROOT
+from tests.support.doc_pages import DOCS
+from tests.support.repository import ROOT
 from tests.support.running import free_port, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]

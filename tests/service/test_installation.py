@@ -24,7 +24,8 @@ from packaging.utils import canonicalize_name
 from streams.sources.datasets import DIGITS_SCHEMA, DatasetsConfig, digits_step
 from streams.wire.decode import encode_json
 from tests.support import api_pins
-from tests.support.packages import PACKAGES, ROOT, build_wheel, write_wheel
+from tests.support.packages import PACKAGES, build_wheel, write_wheel
+from tests.support.repository import ROOT
 from tests.support.running import free_port, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]

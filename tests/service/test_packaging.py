@@ -16,7 +16,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.support import api_pins
-from tests.support.packages import PACKAGES, ROOT, Installed, build_wheel, install, write_wheel
+from tests.support.packages import PACKAGES, Installed, build_wheel, install, write_wheel
+from tests.support.repository import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")]
@@ -222,7 +223,7 @@ def test_uv_installs_where_it_is_there_and_pip_where_it_is_told_to(tmp_path: Pat
     uv.chmod(uv.stat().st_mode | stat.S_IXUSR)
     venv = tmp_path / "venv"
     by_uv = commands_shown(tmp_path, path=uv.parent)
-    assert f"+ {uv} pip install --python {venv}/bin/python --constraints " in by_uv
+    assert f"+ {uv} pip install --compile-bytecode --python {venv}/bin/python --constraints " in by_uv
     assert " -m pip " not in by_uv
     by_pip = commands_shown(tmp_path, path=uv.parent, installer="pip")
     assert f"+ {venv}/bin/python -m pip --disable-pip-version-check install --constraint " in by_pip
@@ -237,7 +238,7 @@ def test_uv_is_had_from_the_package_index_where_it_is_not_there(tmp_path: Path) 
     shown = commands_shown(tmp_path).splitlines()
     own = tmp_path / "venv" / "bin"
     assert f"+ {own}/python -m pip --disable-pip-version-check install -c constraints.txt uv" in shown
-    assert f"+ {own}/uv pip install --python {own}/python" in "\n".join(shown)
+    assert f"+ {own}/uv pip install --compile-bytecode --python {own}/python" in "\n".join(shown)
 
 
 def test_pip_installs_where_uv_is_not_to_be_had(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.repository import ROOT
+
 PINS = ROOT / "constraints.txt"
 API_PINS = ROOT / "constraints-api.txt"
 OWN = ("service", "streams", "strategies")

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from itertools import dropwhile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support.repository import ROOT
+
 DOCS = ROOT / "docs"
 SITE_PAGES = sorted(DOCS.rglob("*.md"))
 """Every page of the site."""

@@ -19,7 +19,7 @@ from typing import Any
 import confluent_kafka
 from confluent_kafka import Producer
 
-from tests.support.real_data import ROOT
+from tests.support.repository import ROOT
 
 FETCH = 1
 """Kafka's number of the request that reads messages."""

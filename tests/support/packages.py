@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.repository import ROOT
+
 PACKAGES = ("service", "streams", "strategies")
 BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "holdfast_cl.py", *PACKAGES)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.repository import ROOT
+
 DATA = ROOT / "tests" / "data"
 
 

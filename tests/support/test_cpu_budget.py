@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cpu_budget import cpu_seconds
-from tests.support.real_data import ROOT
+from tests.support.repository import ROOT
 
 BURN = """
 def burn(seconds):

@@ -5,13 +5,12 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 
 import pytest
 
 from tests.support.api_parts import Api, declare, learn, running_api
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).parents[3]
 PACKAGES = ("service", "streams")
 STATEMENTS = {"insert", "update", "delete"}
 """SQLAlchemy's functions whose statements change rows."""
