@@ -24,6 +24,10 @@ RECORD_LINES = 45
 PACKAGES = re.compile(r"(?:--no-install-recommends) \\\n +([a-z][a-z0-9 -]+)")
 """The packages of Debian's that an installation command names on its second line."""
 
+STOPWATCH = re.compile(r"perf_counter|process_time|thread_time|cpu_times|os\.times")
+WAIT_LIMIT = re.compile(r"monotonic\(\) - .* < ([\d.]+)")
+SHORTEST_LIMIT_SECONDS = 8.0
+
 
 def git(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -226,6 +230,19 @@ def test_every_test_that_a_page_names_is_there(path: Path) -> None:
     written = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py")) if named else ""
     for name in named:
         assert f"def {name}(" in written, name
+
+
+def test_no_test_measures_how_fast_the_machine_is() -> None:
+    """Speeds belong in the benchmarks; a test may bound a wait, by far more than an idle machine needs."""
+    wrong = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        if path.name == "test_cpu_budget.py":
+            continue
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            limits = [float(limit) for limit in WAIT_LIMIT.findall(line)]
+            if STOPWATCH.search(line) or any(limit < SHORTEST_LIMIT_SECONDS for limit in limits):
+                wrong.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
+    assert wrong == []
 
 
 def test_the_page_names_every_verb_of_the_makefile() -> None:

@@ -16,6 +16,7 @@ from sklearn.neural_network import MLPClassifier
 from service.gate.base import Audit, Column, DataEvidence, Evidence, GateConfig, Metric, PairedAnswers
 from service.gate.decide import decide
 from service.gate.measures import increase, losses
+from service.gate.screen import profile
 from service.gate.simulation.lifetimes import Lifetime, simulate
 from service.gate.simulation.rates import Holdout, promote_rate, threshold_rate, worst_false_promotion
 from streams.shift import Answers, battery
@@ -49,7 +50,7 @@ Sample = NDArray[Any]
 
 def run() -> list[Measured]:
     decided = [_deciding(), _promoting(), _promoting(groups=0.1), *_defaults(), *_metrics()]
-    return [*_error_rates(), *_power(), *_lifetimes(), *decided, *_battery(), *_shifts()]
+    return [*_error_rates(), *_power(), *_lifetimes(), *decided, *_battery(), _screen(), *_shifts()]
 
 
 def _error_rates() -> list[Measured]:
@@ -218,6 +219,14 @@ def _battery() -> list[Measured]:
         Measured("shift battery: 1,000 records x 64 features", 1000 * seconds, "ms", 40.0, "<="),
         Measured("shift battery: false alarms of 250 windows", statistics.mean(alarms), "share", ALPHA, "<="),
     ]
+
+
+def _screen() -> Measured:
+    """The screen of a batch too large to look at whole."""
+    random = np.random.default_rng(7)
+    inputs, labels = random.random((60_000, 784), dtype=np.float32), random.integers(0, 10, 60_000)
+    seconds = _fastest(lambda: profile(inputs, labels))
+    return Measured("screen: 60,000 records x 784 features", 1000 * seconds, "ms", 500.0, "<=")
 
 
 def _shifts() -> list[Measured]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 import sqlalchemy as sa
 
@@ -23,7 +22,7 @@ from service.state.database import updates
 from streams.state.manifest import Commit, DeadLetter, Manifest, Span
 from streams.wire.decode import JsonRecord
 from tests.support.api_parts import Api, declare, running_api, spec, unchanged
-from tests.support.real_data import ROOT
+from tests.support.repository import ROOT
 
 ROUTES = {
     ("GET", "/healthz"),
@@ -62,17 +61,11 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         yield running
 
 
-def test_the_process_is_ready_after_four_seconds_of_cpu_without_torch_or_ray(tmp_path: Path) -> None:
-    # CPU time, the best of three: wall time would say how busy the machine is.
-    used = []
-    for attempt in range(3):
-        with running_api(tmp_path / str(attempt)) as running:
-            maps = Path(f"/proc/{running.process.pid}/maps").read_text()
-            used.append(sum(psutil.Process(running.process.pid).cpu_times()[:2]))
-        assert not re.search(r"libtorch|_raylet", maps)
-        if min(used) < 4:
-            return
-    raise AssertionError(f"the API used {min(used):.1f} seconds of CPU to be ready")
+def test_the_process_runs_without_torch_or_ray(api: Api) -> None:
+    # How soon it is ready, `make bench AREA=loop` says.
+    maps = Path(f"/proc/{api.process.pid}/maps").read_text()
+    assert "_pydantic_core" in maps
+    assert not re.search(r"libtorch|_raylet", maps)
 
 
 def test_serving_requests_imports_nothing_heavy(tmp_path: Path) -> None:

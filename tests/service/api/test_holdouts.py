@@ -12,8 +12,8 @@ from service.state import freezes
 from service.state.database import updates
 from service.state.ledger import GATE, By
 from tests.service.api.test_updates import WHY, get, post
-from tests.service.test_cli import holdfast
 from tests.support.api_parts import Api, declare, learn, running_api, unchanged
+from tests.support.commands import holdfast
 
 NAMES = count()
 

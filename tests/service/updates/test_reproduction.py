@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from service.updates import decisions
 from streams.state.manifest import Manifest
 from streams.state.tables import EXPERIENCES, METADATA
 from tests.support import postgres
+from tests.support.commands import holdfast
 from tests.support.homes import EXPIRED, NAME, Home, digits, home, silent, with_shuffled_labels
 
 LOOSE: dict[str, Any] = {
@@ -65,16 +64,8 @@ class Reproduced:
 
 def reproduce(each: Home, update: str, *flags: str, **environment: str) -> Reproduced:
     """The command as a person runs it, in a fresh process."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
     settings = {"HOLDFAST_HOME": str(each.settings.home), "HOLDFAST_DATABASE_URL": each.settings.database}
-    done = subprocess.run(
-        [sys.executable, "-m", "service.cli", "update", "reproduce", update, *flags],
-        env={**clean, **settings, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = holdfast("update", "reproduce", update, *flags, env={**settings, **environment}, timeout=300)
     return Reproduced(done.returncode, done.stdout, done.stderr)
 
 

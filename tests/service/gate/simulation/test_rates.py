@@ -28,7 +28,8 @@ from service.gate.simulation.rates import (
     worst_false_promotion,
 )
 from streams.split import Split
-from tests.service.test_cli import holdfast, refused
+from tests.service.test_cli import refused
+from tests.support.commands import holdfast
 from tests.support.real_data import DATA
 
 ORACLE: list[dict[str, float]] = json.loads((DATA / "gate_values.json").read_text())[
