@@ -23,8 +23,8 @@ SETTINGS = {"HOLDFAST_LEASE_SECONDS": "3"}
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running(tmp_path_factory.mktemp("home"), SETTINGS) as started:
+def service(tmp_path_factory: pytest.TempPathFactory, mlflow_store: Path) -> Iterator[Service]:
+    with running(tmp_path_factory.mktemp("home"), SETTINGS, mlflow_store=mlflow_store) as started:
         with started.client() as client:
             client.post("/v1/pipelines", spec(PIPELINE, SLOWED))
         yield started

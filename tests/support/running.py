@@ -1,6 +1,7 @@
 """A whole service as a user starts it, for tests that kill parts of it."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ import mlflow
 import psutil
 
 from service.client import Client
-from tests.support.real_data import ROOT
+from tests.support.repository import ROOT
 
 T = TypeVar("T")
 HOLD = "hold"
@@ -48,6 +49,8 @@ class Service:
 
     home: Path
     settings: Mapping[str, str] = field(default_factory=dict)
+    mlflow_store: Path | None = None
+    """A store with its schema, to begin with a copy of; None: the service makes its own."""
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
@@ -79,6 +82,8 @@ class Service:
 
     def start(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
+        if self.mlflow_store is not None and not (self.home / "mlflow.db").exists():
+            shutil.copy(self.mlflow_store, self.home / "mlflow.db")
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "service.cli", "up"],
@@ -154,9 +159,11 @@ def is_role(process: psutil.Process, name: str) -> bool:
 
 
 @contextmanager
-def running(home: Path, settings: Mapping[str, str] | None = None) -> Iterator[Service]:
+def running(
+    home: Path, settings: Mapping[str, str] | None = None, *, mlflow_store: Path | None = None
+) -> Iterator[Service]:
     """A service that is up; whatever happens, nothing of it is left."""
-    service = Service(home, settings or {})
+    service = Service(home, settings or {}, mlflow_store)
     try:
         service.start()
         yield service
