@@ -90,6 +90,7 @@ def up() -> None:
     _refuse_other_packages(current_folder=True)
     settings = read_settings()
     configure(settings)
+    _migrate(settings)
     supervisor.run(settings, announce=typer.echo)
 
 
@@ -182,7 +183,7 @@ def serve_mlflow(lifeline: Lifeline = None) -> None:
     """Serve MLflow's pages on the embedded store."""
     from service.commands.mlflow_pages import serve
 
-    settings, stop = _start_role(lifeline)
+    settings, stop = _start_role(lifeline, database=False)
     _stop_on_signals(stop)
     serve(settings, stop)
 
@@ -190,17 +191,25 @@ def serve_mlflow(lifeline: Lifeline = None) -> None:
 @app.command()
 def migrate() -> None:
     """Migrate the database to this release."""
-    from service.state import database
-
-    settings = read_settings()
-    _make_home(settings)
-    database.migrate(database.connect(settings.database))
+    _migrate(read_settings())
     typer.echo("The database is at this release.")
 
 
-def _start_role(lifeline: int | None) -> tuple[Settings, threading.Event]:
+def _migrate(settings: Settings) -> None:
+    from service.state import database
+
+    _make_home(settings)
+    engine = database.connect(settings.database)
+    with database.answering(engine):
+        database.migrate(engine)
+    engine.dispose()
+
+
+def _start_role(lifeline: int | None, *, database: bool = True) -> tuple[Settings, threading.Event]:
+    """Settings and stop event of a role; first looks whether its database answers, if it uses one."""
     from service.commands.up import follow_lifeline
     from service.logs import configure
+    from service.state.database import require
 
     if lifeline is None:
         # `holdfast up` looked already, once for all its roles.
@@ -208,6 +217,8 @@ def _start_role(lifeline: int | None) -> tuple[Settings, threading.Event]:
     settings = read_settings()
     configure(settings)
     _make_home(settings)
+    if database:
+        require(settings.database)
     stop = threading.Event()
     if lifeline is not None:
         follow_lifeline(lifeline, stop)

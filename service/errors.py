@@ -19,6 +19,7 @@ HoldfastError
 ├── LostLeaseError             another worker owns the update now
 ├── TrainerDiedError           a trainer process ended in the middle of an update
 ├── TrainerStoppedError        the dispatcher stops, and its trainers with it
+├── DatabaseAwayError          a command's database does not answer
 └── SettingsError              the service cannot start as configured
 """
 
@@ -152,6 +153,10 @@ class TrainerDiedError(HoldfastError):
 
 class TrainerStoppedError(HoldfastError):
     slug, title = "trainer-stopped", "The dispatcher stops"
+
+
+class DatabaseAwayError(HoldfastError):
+    status, slug, title = 503, "database-away", "The database does not answer"
 
 
 class SettingsError(HoldfastError):

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from service.errors import HoldfastError
+from service.errors import DatabaseAwayError, HoldfastError
 
 log = structlog.get_logger(__name__)
 
@@ -181,9 +181,9 @@ def _http(request: Request, error: Exception) -> JSONResponse:
 def _database_away(_request: Request, error: Exception) -> JSONResponse:
     log.error("database does not answer", exc_info=error)
     return problem_response(
-        503,
-        slug="database-away",
-        title="The database does not answer",
+        DatabaseAwayError.status,
+        slug=DatabaseAwayError.slug,
+        title=DatabaseAwayError.title,
         detail="The API is up, and its database does not answer.",
         fix="Try again in a moment. If it stays: see the API's log, and check HOLDFAST_DATABASE_URL.",
     )

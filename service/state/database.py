@@ -2,14 +2,17 @@
 
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from service.errors import SettingsError
+from service.errors import DatabaseAwayError, SettingsError
 from streams.state.manifest import METADATA
+from streams.state.tables import reading
 
 LIVE_STATES = ("queued", "running", "review")
 
@@ -245,6 +248,44 @@ def _begin(connection: sa.Connection) -> None:
     # none.
     mode = connection.get_execution_options().get("sqlite_begin", "IMMEDIATE")
     connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+_AWAY = (sa.exc.OperationalError, sa.exc.DatabaseError)
+"""The second by itself: a file that is no SQLite database. Its other subclasses are mistakes of ours."""
+
+
+@contextmanager
+def answering(engine: sa.Engine) -> Iterator[None]:
+    """For commands that use the database once: say in one sentence where and why it does not answer.
+
+    Raises:
+        DatabaseAwayError: in the block, the database could not be reached, or refused us.
+    """
+    try:
+        yield
+    except (sa.exc.DatabaseError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
+        if isinstance(error, sa.exc.DatabaseError) and type(error) not in _AWAY:
+            raise
+        cause = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+        raise DatabaseAwayError(
+            f"The database {engine.url.render_as_string(hide_password=True)} cannot be used: {cause}.",
+            fix="Start it, or correct HOLDFAST_DATABASE_URL, and try again.",
+        ) from error
+
+
+def require(url: str) -> None:
+    """Look once whether the database answers, so that a process that needs it ends with one sentence.
+
+    Raises:
+        SettingsError: as `connect`.
+        DatabaseAwayError: as `answering`.
+    """
+    engine = connect(url)
+    try:
+        with answering(engine), reading(engine) as connection:
+            connection.execute(sa.text("SELECT 1"))
+    finally:
+        engine.dispose()
 
 
 def lock_pipeline(connection: sa.Connection, pipeline: str) -> None:

@@ -24,7 +24,7 @@ from service.gate.decide import decide
 from service.settings import Settings
 from service.state import inputs as stored_inputs
 from service.state import jobs
-from service.state.database import connect
+from service.state.database import answering, connect
 from service.state.inputs import Name, StoredDocument
 from service.state.jobs import Update
 from service.storage import StoreLocation, store_location
@@ -68,6 +68,7 @@ def run(settings: Settings, update_id: str, on_progress: OnProgress) -> Reproduc
     Raises:
         SettingsError: the settings name a SQLite file that does not exist.
         UpdateUnknownError: there is no such update.
+        DatabaseAwayError: the database does not answer.
         NotReproducibleError: it has no verdict or no stored inputs, it learnt on another device, or its store
             cannot be read.
         InputsUnfitError: another release stored its inputs, or its champion's version is not recorded.
@@ -75,7 +76,7 @@ def run(settings: Settings, update_id: str, on_progress: OnProgress) -> Reproduc
     _require_database(settings)
     engine = connect(settings.database)
     try:
-        with tempfile.TemporaryDirectory(prefix="holdfast-reproduce-") as scratch:
+        with answering(engine), tempfile.TemporaryDirectory(prefix="holdfast-reproduce-") as scratch:
             return reproduce(engine, settings, update_id, scratch=Path(scratch), on_progress=on_progress)
     except ObjectError as error:
         raise NotReproducibleError(

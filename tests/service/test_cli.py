@@ -270,6 +270,24 @@ def test_a_database_url_is_explained_and_its_password_is_not_shown(tmp_path: Pat
     assert "hunter2" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["migrate", "update reproduce u-1", "up", "serve api", "serve ingest", "serve dispatch"],
+)
+def test_a_database_that_is_away_is_told_in_one_line(command: str, tmp_path: Path) -> None:
+    url = f"postgresql://me:hunter2@127.0.0.1:{free_port()}/db"
+    env = {"HOLDFAST_HOME": str(tmp_path), "HOLDFAST_DATABASE_URL": url}
+    done = holdfast(*command.split(), env=env)
+    refused(done, 1, "127.0.0.1", "cannot be used: connection failed", "HOLDFAST_DATABASE_URL")
+    assert "hunter2" not in done.stderr
+
+
+def test_a_file_that_is_no_database_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "holdfast.db").write_text("this is not a database, but a text of more than a page" * 50)
+    for command in ("migrate", "serve api"):
+        refused(holdfast(*command.split(), env={"HOLDFAST_HOME": str(tmp_path)}), 1, "not a database")
+
+
 def test_wrong_usage_shows_the_usage() -> None:
     for arguments in (("push",), ("update", "start"), ("surprise",), ("ledger", "x", "--surprise")):
         done = holdfast(*arguments)
