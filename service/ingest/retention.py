@@ -62,10 +62,13 @@ class Upkeep:
         if spec.retention.keep_experiences is None:
             return
         manifest = Manifest(self._engine)
+        with reading(self._engine) as connection:
+            if not _unneeded(connection, spec, manifest.experiences_in(connection, pipeline)):
+                return
         with self._engine.begin() as connection:
             lock_pipeline(connection, pipeline)
-            rows = manifest.experiences_in(connection, pipeline)
-            unneeded = _unneeded(connection, spec, rows)
+            # Looked at again: an update may have begun to need one meanwhile.
+            unneeded = _unneeded(connection, spec, manifest.experiences_in(connection, pipeline))
             manifest.remove_train(connection, pipeline, unneeded, moment=now(connection))
         if unneeded:
             log.info("train parts removed", pipeline=pipeline, experiences=unneeded)

@@ -108,12 +108,14 @@ def make_plan(engine: sa.Engine, update: Update) -> Plan:
 
     Raises:
         LostLeaseError: the update is no longer this attempt's.
-        InputsUnfitError: what was stored is damaged, or of another release.
+        InputsUnfitError: what was stored, or the champion or the screens, was damaged or changed.
     """
     with reading(engine) as connection:
         stored = stored_inputs.read(connection, update.id)
         if stored:
-            return stored_plan(connection, update, stored)
+            plan = stored_plan(connection, update, stored)
+            _require_screens(plan, decode(stored["plan"], PlanDocument))
+            return plan
     with engine.begin() as connection:
         plan = _new_plan(connection, Manifest(engine), update)
         if not plan.experiences:
@@ -273,6 +275,19 @@ def _stored_lineage(connection: sa.Connection, update: Update, base: Base | None
         f"{base.update_id}; that version {found}.",
         fix="The table versions was changed: restore the database from a backup.",
     )
+
+
+def _require_screens(plan: Plan, document: PlanDocument) -> None:
+    """Refuse other screens than those of the first attempt: the data guard would judge by them.
+
+    Raises:
+        InputsUnfitError: they were changed.
+    """
+    if screens_digest(plan.references) != document.references_digest:
+        raise InputsUnfitError(
+            f"The screens that update {plan.update.id} is compared with changed after its first attempt.",
+            fix="The table backlog was changed: restore the database from a backup.",
+        )
 
 
 def _past(

@@ -1,6 +1,7 @@
 """Records that nothing needs go; what an update, a rollback, a window or a reference needs stays."""
 
 import os
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,23 @@ def test_what_waits_is_parked_or_is_tried_stays(api: Api) -> None:
     removed = gone(api, "few")
     assert removed
     assert all(states[index] == "learnt" for index in removed)
+
+
+def test_upkeep_with_nothing_to_remove_waits_for_no_writer(api: Api) -> None:
+    declare(api, "few", **KEPT)
+    for turn in range(4):
+        learn_other(api, "few", turn)
+    upkeep(api)
+    assert gone(api, "few")
+    writer = sqlite3.connect(api.settings.root / "holdfast.db", isolation_level=None)
+    try:
+        writer.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        upkeep(api)
+        # One that waited for the writer would give up after 30 seconds.
+        assert time.monotonic() - began < 15
+    finally:
+        writer.close()
 
 
 def test_the_duplicate_window_keeps_the_records_that_it_knows_ids_from(api: Api) -> None:

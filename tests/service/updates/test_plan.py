@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from service.errors import InputsUnfitError, LostLeaseError
 from service.state import freezes, holdouts
-from service.state.database import pipelines, update_inputs, versions
+from service.state.database import backlog, pipelines, update_inputs, versions
 from service.state.inputs import digest_of
 from service.state.ledger import By
 from service.training.repeats import repeat_folder
@@ -220,6 +220,21 @@ def test_a_champion_that_is_not_the_one_of_the_plan_stops_the_update(
         else:
             connection.execute(sa.update(versions).values(update_id="u-other"))
     with pytest.raises(InputsUnfitError, match=r"starts from version 1 .* that version is"):
+        make_plan(each.engine, each.claim())
+
+
+def test_screens_that_were_changed_stop_the_update(make: Callable[..., Home]) -> None:
+    each = make()
+    each.learn(digits(0))
+    approve(each)
+    each.arrive(digits(1))
+    make_plan(each.engine, each.claim(lease_seconds=EXPIRED))
+    with each.engine.begin() as connection:
+        screen = connection.execute(sa.select(backlog.c.screen).where(backlog.c.experience == 0)).scalar_one()
+        assert screen["label_errors"]
+        changed = {**screen, "label_errors": [0.9 for _ in screen["label_errors"]]}
+        connection.execute(sa.update(backlog).where(backlog.c.experience == 0).values(screen=changed))
+    with pytest.raises(InputsUnfitError, match=r"screens .* changed"):
         make_plan(each.engine, each.claim())
 
 
