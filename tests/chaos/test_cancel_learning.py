@@ -37,6 +37,10 @@ def test_a_trainer_whose_update_is_cancelled_learns_the_next_one(service: Servic
         client.push(PIPELINE, encode_json(digits_step(STREAM, 0), DIGITS_SCHEMA))
         first = ended(client, PIPELINE, experience=0)
         assert first["outcome"] == "promote", first["reason"]
+        dispatch = service.role("dispatch")
+        assert dispatch is not None
+        maps = Path(f"/proc/{dispatch.pid}/maps").read_text()
+        assert "libtorch" not in maps, "only trainers need torch, and its gigabyte of memory"
         before, champion = trainers(service), client.get(f"/v1/pipelines/{PIPELINE}/champion")
 
         slowly.enter_context(service.learning_slowly())

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import mlflow.pytorch
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from mlflow.exceptions import MlflowException
 
@@ -198,7 +200,10 @@ def test_a_version_is_a_graph_without_any_pickle(settings: Settings, served: Pat
     source = client(settings).get_model_version_download_uri(NAME, str(version))
     folder = Path(mlflow.artifacts.download_artifacts(source))
     files = [path for path in folder.rglob("*") if path.is_file()]
-    assert [path.suffix for path in files if path.parent.name == "data"].count(".pt2") == 1
+    (graph,) = (path for path in files if path.suffix == ".pt2")
+    assert graph.read_bytes() == served.read_bytes(), "what is served is what was judged"
+    network = mlflow.pytorch.load_model(source)
+    assert network(torch.zeros((4, *INFO.shape))).shape == (4, len(INFO.classes))
     assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pth")]
     requirements = (folder / "requirements.txt").read_text().split()
     assert {line.split("==")[0] for line in requirements} >= {"torch", "numpy"}
