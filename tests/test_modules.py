@@ -1,6 +1,5 @@
 """Every module has a test file of its name, or one that imports it, or a line that says which covers it."""
 
-import ast
 from pathlib import Path
 
 import pytest
@@ -79,13 +78,7 @@ BY_PROCESS = ("service.commands", "service.state.migrations")
 
 def imported(path: Path) -> frozenset[str]:
     """Dotted names that a test file imports."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return frozenset(names)
+    return TREE.imports(".".join(path.relative_to(ROOT).with_suffix("").parts))
 
 
 def has_a_test(module: str, named: frozenset[str]) -> bool:

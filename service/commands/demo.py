@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -125,13 +126,14 @@ def _service(settings: Settings, console: Console) -> Iterator[None]:
 
 def _wait_until_ready(settings: Settings, process: subprocess.Popen[bytes], log_path: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        heard = up.answer(settings)
-        if heard and {"ingest", "dispatch"} <= {role["role"] for role in heard["roles"]}:
-            return
-        if process.poll() is not None:
-            break
-        time.sleep(0.2)
+    with httpx.Client(timeout=up.LOOK_SECONDS) as http:
+        while time.monotonic() < deadline:
+            heard = up.answer(settings, http)
+            if heard and {"ingest", "dispatch"} <= {role["role"] for role in heard["roles"]}:
+                return
+            if process.poll() is not None:
+                break
+            time.sleep(0.2)
     raise HoldfastError(
         f"The service did not start in {settings.root}.", fix=f"See {log_path} for the reason."
     )

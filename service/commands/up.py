@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 RESTART_SECONDS = 1.0
 STOP_SECONDS = 20.0
 LOCK_FILE = "up.lock"
+LOOK_SECONDS = 2.0
+"""Longest wait for the API's answer to one look."""
 
 
 @dataclass
@@ -42,7 +44,7 @@ class Role:
 
 
 def run(settings: Settings, *, announce: Callable[[str], None]) -> None:
-    """Run every role until SIGTERM or SIGINT.
+    """Run every role on a migrated database until SIGTERM or SIGINT.
 
     Raises:
         SettingsError: another `holdfast up` holds this home.
@@ -100,6 +102,8 @@ class Supervisor:
     def __init__(self, settings: Settings, names: list[str]) -> None:
         self._settings = settings
         self._roles = [Role(name) for name in names]
+        # One for all looks: making a client, with its certificates, takes longer than an answer.
+        self._http = httpx.Client(timeout=LOOK_SECONDS)
 
     def watch(self, stop: threading.Event, announce: Callable[[str], None]) -> None:
         """Keep every role running until `stop` is set; say so once all are ready."""
@@ -119,6 +123,7 @@ class Supervisor:
 
         Not SIGTERM: Ray answers it with a stack trace of its own, which reads like a crash.
         """
+        self._http.close()
         for role in self._roles:
             if role.process:
                 os.close(role.lifeline)
@@ -155,16 +160,12 @@ class Supervisor:
         role.starts += 1
 
     def _turn_of(self, role: Role) -> bool:
-        """Whether a role may start: the API first, which migrates the database; MLflow's pages last."""
-        if role.name == "api":
-            return True
-        if role.name == "mlflow":
-            return self._ready()
-        return answer(self._settings) is not None
+        """Whether a role may start: MLflow's pages last, since nothing waits for them."""
+        return role.name != "mlflow" or self._ready()
 
     def _ready(self) -> bool:
         """Whether the API answers and lists our own processes; it may still list killed ones too."""
-        heard = answer(self._settings)
+        heard = answer(self._settings, self._http)
         if heard is None:
             return False
         processes = {role["instance"].rsplit(":", 1)[1] for role in heard["roles"]}
@@ -194,10 +195,10 @@ def mlflow_url(settings: Settings) -> str:
     return f"http://{settings.host}:{settings.mlflow_port}"
 
 
-def answer(settings: Settings) -> dict[str, Any] | None:
+def answer(settings: Settings, http: httpx.Client) -> dict[str, Any] | None:
     """What /readyz says; None while the API does not answer."""
     try:
-        response = httpx.get(f"{api_url(settings)}/readyz", timeout=2.0)
+        response = http.get(f"{api_url(settings)}/readyz")
     except httpx.HTTPError:
         return None
     return dict(response.json()) if response.is_success else None

@@ -31,16 +31,17 @@ def pages() -> Iterator[str]:
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
         url = f"http://127.0.0.1:{port}"
         try:
-            wait_for(lambda: healthy(url), seconds=120, hint="answer of MLflow")
+            with httpx.Client(timeout=2.0) as http:
+                wait_for(lambda: healthy(http, url), seconds=120, hint="answer of MLflow")
             yield url
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(30)
 
 
-def healthy(url: str) -> bool:
+def healthy(http: httpx.Client, url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health", timeout=2.0).is_success
+        return http.get(f"{url}/health").is_success
     except httpx.HTTPError:
         return False
 

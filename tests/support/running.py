@@ -35,11 +35,14 @@ def free_port() -> int:
 
 def wait_for(what: Callable[[], T | None], *, seconds: float, hint: str) -> T:
     deadline = time.monotonic() + seconds
+    pause = 0.05
     while time.monotonic() < deadline:
         found = what()
         if found:
             return found
-        time.sleep(0.05)
+        time.sleep(pause)
+        # Long waits are for work on the same cores: looking often would slow it down.
+        pause = min(0.25, 1.2 * pause)
     raise AssertionError(f"within {seconds:.0f} seconds there was no {hint}")
 
 
