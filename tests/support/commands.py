@@ -14,10 +14,17 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-_LEARNING = ("strategies.learning.environment", "torch.export", "torch._dynamo")
-"""What learning imports at its first use."""
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["service.cli", "service.updates.reproduction", *_LEARNING, __name__])
+_MODULES = ["service.cli", "service.client", "rich.console", "yaml", __name__]
+
+
+def preload(*modules: str) -> None:
+    """More modules for the process that is forked; without effect once a command of this process has run."""
+    _MODULES.extend(modules)
+    _CONTEXT.set_forkserver_preload(_MODULES)
+
+
+preload()
 
 
 def holdfast(

@@ -20,8 +20,11 @@ from service.updates import decisions
 from streams.state.manifest import Manifest
 from streams.state.tables import EXPERIENCES, METADATA
 from tests.support import postgres
-from tests.support.commands import holdfast
+from tests.support.commands import holdfast, preload
 from tests.support.homes import EXPIRED, NAME, Home, digits, home, silent, with_shuffled_labels
+
+# What learning imports at its first use takes longer than to reproduce an update here.
+preload("service.updates.reproduction", "strategies.learning.environment", "torch.export", "torch._dynamo")
 
 LOOSE: dict[str, Any] = {
     "split": {"gate": 0.25, "audit": 0.25},
