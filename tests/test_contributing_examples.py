@@ -63,8 +63,8 @@ def test_the_files_of_a_checkpoint_folder_are_those_in_the_table(learnt: Home) -
         for path in (learnt.settings.checkpoints / folder).rglob("*")
         if path.is_file()
     }
-    told = re.findall(r"^\| `([\w./]+)` \|", (PAGES / "checkpoint.md").read_text(), flags=re.M)
-    assert set(told) == there
+    named = re.findall(r"^\| `([\w./]+)` \|", (PAGES / "checkpoint.md").read_text(), flags=re.M)
+    assert set(named) == there
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["the first, without a champion", "one from a champion"])

@@ -211,9 +211,9 @@ def test_the_gate_page_names_every_guard_and_the_form_of_a_verdict() -> None:
 
 
 def test_the_page_of_the_verdict_tells_every_number() -> None:
-    told = re.findall(r"^\| `(\w+)` \| (.*) \|$", page("verdict.md").split("## Numbers")[1], flags=re.M)
-    assert dict(told) == dict(NUMBERS)
-    assert len(told) == len(NUMBERS)
+    documented = re.findall(r"^\| `(\w+)` \| (.*) \|$", page("verdict.md").split("## Numbers")[1], flags=re.M)
+    assert dict(documented) == dict(NUMBERS)
+    assert len(documented) == len(NUMBERS)
     for field in fields(Verdict):
         assert f"| `{field.name}` |" in page("verdict.md")
 

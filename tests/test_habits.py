@@ -45,8 +45,8 @@ def test_subjects_of_commits_are_short_enough_since_the_rule_holds() -> None:
     wrong = {}
     for line in log.stdout.splitlines():
         commit, _, subject = line.partition("\0")
-        if told := problem(subject):
-            wrong[commit[:10]] = told
+        if error := problem(subject):
+            wrong[commit[:10]] = error
     assert not wrong
 
 
@@ -65,9 +65,9 @@ def test_a_subject_is_the_first_paragraph_as_git_reads_it(message: str, read: st
 
 def test_the_longest_subject_passes_and_one_more_character_does_not() -> None:
     assert problem("x" * LONGEST) is None
-    told = problem("x" * (LONGEST + 1))
-    assert told is not None
-    assert f"has {LONGEST + 1} characters" in told
+    error = problem("x" * (LONGEST + 1))
+    assert error is not None
+    assert f"has {LONGEST + 1} characters" in error
     assert problem("fixup! " + "x" * LONGEST) is None
     assert problem("fixup! " + "x" * (LONGEST + 1)) is not None
     assert problem("") is not None
@@ -143,8 +143,8 @@ def test_the_container_and_the_nightly_run_install_the_packages_of_every_change(
     for place in (".devcontainer/Dockerfile", ".github/workflows/nightly.yml"):
         (installed,) = PACKAGES.findall((ROOT / place).read_text())
         assert set(installed.split()) == names, place
-    (told,) = re.findall(r"^sudo apt-get install (.*)$", (PAGES / "index.md").read_text(), flags=re.M)
-    assert set(told.split()) == names
+    (named,) = re.findall(r"^sudo apt-get install (.*)$", (PAGES / "index.md").read_text(), flags=re.M)
+    assert set(named.split()) == names
 
 
 def test_the_container_is_built_from_the_file_beside_it_and_uses_verbs_that_exist() -> None:
@@ -246,8 +246,8 @@ def test_no_test_measures_how_fast_the_machine_is() -> None:
 
 
 def test_the_page_names_every_verb_of_the_makefile() -> None:
-    told = set(re.findall(r"^\| `make ([a-z-]+)", (PAGES / "index.md").read_text(), flags=re.M))
-    assert told == verbs()
+    named = set(re.findall(r"^\| `make ([a-z-]+)", (PAGES / "index.md").read_text(), flags=re.M))
+    assert named == verbs()
 
 
 def test_modules_in_the_table_have_the_tests_that_it_names() -> None:

@@ -200,7 +200,6 @@ HOMES = {
             "service.training.trainer",
             "service.training.served",
             "service.training.pool",
-            "service.registry",
             "service.ingest.champion_answers",
         ),
         "the API and the command line start in a second, on machines without torch",
@@ -309,6 +308,7 @@ def test_every_package_is_a_docstring() -> None:
     [
         ("service.api.app", ("torch", "ray", "mlflow", "avalanche", "sklearn", "scipy")),
         ("service.ingest.ingester", ("torch", "ray", "mlflow", "avalanche", "sklearn")),
+        ("service.updates.dispatcher", ("torch", "torchvision", "avalanche", "sklearn")),
         ("service.cli", ("torch", "ray", "mlflow", "fastapi", "numpy", "sqlalchemy")),
         ("strategies.catalog", ("torch", "ray", "mlflow", "avalanche", "sklearn")),
         ("streams.catalog", ("torch", "ray", "mlflow", "avalanche", "sklearn", "redis", "confluent_kafka")),

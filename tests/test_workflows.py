@@ -105,7 +105,7 @@ def test_pins_and_actions_are_raised_by_proposals() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tag", "changelog", "files", "told"),
+    ("tag", "changelog", "files", "message"),
     [
         ("v1.2.3", RELEASED, ("holdfast_cl-1.2.3-py3-none-any.whl", "holdfast_cl-1.2.3.tar.gz"), ""),
         (
@@ -124,7 +124,7 @@ def test_pins_and_actions_are_raised_by_proposals() -> None:
     ],
 )
 def test_a_release_is_published_only_where_tag_changelog_and_files_agree(
-    tag: str, changelog: str, files: tuple[str, ...], told: str, tmp_path: Path
+    tag: str, changelog: str, files: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
     project = '[project]\nname = "holdfast-cl"\nversion = "1.2.3"\n'
     (tmp_path / "pyproject.toml").write_text(project)
@@ -139,5 +139,5 @@ def test_a_release_is_published_only_where_tag_changelog_and_files_agree(
         text=True,
         check=False,
     )
-    assert done.returncode == (1 if told else 0), done.stderr
-    assert told in done.stderr
+    assert done.returncode == (1 if message else 0), done.stderr
+    assert message in done.stderr

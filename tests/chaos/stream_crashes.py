@@ -222,7 +222,7 @@ def _totals(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "crashes": sums["exits"] + sums["kills"],
         **sums,
         "by_boundary": dict(sorted(boundaries.items())),
-        "problems": [f"{result['run']}: {told}" for result in results for told in result["problems"]],
+        "problems": [f"{result['run']}: {problem}" for result in results for problem in result["problems"]],
     }
 
 

@@ -122,13 +122,13 @@ def test_a_file_of_records_is_pushed_in_batches_and_quietly(run: Run, api: Api, 
 
 def test_a_sending_with_a_key_can_be_repeated(run: Run, api: Api, pipeline: str) -> None:
     stored = "is stored and will be learnt once.\n"
-    for names, told in (
+    for names, shown in (
         ("ab", "2 records are stored and will be learnt once.\n"),
         ("abc", f"1 record {stored}2 records were stored before, and not again.\n"),
         ("abc", "3 records were stored before, and not again.\n"),
     ):
         done = run("push", pipeline, "-", "--batch", "2", "--key", "monday", text=ndjson(*names))
-        assert (done.returncode, done.stdout) == (0, told)
+        assert (done.returncode, done.stdout) == (0, shown)
     other = run("push", pipeline, "-", "--batch", "2", "--key", "monday", text=ndjson("a", "x"))
     refused(other, 1, "'monday:0' was used before", "a key of their own")
     assert api.http.get(f"/v1/pipelines/{pipeline}").json()["pending_records"] == 3
@@ -192,24 +192,24 @@ def test_a_review_is_approved_then_rolled_back_and_the_ledger_tells(
     )
     refused(run("rollback", pipeline, "-m", "more"), 1, "first champion")
     refused(run("rollback", pipeline, "-m", "more", "--version", "9"), 1, "never champion")
-    told = run("ledger", pipeline)
-    assert told.returncode == 0
-    assert [line.split()[2] for line in told.stdout.splitlines()[:-1]] == [
+    shown = run("ledger", pipeline)
+    assert shown.returncode == 0
+    assert [line.split()[2] for line in shown.stdout.splitlines()[:-1]] == [
         "promote",
         "review",
         "promote",
         "rollback",
     ]
-    assert told.stdout.endswith("The chain of hashes holds.\n")
+    assert shown.stdout.endswith("The chain of hashes holds.\n")
     assert len(json.loads(run("ledger", pipeline, "--json").stdout)["entries"]) == 4
 
 
 def test_a_rejected_review_leaves_its_experience_parked(run: Run, api: Api, pipeline: str) -> None:
     update = learn(api, pipeline, "review")
     assert run("update", "reject", update, "-m", "too risky").returncode == 0
-    told = run("pipeline", "experiences", pipeline)
-    assert "parked" in told.stdout
-    assert "too risky" in told.stdout
+    shown = run("pipeline", "experiences", pipeline)
+    assert "parked" in shown.stdout
+    assert "too risky" in shown.stdout
     assert json.loads(run("pipeline", "experiences", pipeline, "--json").stdout)[0]["state"] == "parked"
 
 

@@ -17,6 +17,6 @@ def test_every_field_that_differs_is_named_by_its_path() -> None:
 
 
 def test_a_long_value_is_shown_by_its_beginning() -> None:
-    (told,) = document_differences("a" * 1000, "b")
-    assert told.where == ""
-    assert len(told.before) == LONGEST + len(" ...")
+    (difference,) = document_differences("a" * 1000, "b")
+    assert difference.where == ""
+    assert len(difference.before) == LONGEST + len(" ...")

@@ -62,8 +62,8 @@ def test_the_promise_names_the_holdouts_with_a_margin_of_their_own() -> None:
     usual = "A version that truly lost 2.0 points or more on some past holdout is promoted"
     assert usual in html_report(report())
     own = finding(experience=2, numbers={"n": 100.0, "margin": 0.1})
-    told = html_report(report(verdict=verdict(finding(numbers={"margin": 0.02}), own)))
-    assert "on some past holdout, or 10.0 on that of experience 2, is promoted" in told
+    page = html_report(report(verdict=verdict(finding(numbers={"margin": 0.02}), own)))
+    assert "on some past holdout, or 10.0 on that of experience 2, is promoted" in page
 
 
 def test_acc_bwt_and_forgetting_are_what_their_papers_define() -> None:
@@ -153,7 +153,7 @@ def test_the_report_needs_no_network_no_script_and_no_other_file() -> None:
 
 def test_the_report_says_what_was_found_and_where_it_comes_from() -> None:
     text = " ".join(parsed(html_report(report())).text.split())
-    for told in (
+    for phrase in (
         "Rejected: digits",
         "all kept",
         "experience 0 kept its accuracy",
@@ -165,7 +165,7 @@ def test_the_report_says_what_was_found_and_where_it_comes_from() -> None:
         "2.0 points or more",
         "2027-01-15",
     ):
-        assert told in text
+        assert phrase in text
 
 
 @pytest.mark.parametrize("place", ["reason", "sentence", "guard", "pipeline", "strategy", "version"])

@@ -195,8 +195,8 @@ def test_the_api_alone_runs_in_a_small_environment(
             assert httpx.get(url + page, timeout=60).is_success, page
         pipeline, records = digits_pipeline(elsewhere)
         called([programs / "holdfast", "pipeline", "create", pipeline], folder=elsewhere, env=settings)
-        told = called([programs / "holdfast", "push", "digits", records], folder=elsewhere, env=settings)
-        assert str(BATCH) in told.replace(",", "")
+        shown = called([programs / "holdfast", "push", "digits", records], folder=elsewhere, env=settings)
+        assert str(BATCH) in shown.replace(",", "")
         push_in_every_form(f"{url}/v1/pipelines/digits/records")
         asked = httpx.post(f"{url}/v1/pipelines/digits/updates", timeout=60)
         assert asked.status_code == 202, asked.text

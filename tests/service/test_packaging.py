@@ -55,8 +55,8 @@ def test_a_wheel_installed_elsewhere_starts_without_the_repository(installed: In
         f"import {', '.join(PACKAGES)}; print(*(m.__file__ for m in ({', '.join(PACKAGES)})))"
     )
     assert where.stdout.split() == [str(installed.folder / name / "__init__.py") for name in PACKAGES]
-    told = installed.run("--version")
-    assert (told.stdout, told.stderr, told.returncode) == (f"holdfast {PROJECT['version']}\n", "", 0)
+    shown = installed.run("--version")
+    assert (shown.stdout, shown.stderr, shown.returncode) == (f"holdfast {PROJECT['version']}\n", "", 0)
     assert "create" in installed.run("pipeline", "--help").stdout
     home = {"HOLDFAST_HOME": str(installed.elsewhere / "home")}
     migrated = installed.run("migrate", env=home)

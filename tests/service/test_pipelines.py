@@ -240,8 +240,8 @@ def test_a_pipeline_is_held_to_the_networks_and_weights_of_the_installation(tmp_
     own = parse({**images, "strategy": {"name": "replay", "network": {"name": "own", "of": "mine"}}})
     backbone = {"name": "backbone", "weights": "w.pth"}
     pretrained = parse({**images, "strategy": {"name": "combined", "network": backbone}})
-    for spec, told in ((own, "called 'mine'"), (pretrained, "HOLDFAST_WEIGHTS")):
-        with pytest.raises(PipelineInvalidError, match=told) as caught:
+    for spec, message in ((own, "called 'mine'"), (pretrained, "HOLDFAST_WEIGHTS")):
+        with pytest.raises(PipelineInvalidError, match=message) as caught:
             require_allowed(spec, Settings(home=tmp_path))
         errors: Any = caught.value.members["errors"]
         assert [error["where"] for error in errors] == ["strategy.network"]

@@ -101,16 +101,16 @@ def aliases(settings: Settings) -> dict[str, int]:
 
 
 def test_an_update_is_one_run_with_all_that_was_told(settings: Settings, served: Path) -> None:
-    told = publication(served)
-    run_id, version = Registry(settings).publish(told)
+    published = publication(served)
+    run_id, version = Registry(settings).publish(published)
     (run,) = runs(settings)
     assert (run.info.run_id, run.info.status, version) == (run_id, "FINISHED", 1)
     assert (run.info.start_time, run.info.end_time) == (1_800_000_000_500, 1_800_000_000_500)
-    assert run.data.params == told.params
-    assert run.data.metrics == told.metrics
+    assert run.data.params == published.params
+    assert run.data.metrics == published.metrics
     assert run.data.tags[UPDATE_TAG] == "u-1"
-    assert run.data.tags["mlflow.note.content"] == told.description
-    assert all(run.data.tags[name] == value for name, value in told.tags.items())
+    assert run.data.tags["mlflow.note.content"] == published.description
+    assert all(run.data.tags[name] == value for name, value in published.tags.items())
     listed = {item.path for item in client(settings).list_artifacts(run_id)}
     assert listed == {"verdict.json", "report.html", "retention.png"}
     folder = settings.artifacts / NAME / run_id / "artifacts"
@@ -213,8 +213,8 @@ def test_a_version_is_a_graph_without_any_pickle(settings: Settings, served: Pat
 def test_a_pipeline_that_has_learnt_for_long_may_have_any_number_of_metrics(
     settings: Settings, metrics: int
 ) -> None:
-    told = {f"challenger.accuracy.{index}": 0.5 for index in range(metrics)}
-    Registry(settings).publish(publication(None, metrics=told))
+    published = {f"challenger.accuracy.{index}": 0.5 for index in range(metrics)}
+    Registry(settings).publish(publication(None, metrics=published))
     assert len(runs(settings)[0].data.metrics) == metrics
 
 

@@ -178,7 +178,7 @@ def _mean_on_rotations(name: str, **settings: Any) -> float:
 
 
 @pytest.mark.parametrize(
-    ("parts", "told"),
+    ("parts", "message"),
     [
         (["replay"], "at least 2"),
         (["replay", "replay"], "twice"),
@@ -200,8 +200,8 @@ def _mean_on_rotations(name: str, **settings: Any) -> float:
         ([7, "lwf"], "parts"),
     ],
 )
-def test_a_combination_that_cannot_work_is_refused(parts: Any, told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
+def test_a_combination_that_cannot_work_is_refused(parts: Any, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         STRATEGIES["combined"].config.model_validate({"parts": parts})
 
 

@@ -45,7 +45,7 @@ def test_a_bare_name_is_that_network_with_its_defaults(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "told"),
+    ("choice", "message"),
     [
         ("backbone", "a frozen backbone needs weights"),
         ("perceptron", "does not match any of the expected tags"),
@@ -64,8 +64,8 @@ def test_a_bare_name_is_that_network_with_its_defaults(name: str) -> None:
         ({"name": "mlp", "dropout": 1}, "less than 1"),
     ],
 )
-def test_a_choice_that_cannot_work_is_refused(choice: Any, told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
+def test_a_choice_that_cannot_work_is_refused(choice: Any, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         CHOICE.validate_python(choice)
 
 
@@ -95,7 +95,7 @@ def test_a_network_says_which_shapes_it_takes(choice: Any, shape: tuple[int, ...
 def test_own_networks_are_read_from_a_text() -> None:
     assert own_networks("") == {}
     assert own_networks("digits-net=pkg.nets:make; b=_p:F ;") == {"digits-net": "pkg.nets:make", "b": "_p:F"}
-    for text, told in (
+    for text, message in (
         ("a", "not of the form module:function"),
         ("A=p:f", "small letters"),
         ("a=p", "not of the form"),
@@ -105,7 +105,7 @@ def test_own_networks_are_read_from_a_text() -> None:
         ("a=p:f;a=q:g", "named twice"),
         ("a=p:f,b=q:g", "not of the form"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             own_networks(text)
 
 
@@ -149,7 +149,7 @@ def test_what_is_installed_last_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "told"),
+    ("where", "message"),
     [
         ("no_such_package:make", "cannot be made by no_such_package:make: ModuleNotFoundError"),
         ("tests.support.own_networks:missing", "AttributeError"),
@@ -163,9 +163,9 @@ def test_what_is_installed_last_counts() -> None:
         ("tests.support.own_networks:whole_numbers", "must be floating-point"),
     ],
 )
-def test_an_own_network_that_cannot_work_fails_in_words(where: str, told: str) -> None:
+def test_an_own_network_that_cannot_work_fails_in_words(where: str, message: str) -> None:
     install(Installation(networks={"mine": where}))
-    with pytest.raises(StrategyError, match=told):
+    with pytest.raises(StrategyError, match=message):
         network(name="own", of="mine")
 
 
@@ -197,7 +197,7 @@ def _a_whole_module(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("write", "told"),
+    ("write", "message"),
     [
         (_broken, "'w.pth' cannot be read"),
         (_of_another_model, r"have and the model does not: layer1\.2\..*more\. Name the model"),
@@ -206,10 +206,10 @@ def _a_whole_module(path: Path) -> None:
         (_a_whole_module, "'w.pth' cannot be read"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused_in_words(write: Any, told: str, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_refused_in_words(write: Any, message: str, tmp_path: Path) -> None:
     write(tmp_path / "w.pth")
     install(Installation(weights=tmp_path))
-    with pytest.raises(StrategyError, match=told) as caught:
+    with pytest.raises(StrategyError, match=message) as caught:
         network(name="backbone", weights="w.pth")
     assert len(str(caught.value)) < 400
 
@@ -235,15 +235,15 @@ def test_weights_come_from_either_kind_of_file_and_need_no_classifier(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("choice", "told"),
+    ("choice", "message"),
     [
         ({"constructor": "resnet_of_nobody"}, "no classification model 'resnet_of_nobody'"),
         ({"constructor": "squeezenet1_0"}, "no last linear layer"),
         ({"constructor": "vit_b_16", "size": 32}, r"does not take records of shape \[1, 8, 8\]"),
     ],
 )
-def test_models_of_torchvision_that_cannot_be_used_are_refused(choice: dict[str, Any], told: str) -> None:
-    with pytest.raises(StrategyError, match=told):
+def test_models_of_torchvision_that_cannot_be_used_are_refused(choice: dict[str, Any], message: str) -> None:
+    with pytest.raises(StrategyError, match=message):
         network(name="backbone", frozen=False, **choice)
 
 

@@ -159,8 +159,8 @@ def learn(api: Api, pipeline: str, outcome: Literal["promote", "review", "reject
 
 def _verdict(outcome: Outcome) -> Verdict:
     answers: dict[Outcome, Answer] = {"promote": "pass", "review": "undecided", "reject": "fail"}
-    told = Finding("retention", answers[outcome], "experience 0: as the test says", 0, {"n": 5})
-    return Verdict(outcome, told.sentence, (told,), (Note("budget", "budget: nothing is sealed"),))
+    finding = Finding("retention", answers[outcome], "experience 0: as the test says", 0, {"n": 5})
+    return Verdict(outcome, finding.sentence, (finding,), (Note("budget", "budget: nothing is sealed"),))
 
 
 def settle(api: Api, pipeline: str, requested: str, outcome: Literal["promote", "review", "reject"]) -> str:

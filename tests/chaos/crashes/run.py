@@ -137,10 +137,10 @@ class _Run:
     def _overdue(self, children: Sequence[Child]) -> AssertionError:
         for child in children:
             child.tell_where_it_is()
-        told = f"{self._promised} records were sent, {self._pace.taken} taken"
+        counts = f"{self._promised} records were sent, {self._pace.taken} taken"
         return AssertionError(
             f"{self._plan.name}: within {_TURN_SECONDS:.0f} s a process did not end; the last bombs were for "
-            f"{list(self._last_bombs)}; {told}"
+            f"{list(self._last_bombs)}; {counts}"
         )
 
     def _let_send(self) -> None:

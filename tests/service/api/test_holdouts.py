@@ -135,10 +135,10 @@ def test_the_commands_say_the_same(api: Api, pipeline: str) -> None:
     learn(api, pipeline, "promote")
     learn(api, pipeline, "promote")
     frozen(api, pipeline)
-    told = run("holdout", "list", pipeline).stdout.splitlines()
-    assert told[0].startswith("experience 0: ")
-    assert "anchor v1" in told[0]
-    assert told[-1] == (
+    shown = run("holdout", "list", pipeline).stdout.splitlines()
+    assert shown[0].startswith("experience 0: ")
+    assert "anchor v1" in shown[0]
+    assert shown[-1] == (
         "Promotion is frozen: the audit of update u-audit did not pass; the last that passed is v1."
     )
     assert len(json.loads(run("holdout", "list", pipeline, "--json").stdout)["holdouts"]) == 2

@@ -288,8 +288,8 @@ def test_a_row_of_a_table_that_was_refused_can_be_replayed(files: Callable[..., 
     assert dead_letter["reason"] == "out-of-range"
     kept = json.loads(stream.get(f"/dead-letters/{dead_letter['id']}")["text"])
     assert kept == {"id": "r2", "features": {"x": 2.0, "y": 40.0}, "label": "up"}
-    (told,) = stream.post("/dead-letters/replay", {})["dead_letters"]
-    assert told["reason"] == dead_letter["detail"], "it is read again, and still does not fit"
+    (refusal,) = stream.post("/dead-letters/replay", {})["dead_letters"]
+    assert refusal["reason"] == dead_letter["detail"], "it is read again, and still does not fit"
     corrected = json.dumps({**kept, "features": {"x": 2.0, "y": 4.0}})
     assert stream.post("/dead-letters/replay", {"dead_letters": [dead_letter["id"]], "payload": corrected})[
         "replayed"

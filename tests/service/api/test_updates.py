@@ -236,7 +236,7 @@ def test_a_waiting_update_is_cancelled_once_with_a_reason(api: Api, pipeline: st
 
 
 @pytest.mark.parametrize(
-    ("outcome", "told", "instead"),
+    ("outcome", "message", "instead"),
     [
         ("review", "awaits a decision", "/decision"),
         ("promote", "has ended already: promote", "rollback"),
@@ -244,12 +244,12 @@ def test_a_waiting_update_is_cancelled_once_with_a_reason(api: Api, pipeline: st
     ],
 )
 def test_an_update_that_has_learnt_is_not_cancelled(
-    api: Api, pipeline: str, outcome: Literal["review", "promote", "reject"], told: str, instead: str
+    api: Api, pipeline: str, outcome: Literal["review", "promote", "reject"], message: str, instead: str
 ) -> None:
     update = learn(api, pipeline, outcome)
     with unchanged(api):
         document = api.refuses(post(api, f"/updates/{update}/cancel", WHY), 409, "cancel-conflict")
-    assert told in document["detail"]
+    assert message in document["detail"]
     assert instead in document["fix"]
 
 

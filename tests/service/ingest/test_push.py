@@ -113,7 +113,7 @@ def test_of_many_bad_records_the_first_are_shown_and_all_are_counted(database: s
 
 
 @pytest.mark.parametrize(
-    ("body", "content_type", "told"),
+    ("body", "content_type", "message"),
     [
         (b'{"records": []}', JSON, "The batch is empty"),
         (b"", NDJSON, "The batch is empty"),
@@ -129,10 +129,10 @@ def test_of_many_bad_records_the_first_are_shown_and_all_are_counted(database: s
     ],
 )
 def test_a_body_that_holds_no_records_is_refused_with_the_reason(
-    database: sa.Engine, body: bytes, content_type: str, told: str
+    database: sa.Engine, body: bytes, content_type: str, message: str
 ) -> None:
     declare(database)
-    with pytest.raises(RecordsInvalidError, match=told):
+    with pytest.raises(RecordsInvalidError, match=message):
         send_body(database, body, content_type)
     assert pending(database) == 0
 

@@ -60,8 +60,8 @@ def test_one_corrected_payload_cannot_replace_two(database: sa.Engine) -> None:
 def test_one_whose_head_alone_was_kept_must_be_sent_again(database: sa.Engine) -> None:
     declare(database)
     (cut,) = refuse(database, GOOD % 1, whole_bytes=70_000)
-    (told,) = replay.replay(database, NAME, chosen=[cut])
-    assert told.reason == f"Only {len(GOOD % 1)} of its 70,000 bytes were kept: send it again."
+    (refusal,) = replay.replay(database, NAME, chosen=[cut])
+    assert refusal.reason == f"Only {len(GOOD % 1)} of its 70,000 bytes were kept: send it again."
     assert replay.replay(database, NAME, chosen=[cut], payload=GOOD % 1)[0].replayed
 
 

@@ -48,8 +48,8 @@ def test_promotions_raise_the_revision_and_fill_the_ledger(database: sa.Engine) 
     champion = current(database)
     assert champion is not None
     assert (champion.version, champion.revision) == (3, 3)
-    told = [(entry.action, entry.version, entry.previous_version) for entry in chain(database)]
-    assert told == [("promote", 1, None), ("promote", 2, 1), ("promote", 3, 2)]
+    found = [(entry.action, entry.version, entry.previous_version) for entry in chain(database)]
+    assert found == [("promote", 1, None), ("promote", 2, 1), ("promote", 3, 2)]
     assert ledger.first_break(chain(database)) is None
 
 
@@ -156,8 +156,8 @@ def test_the_champion_of_now_is_refused_as_a_target(database: sa.Engine) -> None
 def test_of_two_rollbacks_at_once_none_is_lost_unseen(database: sa.Engine) -> None:
     three_champions(database)
     outcomes = together(2, lambda _: outcome(partial(roll_back, database, 1)))
-    told = [each for each in outcomes if isinstance(each, VersionUnfitError | ChampionMovedError)]
-    assert len(told) == 1
+    found = [each for each in outcomes if isinstance(each, VersionUnfitError | ChampionMovedError)]
+    assert len(found) == 1
     assert current_version(database) == 1
     assert len(chain(database)) == 4
 

@@ -239,14 +239,14 @@ def test_one_pipeline_is_held_by_one_transaction_at_a_time(database: sa.Engine) 
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("mysql://root:secret@host/name", "names a 'mysql' database"),
         ("not a url with secret", "is not a database URL"),
     ],
 )
-def test_another_database_is_refused_without_showing_the_password(url: str, told: str) -> None:
-    with pytest.raises(SettingsError, match=told) as caught:
+def test_another_database_is_refused_without_showing_the_password(url: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
         connect(url)
     assert "secret" not in str(caught.value)
 

@@ -69,9 +69,9 @@ def test_a_file_that_cannot_be_read_or_only_looks_otherwise_is_told(tmp_path: Pa
     good = tensors(tmp_path / "good.safetensors", a=torch.zeros(2))
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"\xff" * 40)
-    (told,) = file_differences("f", broken, good)
-    assert (told.file, told.what) == ("f", "")
-    assert "cannot be read" in told.detail
+    (difference,) = file_differences("f", broken, good)
+    assert (difference.file, difference.what) == ("f", "")
+    assert "cannot be read" in difference.detail
     spaced, plain = tmp_path / "spaced.json", tmp_path / "plain.json"
     spaced.write_text('{"a":  1}')
     plain.write_text('{"a": 1}')

@@ -159,7 +159,7 @@ def test_a_second_cancel_is_told_who_was_first_and_when(database: sa.Engine) -> 
 
 
 @pytest.mark.parametrize(
-    ("values", "told", "instead"),
+    ("values", "message", "instead"),
     [
         ({"state": "done", "outcome": "promote"}, "has ended already: promote", "rollback"),
         ({"state": "done"}, "has ended already: nothing to learn", "rollback"),
@@ -168,14 +168,14 @@ def test_a_second_cancel_is_told_who_was_first_and_when(database: sa.Engine) -> 
     ],
 )
 def test_an_update_that_cannot_be_cancelled_says_what_to_do(
-    database: sa.Engine, values: dict[str, object], told: str, instead: str
+    database: sa.Engine, values: dict[str, object], message: str, instead: str
 ) -> None:
     declare(database, experiences=1)
     enqueue(database)
     update = claim(database)
     write(database, update, experiences=[0], **values)
     before = read(database, update.id)
-    with pytest.raises(CancelConflictError, match=told) as caught:
+    with pytest.raises(CancelConflictError, match=message) as caught:
         cancel(database, update.id)
     assert instead in caught.value.fix
     assert read(database, update.id) == before
@@ -213,9 +213,9 @@ def test_of_people_who_cancel_at_once_one_does(database: sa.Engine) -> None:
     outcomes = together(8, lambda number: outcome(partial(cancel, database, update_id, f"person {number}")))
     (won,) = [each for each in outcomes if isinstance(each, jobs.Update)]
     assert won.decision is not None
-    told = f"was cancelled already, by {won.decision['by']}"
+    message = f"was cancelled already, by {won.decision['by']}"
     others = [each for each in outcomes if each is not won]
-    assert all(isinstance(each, CancelConflictError) and told in each.detail for each in others), outcomes
+    assert all(isinstance(each, CancelConflictError) and message in each.detail for each in others), outcomes
 
 
 @pytest.mark.parametrize("end", ["record", "end", "fail", "claim"])

@@ -106,9 +106,9 @@ def test_of_people_who_decide_at_once_one_wins_and_the_others_are_told_by_whom(d
     )
     won = [number for number, each in enumerate(outcomes) if isinstance(each, ledger.Entry)]
     assert len(won) == 1, outcomes
-    told = f"was decided already: {choices[won[0]]} by person {won[0]}"
+    message = f"was decided already: {choices[won[0]]} by person {won[0]}"
     others = [each for number, each in enumerate(outcomes) if number != won[0]]
-    assert all(isinstance(each, DecisionConflictError) and told in each.detail for each in others), others
+    assert all(isinstance(each, DecisionConflictError) and message in each.detail for each in others), others
     assert len(chain(database)) == 1
     assert states(database) == {0: "learnt" if choices[won[0]] == "approve" else "parked"}
 
@@ -162,7 +162,7 @@ def test_an_update_that_made_no_version_cannot_be_approved(database: sa.Engine) 
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ({}, "is running, and does not await a decision"),
         ({"state": "failed"}, "is failed, and does not await a decision"),
@@ -172,11 +172,11 @@ def test_an_update_that_made_no_version_cannot_be_approved(database: sa.Engine) 
     ],
 )
 def test_an_update_that_awaits_nobody_cannot_be_decided(
-    database: sa.Engine, values: dict[str, str], told: str
+    database: sa.Engine, values: dict[str, str], message: str
 ) -> None:
     update_id = enqueue(database)
     write(database, claim(database), owner="w", **values)
-    with pytest.raises(DecisionConflictError, match=told):
+    with pytest.raises(DecisionConflictError, match=message):
         decide(database, update_id, "approve")
     assert chain(database) == []
 

@@ -280,8 +280,8 @@ def test_a_flipped_byte_in_a_stored_document_names_it(loose: Home, name: str) ->
         done = reproduce(loose, update.id, "--json")
     assert done.status == 3, (done.out, done.err)
     assert done.inputs("differs") == [f"stored {name}"]
-    (told,) = [each["detail"] for each in done.document["inputs"] if each["detail"]]
-    assert told == "its row in the table update_inputs was changed"
+    (detail,) = [each["detail"] for each in done.document["inputs"] if each["detail"]]
+    assert detail == "its row in the table update_inputs was changed"
 
 
 def test_a_configuration_that_was_changed_with_its_digest_is_not_what_the_result_was_made_for(

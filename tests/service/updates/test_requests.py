@@ -101,16 +101,16 @@ def test_an_experience_can_be_learnt_again_while_it_is_not_learnt(
 
 
 @pytest.mark.parametrize(
-    ("state", "told"),
+    ("state", "message"),
     [("learnt", "is in state 'learnt'"), ("review", "is in state 'review'"), (None, "does not exist")],
 )
 def test_an_experience_that_is_learnt_in_review_or_unknown_cannot_be_learnt_again(
-    database: sa.Engine, state: backlog.State | None, told: str
+    database: sa.Engine, state: backlog.State | None, message: str
 ) -> None:
     declare(database, experiences=2 if state else 1)
     with database.begin() as connection:
         if state:
             backlog.mark(connection, NAME, experiences=[1], state=state, note="")
-        with pytest.raises(NothingToLearnError, match=f"Experience 1 of 'p' {told}"):
+        with pytest.raises(NothingToLearnError, match=f"Experience 1 of 'p' {message}"):
             learn_again(connection, NAME, experiences=[0, 1])
     assert states(database)[0] == "waiting"

@@ -426,7 +426,7 @@ def test_a_network_of_this_installation_is_learnt_and_served(make: Callable[...,
 
 
 @pytest.mark.parametrize(
-    ("network", "told"),
+    ("network", "message"),
     [
         ("no_such_package:make", "'mine' cannot be made by no_such_package:make: ModuleNotFoundError"),
         ("tests.support.own_networks:tiring", "network 'mine' failed: LookupError: I am tired"),
@@ -434,14 +434,14 @@ def test_a_network_of_this_installation_is_learnt_and_served(make: Callable[...,
     ],
 )
 def test_a_network_of_this_installation_that_fails_ends_the_update_in_words(
-    network: str, told: str, make: Callable[..., Home]
+    network: str, message: str, make: Callable[..., Home]
 ) -> None:
     each = make(strategy={"network": {"name": "own", "of": "mine"}})
     each.settings = each.settings.model_copy(update={"networks": f"mine={network}"})
     each.arrive(digits(0))
     failed = dispatch(each)
     assert (failed.state, failed.attempt) == ("failed", 1)
-    assert told in (failed.error or "")
+    assert message in (failed.error or "")
     assert each.states() == {0: "parked"}
 
 
@@ -605,14 +605,14 @@ def test_an_update_that_is_being_recorded_ends_and_is_not_cancelled(
 ) -> None:
     each = make()
     each.arrive(digits(0))
-    told: list[object] = []
+    errors: list[object] = []
 
     def refused() -> None:
-        told.append(outcome(partial(cancel_newest, each)))
+        errors.append(outcome(partial(cancel_newest, each)))
 
     monkeypatch.setattr(each.registry, "publish", first(refused, each.registry.publish))
     ended = dispatch(each)
-    (error,) = told
+    (error,) = errors
     assert isinstance(error, CancelConflictError)
     assert "is being recorded" in error.detail
     assert (ended.state, ended.outcome, ended.decision, each.champion()) == ("done", "promote", None, 1)

@@ -61,17 +61,17 @@ def test_the_reported_loss_is_the_mean_over_records() -> None:
 
 
 def test_progress_is_told_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[int, int, float]] = []
+    reported: list[tuple[int, int, float]] = []
 
     def progress(*, step: int, total_steps: int, loss: float) -> None:
-        told.append((step, total_steps, loss))
+        reported.append((step, total_steps, loss))
 
     report = learner().learn(experience(), progress)
-    assert told == [(12, 12, report.losses[-1])]
-    told.clear()
+    assert reported == [(12, 12, report.losses[-1])]
+    reported.clear()
     monkeypatch.setattr(Recorder, "INTERVAL_SECONDS", 0.0)
     learner().learn(experience(), progress)
-    assert [step for step, _, _ in told] == [*range(1, 13), 12]
+    assert [step for step, _, _ in reported] == [*range(1, 13), 12]
 
 
 def test_a_learner_whose_progress_was_stopped_refuses_to_go_on() -> None:

@@ -86,7 +86,7 @@ def test_images_without_channels_vary_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("augment", "info", "told"),
+    ("augment", "info", "message"),
     [
         ("flip", StreamInfo((4,), INFO.classes), "augment flip takes images"),
         ("color", StreamInfo((1, 8, 8), INFO.classes, "uint8"), "augment color takes images of uint8"),
@@ -94,9 +94,9 @@ def test_images_without_channels_vary_too() -> None:
     ],
 )
 def test_a_variation_that_does_not_fit_the_records_is_refused(
-    augment: str, info: StreamInfo, told: str
+    augment: str, info: StreamInfo, message: str
 ) -> None:
-    with pytest.raises(StrategyError, match=told):
+    with pytest.raises(StrategyError, match=message):
         build(info=info, augment=(augment,))
 
 
