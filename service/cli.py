@@ -9,7 +9,7 @@ import sys
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -138,7 +138,7 @@ def serve_api(lifeline: Lifeline = None) -> None:
 
     from service.api.app import create_app
 
-    settings, stop = _start_role(lifeline)
+    settings, stop = _start_role(lifeline, needs="any")
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
@@ -183,7 +183,7 @@ def serve_mlflow(lifeline: Lifeline = None) -> None:
     """Serve MLflow's pages on the embedded store."""
     from service.commands.mlflow_pages import serve
 
-    settings, stop = _start_role(lifeline, database=False)
+    settings, stop = _start_role(lifeline, needs="none")
     _stop_on_signals(stop)
     serve(settings, stop)
 
@@ -205,20 +205,23 @@ def _migrate(settings: Settings) -> None:
     engine.dispose()
 
 
-def _start_role(lifeline: int | None, *, database: bool = True) -> tuple[Settings, threading.Event]:
-    """Settings and stop event of a role; first looks whether its database answers, if it uses one."""
+def _start_role(
+    lifeline: int | None, *, needs: Literal["migrated", "any", "none"] = "migrated"
+) -> tuple[Settings, threading.Event]:
+    """Settings and stop event of a role; first looks whether it can use the database that it needs."""
     from service.commands.up import follow_lifeline
     from service.logs import configure
     from service.state.database import require
 
-    if lifeline is None:
-        # `holdfast up` looked already, once for all its roles.
+    # `holdfast up` looked already, once for all its roles.
+    alone = lifeline is None
+    if alone:
         _refuse_other_packages()
     settings = read_settings()
     configure(settings)
     _make_home(settings)
-    if database:
-        require(settings.database)
+    if alone and needs != "none":
+        require(settings.database, migrated=needs == "migrated")
     stop = threading.Event()
     if lifeline is not None:
         follow_lifeline(lifeline, stop)

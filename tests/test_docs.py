@@ -58,6 +58,7 @@ NEVER_ANSWERED = {
     "internal",
     "inputs-unfit",
     "not-reproducible",
+    "database-unfit",
 }
 """Errors that no route raises."""
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
-from service.errors import DatabaseAwayError, SettingsError
+from service.errors import DatabaseAwayError, DatabaseUnfitError, SettingsError
 from streams.state.manifest import METADATA
 from streams.state.tables import reading
 
@@ -273,19 +275,52 @@ def answering(engine: sa.Engine) -> Iterator[None]:
         ) from error
 
 
-def require(url: str) -> None:
-    """Look once whether the database answers, so that a process that needs it ends with one sentence.
+def require(url: str, *, migrated: bool) -> None:
+    """Look once whether this release can use the database, so that a process can end with one sentence.
+
+    Args:
+        migrated: False: an older or an empty one will do, since the process migrates it.
 
     Raises:
         SettingsError: as `connect`.
         DatabaseAwayError: as `answering`.
+        DatabaseUnfitError: it is of a newer release, or not migrated to this one.
     """
     engine = connect(url)
     try:
         with answering(engine), reading(engine) as connection:
-            connection.execute(sa.text("SELECT 1"))
+            found = _revision(connection)
+            if migrated and found != ScriptDirectory.from_config(_alembic()).get_current_head():
+                raise DatabaseUnfitError(
+                    "The database is empty, or of an older release.",
+                    fix="Stop all roles, run `holdfast migrate`, and start them again.",
+                )
     finally:
         engine.dispose()
+
+
+def _revision(connection: sa.Connection) -> str | None:
+    """The migration that the database is at; None: it is empty.
+
+    Raises:
+        DatabaseUnfitError: this release does not know that migration.
+    """
+    found = MigrationContext.configure(connection).get_current_revision()
+    known = {script.revision for script in ScriptDirectory.from_config(_alembic()).walk_revisions()}
+    if found is None or found in known:
+        return found
+    raise DatabaseUnfitError(
+        f"A newer release migrated this database (to {found}), and this one cannot read it.",
+        fix="Install that release, or restore the database from a copy (see the page on upgrades).",
+    )
+
+
+def _alembic() -> Config:
+    config = Config()
+    # The option is a format string, so a per cent sign in the path must be written twice.
+    scripts = str(Path(__file__).parent / "migrations").replace("%", "%%")
+    config.set_main_option("script_location", scripts)
+    return config
 
 
 def lock_pipeline(connection: sa.Connection, pipeline: str) -> None:
@@ -310,14 +345,16 @@ def now(connection: sa.Connection) -> float:
 
 
 def migrate(engine: sa.Engine, *, revision: str = "head") -> None:
-    """Bring the schema to this release, or an older one. Safe to run from several processes at once."""
-    config = Config()
-    # The option is a format string, so a per cent sign in the path must be written twice.
-    scripts = str(Path(__file__).parent / "migrations").replace("%", "%%")
-    config.set_main_option("script_location", scripts)
+    """Bring the schema to this release, or an older one. Safe to run from several processes at once.
+
+    Raises:
+        DatabaseUnfitError: it is of a newer release.
+    """
+    config = _alembic()
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             # One migrator at a time; the lock goes with the transaction.
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(4242420001)"))
+        _revision(connection)
         config.attributes["connection"] = connection
         command.upgrade(config, revision)

@@ -1,6 +1,7 @@
 """The command `holdfast` as people and scripts run it, against a real API process."""
 
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -286,6 +287,17 @@ def test_a_file_that_is_no_database_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "holdfast.db").write_text("this is not a database, but a text of more than a page" * 50)
     for command in ("migrate", "serve api"):
         refused(holdfast(*command.split(), env={"HOLDFAST_HOME": str(tmp_path)}), 1, "not a database")
+
+
+def test_a_database_of_another_release_is_told_in_one_line(tmp_path: Path) -> None:
+    env = {"HOLDFAST_HOME": str(tmp_path)}
+    for role in ("ingest", "dispatch"):
+        refused(holdfast("serve", role, env=env), 1, "empty, or of an older release", "holdfast migrate")
+    assert holdfast("migrate", env=env).returncode == 0
+    with sqlite3.connect(tmp_path / "holdfast.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0099'")
+    for command in ("migrate", "up", "serve api", "serve ingest", "serve dispatch"):
+        refused(holdfast(*command.split(), env=env), 1, "A newer release", "0099", "upgrades")
 
 
 def test_wrong_usage_shows_the_usage() -> None:
