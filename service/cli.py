@@ -90,8 +90,7 @@ def up() -> None:
     _refuse_other_packages(current_folder=True)
     settings = read_settings()
     configure(settings)
-    _migrate(settings)
-    supervisor.run(settings, announce=typer.echo)
+    supervisor.run(settings, prepare=lambda: _migrate(settings), announce=typer.echo)
 
 
 @app.command()
@@ -138,7 +137,7 @@ def serve_api(lifeline: Lifeline = None) -> None:
 
     from service.api.app import create_app
 
-    settings, stop = _start_role(lifeline, needs="any")
+    settings, stop = _start_role(lifeline, needs="unmigrated")
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
@@ -200,13 +199,15 @@ def _migrate(settings: Settings) -> None:
 
     _make_home(settings)
     engine = database.connect(settings.database)
-    with database.answering(engine):
-        database.migrate(engine)
-    engine.dispose()
+    try:
+        with database.answering(engine):
+            database.migrate(engine)
+    finally:
+        engine.dispose()
 
 
 def _start_role(
-    lifeline: int | None, *, needs: Literal["migrated", "any", "none"] = "migrated"
+    lifeline: int | None, *, needs: Literal["migrated", "unmigrated", "none"] = "migrated"
 ) -> tuple[Settings, threading.Event]:
     """Settings and stop event of a role; first looks whether it can use the database that it needs."""
     from service.commands.up import follow_lifeline

@@ -20,7 +20,7 @@ HoldfastError
 ├── TrainerDiedError           a trainer process ended in the middle of an update
 ├── TrainerStoppedError        the dispatcher stops, and its trainers with it
 ├── DatabaseAwayError          a command's database does not answer
-├── DatabaseUnfitError         a command's database is of another release
+├── DatabaseRevisionError      a command's database is of another release
 └── SettingsError              the service cannot start as configured
 """
 
@@ -160,8 +160,8 @@ class DatabaseAwayError(HoldfastError):
     status, slug, title = 503, "database-away", "The database does not answer"
 
 
-class DatabaseUnfitError(HoldfastError):
-    slug, title = "database-unfit", "The database is of another release"
+class DatabaseRevisionError(HoldfastError):
+    slug, title = "database-revision", "The database is of another release"
 
 
 class SettingsError(HoldfastError):

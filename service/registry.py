@@ -5,6 +5,7 @@ projection of the champion row, since MLflow's own have neither compare-and-set 
 """
 
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version as installed
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -222,7 +224,7 @@ class _ExportedNetwork:
     def save_model(
         path: str, mlflow_model: Model, *, served: Path, validate_serving_input: bool, **kwargs: Any
     ) -> None:
-        """Write the model's folder, as `Model.log` asks of a flavor; that one reads the flag itself."""
+        """Write the model's folder, as `Model.log` asks of a flavor; the flag is for `Model.log` alone."""
         with tempfile.TemporaryDirectory(prefix="holdfast-model-") as scratch:
             folder = Path(scratch) / "network"
             folder.mkdir()
@@ -231,7 +233,7 @@ class _ExportedNetwork:
             mlflow_model.add_flavor(
                 "pytorch",
                 model_data=f"data/{folder.name}",
-                pytorch_version=installed("torch"),
+                pytorch_version=_torch_version(),
                 code=None,
             )
             mlflow.pyfunc.save_model(
@@ -242,6 +244,19 @@ class _ExportedNetwork:
                 model_config={"device": None},
                 **kwargs,
             )
+
+
+def _torch_version() -> str:
+    """`torch.__version__`, label of the build included, without importing torch.
+
+    `mlflow.pytorch` warns where another one loads the network; a distribution's version has no label.
+    """
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return installed("torch")
+    text = Path(spec.origin).with_name("version.py").read_text()
+    found = re.search(r"^__version__ = ['\"](.+)['\"]$", text, flags=re.M)
+    return found.group(1) if found else installed("torch")
 
 
 @contextmanager

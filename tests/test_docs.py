@@ -58,7 +58,7 @@ NEVER_ANSWERED = {
     "internal",
     "inputs-unfit",
     "not-reproducible",
-    "database-unfit",
+    "database-revision",
 }
 """Errors that no route raises."""
 

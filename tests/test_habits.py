@@ -24,7 +24,10 @@ RECORD_LINES = 45
 PACKAGES = re.compile(r"(?:--no-install-recommends) \\\n +([a-z][a-z0-9 -]+)")
 """The packages of Debian's that an installation command names on its second line."""
 
-STOPWATCH = re.compile(r"perf_counter|process_time|thread_time|cpu_times|os\.times")
+STOPWATCH = re.compile(
+    r"perf_counter|process_time|thread_time|cpu_times|os\.times|total_seconds\(\)"
+    r"|[^<>=!]= time\.monotonic\(\) - "
+)
 WAIT_LIMIT = re.compile(r"monotonic\(\) - .* < ([\d.]+)")
 SHORTEST_LIMIT_SECONDS = 8.0
 

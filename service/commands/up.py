@@ -43,8 +43,11 @@ class Role:
     lifeline: int = field(default=-1)
 
 
-def run(settings: Settings, *, announce: Callable[[str], None]) -> None:
-    """Run every role on a migrated database until SIGTERM or SIGINT.
+def run(settings: Settings, *, prepare: Callable[[], None], announce: Callable[[str], None]) -> None:
+    """Run every role until SIGTERM or SIGINT.
+
+    Args:
+        prepare: migrates the database; called once it is certain that no other service is up in this home.
 
     Raises:
         SettingsError: another `holdfast up` holds this home.
@@ -52,6 +55,7 @@ def run(settings: Settings, *, announce: Callable[[str], None]) -> None:
     settings.root.mkdir(parents=True, exist_ok=True)
     lock = _lock(settings)
     _check_port(settings)
+    prepare()
     stop = threading.Event()
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:

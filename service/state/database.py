@@ -1,5 +1,6 @@
 """Tables, engine and migrations of the service, on SQLite (WAL) or PostgreSQL."""
 
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from service.errors import DatabaseAwayError, DatabaseUnfitError, SettingsError
+from service.errors import DatabaseAwayError, DatabaseRevisionError, SettingsError
 from streams.state.manifest import METADATA
 from streams.state.tables import reading
 
@@ -252,26 +253,42 @@ def _begin(connection: sa.Connection) -> None:
     connection.exec_driver_sql(f"BEGIN {mode}")
 
 
-_AWAY = (sa.exc.OperationalError, sa.exc.DatabaseError)
-"""The second by itself: a file that is no SQLite database. Its other subclasses are mistakes of ours."""
+_REFUSALS = ("42501", "25006")
+"""PostgreSQL's codes of a missing right and of a database that may only be read."""
+_OWN_MISTAKE = re.compile(r"no such (table|column)|near |.*syntax error")
+"""Begins what SQLite says of a statement that is wrong, as an operational error."""
+
+
+def _is_unavailable(error: sa.exc.DBAPIError | sa.exc.TimeoutError) -> bool:
+    """Whether an error says that the database cannot be used, and not that a statement is wrong."""
+    if isinstance(error, sa.exc.InterfaceError | sa.exc.TimeoutError):
+        return True
+    if getattr(error.orig, "sqlstate", None) in _REFUSALS:
+        return True
+    # By itself, this is SQLite's answer to a file that is not a database.
+    if type(error) is sa.exc.DatabaseError:
+        return True
+    return isinstance(error, sa.exc.OperationalError) and not _OWN_MISTAKE.match(str(error.orig))
 
 
 @contextmanager
 def answering(engine: sa.Engine) -> Iterator[None]:
-    """For commands that use the database once: say in one sentence where and why it does not answer.
+    """For commands that use the database once: say in one sentence why it cannot be used.
 
     Raises:
-        DatabaseAwayError: in the block, the database could not be reached, or refused us.
+        DatabaseAwayError: in the block, the database could not be reached, or refused this user.
     """
     try:
         yield
-    except (sa.exc.DatabaseError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
-        if isinstance(error, sa.exc.DatabaseError) and type(error) not in _AWAY:
+    except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+        if not _is_unavailable(error):
             raise
         cause = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
         raise DatabaseAwayError(
-            f"The database {engine.url.render_as_string(hide_password=True)} cannot be used: {cause}.",
-            fix="Start it, or correct HOLDFAST_DATABASE_URL, and try again.",
+            # A query may hold a password too.
+            f"The database {engine.url.set(query={}).render_as_string(hide_password=True)} cannot be used: "
+            f"{cause}.",
+            fix="Start it, grant this user its rights, or correct HOLDFAST_DATABASE_URL, and try again.",
         ) from error
 
 
@@ -284,14 +301,14 @@ def require(url: str, *, migrated: bool) -> None:
     Raises:
         SettingsError: as `connect`.
         DatabaseAwayError: as `answering`.
-        DatabaseUnfitError: it is of a newer release, or not migrated to this one.
+        DatabaseRevisionError: it is of a newer release, or not migrated to this one.
     """
     engine = connect(url)
     try:
         with answering(engine), reading(engine) as connection:
             found = _revision(connection)
             if migrated and found != ScriptDirectory.from_config(_alembic()).get_current_head():
-                raise DatabaseUnfitError(
+                raise DatabaseRevisionError(
                     "The database is empty, or of an older release.",
                     fix="Stop all roles, run `holdfast migrate`, and start them again.",
                 )
@@ -303,13 +320,13 @@ def _revision(connection: sa.Connection) -> str | None:
     """The migration that the database is at; None: it is empty.
 
     Raises:
-        DatabaseUnfitError: this release does not know that migration.
+        DatabaseRevisionError: this release does not know that migration.
     """
     found = MigrationContext.configure(connection).get_current_revision()
     known = {script.revision for script in ScriptDirectory.from_config(_alembic()).walk_revisions()}
     if found is None or found in known:
         return found
-    raise DatabaseUnfitError(
+    raise DatabaseRevisionError(
         f"A newer release migrated this database (to {found}), and this one cannot read it.",
         fix="Install that release, or restore the database from a copy (see the page on upgrades).",
     )
@@ -348,7 +365,7 @@ def migrate(engine: sa.Engine, *, revision: str = "head") -> None:
     """Bring the schema to this release, or an older one. Safe to run from several processes at once.
 
     Raises:
-        DatabaseUnfitError: it is of a newer release.
+        DatabaseRevisionError: it is of a newer release.
     """
     config = _alembic()
     with engine.begin() as connection:

@@ -24,7 +24,7 @@ from service.gate.decide import decide
 from service.settings import Settings
 from service.state import inputs as stored_inputs
 from service.state import jobs
-from service.state.database import answering, connect
+from service.state.database import answering, connect, require
 from service.state.inputs import Name, StoredDocument
 from service.state.jobs import Update
 from service.storage import StoreLocation, store_location
@@ -68,12 +68,14 @@ def run(settings: Settings, update_id: str, on_progress: OnProgress) -> Reproduc
     Raises:
         SettingsError: the settings name a SQLite file that does not exist.
         UpdateUnknownError: there is no such update.
-        DatabaseAwayError: the database does not answer.
+        DatabaseAwayError: the database cannot be used.
+        DatabaseRevisionError: a newer release migrated it.
         NotReproducibleError: it has no verdict or no stored inputs, it learnt on another device, or its store
             cannot be read.
         InputsUnfitError: another release stored its inputs, or its champion's version is not recorded.
     """
     _require_database(settings)
+    require(settings.database, migrated=False)
     engine = connect(settings.database)
     try:
         with answering(engine), tempfile.TemporaryDirectory(prefix="holdfast-reproduce-") as scratch:

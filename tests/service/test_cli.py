@@ -275,7 +275,7 @@ def test_a_database_url_is_explained_and_its_password_is_not_shown(tmp_path: Pat
     "command",
     ["migrate", "update reproduce u-1", "up", "serve api", "serve ingest", "serve dispatch"],
 )
-def test_a_database_that_is_away_is_told_in_one_line(command: str, tmp_path: Path) -> None:
+def test_a_database_that_is_away_is_one_line(command: str, tmp_path: Path) -> None:
     url = f"postgresql://me:hunter2@127.0.0.1:{free_port()}/db"
     env = {"HOLDFAST_HOME": str(tmp_path), "HOLDFAST_DATABASE_URL": url}
     done = holdfast(*command.split(), env=env)
@@ -283,20 +283,21 @@ def test_a_database_that_is_away_is_told_in_one_line(command: str, tmp_path: Pat
     assert "hunter2" not in done.stderr
 
 
-def test_a_file_that_is_no_database_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "holdfast.db").write_text("this is not a database, but a text of more than a page" * 50)
     for command in ("migrate", "serve api"):
         refused(holdfast(*command.split(), env={"HOLDFAST_HOME": str(tmp_path)}), 1, "not a database")
 
 
-def test_a_database_of_another_release_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_database_of_another_release_is_one_line(tmp_path: Path) -> None:
     env = {"HOLDFAST_HOME": str(tmp_path)}
     for role in ("ingest", "dispatch"):
         refused(holdfast("serve", role, env=env), 1, "empty, or of an older release", "holdfast migrate")
     assert holdfast("migrate", env=env).returncode == 0
     with sqlite3.connect(tmp_path / "holdfast.db") as connection:
         connection.execute("UPDATE alembic_version SET version_num = '0099'")
-    for command in ("migrate", "up", "serve api", "serve ingest", "serve dispatch"):
+    commands = ("migrate", "up", "serve api", "serve ingest", "serve dispatch", "update reproduce u-1")
+    for command in commands:
         refused(holdfast(*command.split(), env=env), 1, "A newer release", "0099", "upgrades")
 
 

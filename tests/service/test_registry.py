@@ -202,6 +202,8 @@ def test_a_version_is_a_graph_without_any_pickle(settings: Settings, served: Pat
     files = [path for path in folder.rglob("*") if path.is_file()]
     (graph,) = (path for path in files if path.suffix == ".pt2")
     assert graph.read_bytes() == served.read_bytes(), "what is served is what was judged"
+    flavors = mlflow.models.Model.load(folder).flavors
+    assert flavors["pytorch"]["pytorch_version"] == torch.__version__, "else loading it warns"
     network = mlflow.pytorch.load_model(source)
     assert network(torch.zeros((4, *INFO.shape))).shape == (4, len(INFO.classes))
     assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pth")]

@@ -1,8 +1,8 @@
 """The command `holdfast` in a process of its own, forked from one that has paid for the imports.
 
-Such a process shares no state with the test, nor with an earlier command: it is as fresh as one that a shell
-starts, but begins with the modules loaded. What a start itself costs or imports is tested elsewhere, with
-processes that a shell would start (`tests/service/test_packaging.py`).
+Such a process shares no state with the test, nor with an earlier command, but begins with the modules loaded,
+and handlers of `atexit` do not run. What a start itself costs or imports is tested elsewhere, with processes
+that a shell would start (`tests/service/test_packaging.py`).
 """
 
 import io
@@ -38,7 +38,8 @@ def holdfast(
     words = list(map(str, arguments))
     with tempfile.TemporaryDirectory(prefix="holdfast-command-") as folder:
         streams = [Path(folder) / name for name in ("in", "out", "err")]
-        streams[0].write_text(text)
+        for each in streams:
+            each.write_text(text if each.name == "in" else "")
         process = _CONTEXT.Process(target=_run, args=(words, {**clean, **(env or {})}, os.getcwd(), streams))
         process.start()
         process.join(timeout)

@@ -194,11 +194,11 @@ def test_others_are_answered_while_a_large_batch_is_decoded(api: Api) -> None:
 
     with ThreadPoolExecutor(1) as pool:
         pushed = pool.submit(slow)
-        waits = []
+        answered = 0
         while not pushed.done():
-            waits.append(api.http.get("/healthz").elapsed.total_seconds())
+            answered += api.http.get("/healthz").is_success
     assert api.refuses(pushed.result(), 422, "records-invalid")["rejected"] == 20_000
-    assert max(waits) < 2
+    assert answered > 3, "the others waited until the batch was done"
 
 
 ANY_JSON = st.recursive(

@@ -15,10 +15,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 
-from service.errors import SettingsError
+from service.errors import DatabaseAwayError, SettingsError
 from service.state import database as module
 from service.state import holdouts
-from service.state.database import connect, lock_pipeline, migrate, now
+from service.state.database import answering, connect, lock_pipeline, migrate, now
 from service.training.answers import details
 from streams.state import status
 from streams.state.dead_letters import get
@@ -200,6 +200,31 @@ def test_postgresql_lets_a_waiter_see_what_it_waited_for(postgres_server: postgr
     )
     with engine.begin() as connection:
         assert connection.exec_driver_sql("SHOW transaction_isolation").scalar() == "read committed"
+    engine.dispose()
+
+
+def test_a_user_without_rights_and_a_password_in_the_query_end_in_one_sentence(
+    postgres_server: postgres.Server,
+) -> None:
+    url = sa.make_url(postgres_server.empty_database())
+    owner = connect(url.render_as_string(hide_password=False))
+    with owner.begin() as connection:
+        connection.exec_driver_sql("CREATE ROLE guest LOGIN")
+    guest = connect(url.set(username="guest", query={"password": "hunter2"}).render_as_string())
+    with pytest.raises(DatabaseAwayError, match="permission denied") as caught, answering(guest):
+        migrate(guest)
+    assert "hunter2" not in str(caught.value)
+    with owner.begin() as connection:
+        connection.exec_driver_sql("DROP ROLE guest")
+    for engine in (owner, guest):
+        engine.dispose()
+    postgres_server.drop(str(url))
+
+
+def test_a_wrong_statement_is_no_database_that_is_away(empty_database_url: str) -> None:
+    engine = connect(empty_database_url)
+    with pytest.raises(sa.exc.DBAPIError), answering(engine), engine.begin() as connection:
+        connection.exec_driver_sql("SELECT nothing FROM nowhere")
     engine.dispose()
 
 
