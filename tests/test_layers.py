@@ -143,9 +143,9 @@ RANKS: Mapping[str, str] = {
     """,
     "service.gate": """
         pairs batch_evidence config base schema stats sentences comparisons screen obsolete measures
-        suspects guards.batch guards.forgetting guards.groups guards.quality guards.robustness
+        holdouts suspects guards.batch guards.forgetting guards.groups guards.quality guards.robustness
         guards.cost guards.seeds guards.budget decide simulation.rates simulation.lifetimes
-        simulation.planning
+        simulation.planning simulation.questions
     """,
     "service.state": """
         database migrations.env migrations.versions.v0001_first migrations.versions.v0002_streams
@@ -165,7 +165,9 @@ RANKS: Mapping[str, str] = {
         problems limits parameters bodies.base bodies.health bodies.pipelines bodies.holdouts
         bodies.streams bodies.updates pipelines holdouts records streams updates reference app
     """,
-    "service.commands": "mlflow_pages up demo pipelines reproduction streams holdouts gate_tables gate",
+    "service.commands": """
+        mlflow_pages up demo pipelines reproduction streams holdouts gate_tables gate_questions gate
+    """,
 }
 """The modules of each package, lowest first: one may import what stands before it."""
 

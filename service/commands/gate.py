@@ -1,4 +1,4 @@
-"""Commands `holdfast gate`: simulate and plan the gate before a pipeline goes live; print its schema."""
+"""Commands `holdfast gate`: simulate and plan the gate, count its questions, print its schema."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -137,6 +137,50 @@ def gate_plan(
     if json_output:
         return print_json({"wish": asdict(wish), **asdict(plan)})
     _say(tables.plan_lines(wish, plan))
+
+
+@gate_app.command("questions")
+def gate_questions(
+    records: Annotated[int, typer.Option(help="Records of each experience.")] = 1000,
+    churn: Churn = 0.06,
+    better: Annotated[
+        float, typer.Option(help="How much worse than past data the champion answers new data.")
+    ] = 0.0,
+    margin: Margin = 0.02,
+    alpha: Alpha = 0.05,
+    budget: Annotated[float, typer.Option(help="What may be lost in all, against the anchor.")] = 0.05,
+    gate: Annotated[float, typer.Option(help="The pipeline's split.gate.")] = 0.25,
+    audit: Annotated[float, typer.Option(help="The pipeline's split.audit.")] = 0.2,
+    updates: Annotated[int, typer.Option(help="Updates of each lifetime.")] = 100,
+    lifetimes: Annotated[int, typer.Option(help="Lifetimes to simulate.")] = 5,
+    accuracy: Accuracy = 0.9,
+    seed: Seed = 0,
+    json_output: Json = False,
+) -> None:
+    """How often the gate asks a person about a pipeline that loses nothing, and which guard asks."""
+    _check(margin=margin, churn=churn, n=records, holdouts=1, alpha=alpha, seed=seed)
+    for name, share in (("gate", gate), ("audit", audit), ("accuracy", accuracy)):
+        _between(name, share, 0, 1)
+    _between("budget", budget, 0, 0.5)
+    if not 0 <= better < 1:
+        _refuse("better", better, "at least 0 and below 1")
+    _whole("updates", updates, 1, 1000)
+    _whole("lifetimes", lifetimes, 1, 1000)
+    from service.commands import gate_questions as tables
+    from service.gate.base import GateConfig
+    from service.gate.simulation import questions
+
+    lifetime = questions.HarmlessLifetime(records, churn, better, updates, gate, audit, accuracy)
+    if wrong := lifetime.problem():
+        raise HoldfastError(
+            f"Such a lifetime is impossible: {wrong}.", fix="Change --churn, --accuracy or the split."
+        )
+    config = GateConfig(margin=margin, learning_margin=margin, alpha=alpha, budget=budget)
+    with _progress(f"simulating {lifetimes} lifetimes", lifetimes) as step:
+        found = questions.lifetimes(lifetime, config, many=lifetimes, seed=seed, progress=step)
+    if json_output:
+        return print_json(tables.document(lifetime, config, found))
+    _say(tables.lines(lifetime, config, found))
 
 
 @gate_app.command("schema")

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from service.errors import InputsUnfitError
 from service.gate.base import Bits, Details, Freeze, GateConfig, Screen
+from service.gate.holdouts import records_judged as share_of_records
 from service.state import backlog, champions, freezes, holdouts, jobs
 from service.state import inputs as stored_inputs
 from service.state.champions import Version
@@ -114,7 +115,7 @@ def make_plan(engine: sa.Engine, update: Update) -> Plan:
         stored = stored_inputs.read(connection, update.id)
         if stored:
             plan = stored_plan(connection, update, stored)
-            _require_screens(plan, decode(stored["plan"], PlanDocument))
+            _require_screens(connection, plan, decode(stored["plan"], PlanDocument))
             return plan
     with engine.begin() as connection:
         plan = _new_plan(connection, Manifest(engine), update)
@@ -277,13 +278,17 @@ def _stored_lineage(connection: sa.Connection, update: Update, base: Base | None
     )
 
 
-def _require_screens(plan: Plan, document: PlanDocument) -> None:
+def _require_screens(connection: sa.Connection, plan: Plan, document: PlanDocument) -> None:
     """Refuse other screens than those of the first attempt: the data guard would judge by them.
 
     Raises:
+        ChampionMovedError: another champion may have learnt their experiences anew; the update starts over.
         InputsUnfitError: they were changed.
     """
     if screens_digest(plan.references) != document.references_digest:
+        champions.require_unmoved(
+            connection, plan.update.pipeline, expected_revision=plan.update.base_revision
+        )
         raise InputsUnfitError(
             f"The screens that update {plan.update.id} is compared with changed after its first attempt.",
             fix="The table backlog was changed: restore the database from a backup.",
@@ -319,28 +324,10 @@ def _past(
 def records_judged(
     learnt: Sequence[int], marks: Mapping[int, holdouts.Mark], gate: GateConfig
 ) -> dict[int, int]:
-    """Past holdout -> the number of its records that are judged, so that the gate's cost stays bounded.
-
-    The newest and the pinned ones are judged whole, up to a limit each. The others share an archive of
-    bounded size evenly; where it has fewer records than there are holdouts, evenly spaced ones get one each.
-    """
+    """Past holdout -> the number of its records that are judged; retired ones are left out."""
     active = [index for index in learnt if not marks.get(index, holdouts.UNMARKED).retired]
     pinned = {index for index in active if marks.get(index, holdouts.UNMARKED).pinned}
-    loose = [index for index in sorted(active) if index not in pinned]
-    whole = max(0, gate.max_holdouts - len(pinned))
-    archived = loose[: len(loose) - whole] if whole < len(loose) else []
-    share = max(1, min(gate.holdout_records, gate.archive_records // max(1, len(archived))))
-    kept = archived
-    if len(archived) > gate.archive_records:
-        kept = [
-            archived[index * len(archived) // gate.archive_records] for index in range(gate.archive_records)
-        ]
-    dropped = set(archived) - set(kept)
-    return {
-        index: share if index in set(kept) else gate.holdout_records
-        for index in sorted(active)
-        if index not in dropped
-    }
+    return share_of_records(active, pinned, gate)
 
 
 def _anchors(

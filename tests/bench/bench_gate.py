@@ -20,6 +20,7 @@ from service.gate.screen import profile
 from service.gate.simulation.lifetimes import Lifetime, simulate
 from service.gate.simulation.rates import Holdout, promote_rate, threshold_rate, worst_false_promotion
 from streams.shift import Answers, battery
+from tests.bench import gate_questions
 from tests.bench.measure import Measured
 from tests.service.gate.guards.test_budget import aged
 from tests.service.gate.guards.test_quality import pair_of
@@ -50,7 +51,16 @@ Sample = NDArray[Any]
 
 def run() -> list[Measured]:
     decided = [_deciding(), _promoting(), _promoting(groups=0.1), *_defaults(), *_metrics()]
-    return [*_error_rates(), *_power(), *_lifetimes(), *decided, *_battery(), _screen(), *_shifts()]
+    return [
+        *_error_rates(),
+        *_power(),
+        *_lifetimes(),
+        *decided,
+        *_battery(),
+        _screen(),
+        *_shifts(),
+        *gate_questions.run(),
+    ]
 
 
 def _error_rates() -> list[Measured]:

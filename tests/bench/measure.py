@@ -17,6 +17,8 @@ class Measured:
     unit: str
     goal: float
     better: Literal["<=", ">="]
+    interval: tuple[float, float] | None = None
+    """95 % interval of the value; None: it was not estimated."""
 
     @property
     def ok(self) -> bool:
@@ -27,9 +29,10 @@ def report(area: str, results: list[Measured]) -> None:
     """A table for a person, and one JSON object as the last line."""
     for result in results:
         sign = "ok" if result.ok else "FALLS SHORT"
+        between = "" if result.interval is None else "  ({:,.1f} to {:,.1f})".format(*result.interval)
         sys.stdout.write(
             f"{result.name:<40} {result.value:>12,.3f} {result.unit:<12} "
-            f"goal {result.better} {result.goal:,.3f}  {sign}\n"
+            f"goal {result.better} {result.goal:,.3f}  {sign}{between}\n"
         )
     document = {"area": area, "results": [{**asdict(result), "ok": result.ok} for result in results]}
     sys.stdout.write(json.dumps(document) + "\n")
