@@ -159,9 +159,9 @@ def serve_api(lifeline: Lifeline = None) -> None:
 @serve_app.command("ingest")
 def serve_ingest(lifeline: Lifeline = None) -> None:
     """Read streams, cut them into experiences and queue updates."""
+    settings, stop = _start_role(lifeline)
     from service.ingest.ingester import serve
 
-    settings, stop = _start_role(lifeline)
     _stop_on_signals(stop)
     serve(settings, stop)
 
@@ -170,9 +170,10 @@ def serve_ingest(lifeline: Lifeline = None) -> None:
 def serve_dispatch(lifeline: Lifeline = None) -> None:
     """Run updates on Ray trainers."""
     _refuse_other_packages(current_folder=True)
+    settings, stop = _start_role(lifeline)
+    # After the look at the database: these imports take seconds.
     from service.updates.dispatcher import serve
 
-    settings, stop = _start_role(lifeline)
     _stop_on_signals(stop)
     serve(settings, stop)
 
