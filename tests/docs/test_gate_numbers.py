@@ -42,8 +42,8 @@ def test_the_simulated_tables_are_what_their_commands_print(command: str, shown:
 
 def test_every_simulation_is_followed_by_what_it_prints() -> None:
     """But for the one that takes many minutes; its row stands in a table of `make bench AREA=gate`."""
-    assert {command.split()[2] for command, _ in SIMULATED} == {"simulate", "plan"}
-    shown = re.findall(r"^holdfast gate (?:simulate|plan) ", MARGINS + STATISTICS, flags=re.M)
+    assert {command.split()[2] for command, _ in SIMULATED} == {"plan", "questions", "simulate"}
+    shown = re.findall(r"^holdfast gate (?:simulate|plan|questions) ", MARGINS + STATISTICS, flags=re.M)
     assert len(shown) == len(SIMULATED) + 1
     assert MARGINS.count("--audit 2500 ") == 1
 
