@@ -205,15 +205,21 @@ def test_a_document_of_another_form_is_refused(make: Callable[..., Home], name: 
         make_plan(each.engine, each.claim())
 
 
-@pytest.mark.parametrize("change", ["removed", "another update"])
-def test_a_champion_that_is_not_the_one_of_the_plan_stops_the_update(
-    make: Callable[..., Home], change: str
-) -> None:
+def planned_from_version_1(make: Callable[..., Home]) -> Home:
+    """A home whose second update was planned; its worker's lease has expired."""
     each = make()
     each.learn(digits(0))
     approve(each)
     each.arrive(digits(1))
     make_plan(each.engine, each.claim(lease_seconds=EXPIRED))
+    return each
+
+
+@pytest.mark.parametrize("change", ["removed", "another update"])
+def test_a_champion_that_is_not_the_one_of_the_plan_stops_the_update(
+    make: Callable[..., Home], change: str
+) -> None:
+    each = planned_from_version_1(make)
     with each.engine.begin() as connection:
         if change == "removed":
             connection.execute(sa.delete(versions))
@@ -224,11 +230,7 @@ def test_a_champion_that_is_not_the_one_of_the_plan_stops_the_update(
 
 
 def test_screens_that_were_changed_stop_the_update(make: Callable[..., Home]) -> None:
-    each = make()
-    each.learn(digits(0))
-    approve(each)
-    each.arrive(digits(1))
-    make_plan(each.engine, each.claim(lease_seconds=EXPIRED))
+    each = planned_from_version_1(make)
     with each.engine.begin() as connection:
         screen = connection.execute(sa.select(backlog.c.screen).where(backlog.c.experience == 0)).scalar_one()
         assert screen["label_errors"]

@@ -64,9 +64,14 @@ class Reproduced:
         return [each["name"] for each in self.document["inputs"] if each["state"] == state]
 
 
+def settings_of(each: Home) -> dict[str, str]:
+    """The variables that point a command at this home."""
+    return {"HOLDFAST_HOME": str(each.settings.home), "HOLDFAST_DATABASE_URL": each.settings.database}
+
+
 def reproduce(each: Home, update: str, *flags: str, **environment: str) -> Reproduced:
     """The command as a person runs it, in a fresh process."""
-    settings = {"HOLDFAST_HOME": str(each.settings.home), "HOLDFAST_DATABASE_URL": each.settings.database}
+    settings = settings_of(each)
     done = holdfast("update", "reproduce", update, *flags, env={**settings, **environment}, timeout=300)
     return Reproduced(done.returncode, done.stdout, done.stderr)
 
@@ -97,7 +102,7 @@ def _libraries_of_learning() -> None:
 
 def by_shell(each: Home, update: str, *flags: str) -> Reproduced:
     """As `reproduce`, in a process that begins with nothing."""
-    settings = {"HOLDFAST_HOME": str(each.settings.home), "HOLDFAST_DATABASE_URL": each.settings.database}
+    settings = settings_of(each)
     done = subprocess.run(
         [sys.executable, "-m", "service.cli", "update", "reproduce", update, *flags],
         env={**os.environ, **settings},

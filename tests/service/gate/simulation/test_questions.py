@@ -27,7 +27,7 @@ def test_every_update_has_one_outcome_and_every_question_a_cause() -> None:
     assert sum(seen.causes.values()) == seen.asked > 0
 
 
-def test_the_same_seed_gives_the_same_life_and_another_one_another() -> None:
+def test_the_same_seed_gives_the_same_lifetime_and_another_one_another() -> None:
     first, again, other = (lifetime_of(FEW, GateConfig(), seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first != other
@@ -38,13 +38,13 @@ def test_margins_that_the_records_settle_ask_nobody() -> None:
     assert (seen.promoted, seen.asked, seen.rejected, seen.freezes) == (FEW.updates, 0, 0, 0)
 
 
-def test_a_gate_that_never_settles_asks_about_every_update_but_the_first() -> None:
+def test_a_gate_that_never_settles_promotes_nothing_by_itself() -> None:
     seen = lifetime_of(replace(FEW, records=40), GateConfig(first_update="review"), seed=1)
     assert seen.promoted == 0
     assert seen.asked + seen.rejected == FEW.updates
 
 
-def test_a_rejected_experience_goes_with_later_updates_and_is_parked_then() -> None:
+def test_an_update_that_reaches_no_gain_is_rejected_and_counted_once() -> None:
     # A learning gain that nothing reaches: the new experience is not learnt, whatever it goes with.
     config = GateConfig(margin=0.3, learning_margin=0.3, learning_gain=0.2, budget=0.4)
     seen = lifetime_of(HarmlessLifetime(records=4000, churn=0.06, better=0.0, updates=8), config, seed=1)
@@ -68,7 +68,7 @@ def test_rates_are_means_over_lifetimes_with_an_interval_around_them() -> None:
         (replace(FEW, records=1), "no record in its gate part"),
     ],
 )
-def test_an_impossible_life_is_refused(lifetime: HarmlessLifetime, why: str) -> None:
+def test_an_impossible_lifetime_is_refused(lifetime: HarmlessLifetime, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         lifetime_of(lifetime, GateConfig(), seed=1)
 
