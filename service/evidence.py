@@ -10,7 +10,7 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from service.gate.base import Deviation, GateConfig, Verdict
+from service.gate.base import PROMISE, Deviation, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,7 +128,6 @@ class ReportInput:
     """Experience -> sha256 of its train part."""
     records: int
     verdict: Verdict
-    gate: GateConfig
     matrix: RetentionMatrix
     challenger: Mapping[int, float]
     """Accuracy on each holdout."""
@@ -142,13 +141,6 @@ class ReportInput:
     """Names of a table's columns; empty: features are numbered."""
     classes: Sequence[str] = ()
     """Class names by id."""
-
-    @property
-    def own_margins(self) -> Sequence[tuple[int, float]]:
-        """Past holdouts with a margin that is not the pipeline's."""
-        retained = [each for each in self.verdict.findings if each.guard == "retention"]
-        margins = [(each.experience, each.numbers.get("margin", self.gate.margin)) for each in retained]
-        return [(index, its) for index, its in margins if index is not None and its != self.gate.margin]
 
 
 def html_report(report: ReportInput) -> str:
@@ -164,6 +156,8 @@ def html_report(report: ReportInput) -> str:
         matrix=_shaded(report.matrix),
         at=datetime.fromtimestamp(report.at, UTC).strftime("%Y-%m-%d %H:%M UTC"),
         holdouts=sorted(report.challenger),
+        promises=[note for note in report.verdict.notes if note.about == PROMISE],
+        to_know=[note for note in report.verdict.notes if note.about != PROMISE],
     )
 
 

@@ -197,7 +197,7 @@ def test_the_gate_page_names_every_guard_and_the_form_of_a_verdict() -> None:
         assert f"| {name} |" in text
     sources = [ast.parse(path.read_text()) for path in (ROOT / "service" / "gate").rglob("*.py")]
     literals = {node.value for tree in sources for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-    own = ("values", "labels", "anomalies", "retention", "learning", "first_update", "groups")
+    own = ("values", "labels", "anomalies", "retention", "learning", "rare_class", "first_update", "groups")
     quality = ("negative_flips", "calibration", "macro_f1", "balanced_accuracy", "auc", "brier", "robustness")
     for finding in (*own, *quality, "train_gap", "latency", "size", "update_cost", "seeds", "disagreement"):
         assert finding in literals

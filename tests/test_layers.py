@@ -143,9 +143,10 @@ RANKS: Mapping[str, str] = {
     """,
     "service.gate": """
         pairs batch_evidence config base schema stats sentences comparisons screen obsolete measures
-        holdouts suspects guards.batch guards.forgetting guards.groups guards.quality guards.robustness
-        guards.cost guards.seeds guards.budget decide simulation.rates simulation.lifetimes
-        simulation.planning simulation.questions
+        holdouts suspects blocks guards.batch guards.judgements guards.retention guards.learning
+        guards.classes guards.groups guards.quality guards.robustness guards.cost guards.seeds
+        guards.budget decide
+        simulation.rule simulation.rates simulation.lifetimes simulation.planning simulation.questions
     """,
     "service.state": """
         database migrations.env migrations.versions.v0001_first migrations.versions.v0002_streams
@@ -158,7 +159,7 @@ RANKS: Mapping[str, str] = {
     "service.training": "answers inspection tasks checkpoint origin screening served trainer repeats pool",
     "service.ingest": "sources retention bodies push status replay champion_answers ingester",
     "service.updates": """
-        decisions requests inputs results plan comparison input_checks verification reproduction
+        decisions requests inputs results past plan comparison input_checks verification reproduction
         publication update dispatcher
     """,
     "service.api": """

@@ -12,7 +12,7 @@ from service.api.limits import JsonRoute
 from service.api.parameters import MAX_INTEGER, Engine, PipelineName
 from service.state import champions, freezes, holdouts, pipelines
 from service.updates import decisions
-from service.updates.plan import records_judged
+from service.updates.past import records_judged
 from streams.state.manifest import Manifest
 from streams.state.tables import reading
 
@@ -73,7 +73,7 @@ def _view(connection: sa.Connection, engine: sa.Engine, pipeline: str) -> Holdou
     marks = {index: found.get(index, holdouts.UNMARKED) for index in learnt}
     judged = records_judged(learnt, marks, spec.gate)
     looks = holdouts.count_looks(connection, pipeline)
-    audits = holdouts.count_looks(connection, pipeline, part="audit")
+    audits = holdouts.count_audits(connection, pipeline)
     freeze = freezes.current(connection, pipeline)
     rows = {row.index: row for row in Manifest(engine).experiences(pipeline)}
     return HoldoutsView(
@@ -87,8 +87,8 @@ def _view(connection: sa.Connection, engine: sa.Engine, pipeline: str) -> Holdou
                 sealed_records=rows[index].audit.rows,
                 looks=looks.get(index, 0),
                 looks_left=max(0, spec.gate.holdout_looks - looks.get(index, 0)),
-                audits=audits.get(index, 0),
-                audits_left=max(0, spec.gate.audits - audits.get(index, 0)),
+                audits=audits[index].looks if index in audits else 0,
+                failed_audits=audits[index].failures if index in audits else 0,
                 anchor_version=next(each.version for each in lineage if index in each.learnt),
                 retired=marks[index].retired,
                 pinned=marks[index].pinned,

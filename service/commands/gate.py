@@ -23,6 +23,7 @@ gate_app = typer.Typer(
 )
 
 MOST_ALPHA = 0.1
+MOST_CHURN = 0.5
 MOST_RECORDS = 10_000_000
 WIDTH = 100
 DRAWS = 20_000
@@ -37,6 +38,9 @@ Margin = Annotated[
 Churn = Annotated[float, typer.Option(help="Share of the past answers that an update flips.")]
 Holdouts = Annotated[int, typer.Option(help="Past holdouts.")]
 Alpha = Annotated[float, typer.Option(help="Error rate that is promised.")]
+Budget = Annotated[float, typer.Option(help="What may be lost in all, against the anchor.")]
+Gate = Annotated[float, typer.Option(help="The pipeline's split.gate.")]
+Audit = Annotated[float, typer.Option(help="The pipeline's split.audit.")]
 Accuracy = Annotated[float, typer.Option(help="The champion's share of right answers on past records.")]
 Seed = Annotated[int, typer.Option(help="The same seed draws the same numbers.")]
 
@@ -59,6 +63,10 @@ def gate_simulate(
     ] = 0.05,
     audit: Annotated[int, typer.Option(help="Records of each holdout's sealed audit part.")] = 1500,
     lifetimes: Annotated[int, typer.Option(help="Lifetimes to simulate.")] = 300,
+    lifted: Annotated[
+        bool,
+        typer.Option("--lifted", help="A person lifts every freeze at once; else the first one ends it."),
+    ] = False,
     accuracy: Accuracy = 0.9,
     seed: Seed = 0,
     json_output: Json = False,
@@ -75,10 +83,10 @@ def gate_simulate(
     lifetime = None
     if updates:
         lifetime = Lifetime(
-            updates, loss, churn, n, audit, margin, budget, alpha, spending, holdouts, accuracy=accuracy
+            updates, loss, churn, n, audit, margin, budget, alpha, spending, holdouts, accuracy, lifted=lifted
         )
         _check_lifetime(lifetime, lifetimes)
-    with _progress(f"simulating {holdouts} holdouts", 6 + (4 * updates if lifetime else 0)) as step:
+    with _progress(f"simulating {holdouts} holdouts", 7 + (4 * updates if lifetime else 0)) as step:
         draws = min(DRAWS, max(2000, 20 * DRAWS // holdouts))
         rates = _rates(holdout, holdouts, draws=draws, seed=seed, step=step)
         simulated = _simulated(lifetime, lifetimes, seed=seed, step=step) if lifetime else {}
@@ -91,52 +99,38 @@ def gate_simulate(
 
 @gate_app.command("plan")
 def gate_plan(
-    margin: Margin = 0.02,
-    churn: Churn = 0.06,
-    holdouts: Holdouts = 20,
+    records: Annotated[int | None, typer.Option(help="Records of each experience; default: of any.")] = None,
+    margin: Annotated[
+        float, typer.Option(help="A block of past experiences may truly lose less than this.")
+    ] = 0.02,
+    churn: Annotated[
+        float, typer.Option(help="Share of its answers that a harmless update may flip (planned_churn).")
+    ] = 0.12,
     alpha: Alpha = 0.05,
-    power: Annotated[float, typer.Option(help="A harmless update is to pass this often.")] = 0.9,
-    n: Annotated[int | None, typer.Option(help="Also: what so many records in each holdout settle.")] = None,
-    gate: Annotated[float, typer.Option(help="The pipeline's split.gate.")] = 0.25,
-    attempt: Annotated[int, typer.Option(help="Which try of the update, by what it may spend.")] = 1,
-    updates: Annotated[int, typer.Option(help="Looks at the budget that are planned.")] = 50,
-    budget: Annotated[float, typer.Option(help="What may be lost in all, against the anchor.")] = 0.05,
-    audit: Annotated[float, typer.Option(help="The pipeline's split.audit.")] = 0.2,
-    accuracy: Accuracy = 0.9,
+    budget: Budget = 0.05,
+    gate: Gate = 0.25,
+    audit: Audit = 0.2,
     json_output: Json = False,
 ) -> None:
-    """How many holdout records a pipeline needs, so that harmless updates pass without a person."""
-    _check(margin=margin, churn=churn, n=1 if n is None else n, holdouts=holdouts, alpha=alpha)
-    _check_plan(margin=margin, budget=budget, power=power, gate=gate, audit=audit, updates=updates)
-    _between("accuracy", accuracy, 0, 1)
+    """What a pipeline gets: from how many records on the gate keeps which promise."""
+    _check_plan(margin=margin, churn=churn, alpha=alpha, budget=budget, gate=gate, audit=audit)
+    if records is not None:
+        _whole("records", records, 1, MOST_RECORDS)
+        if round(records * min(gate, audit)) < 1:
+            raise HoldfastError(
+                f"Of {records:,} records none would be judged, or none sealed.",
+                fix="Give more --records, or larger shares --gate and --audit.",
+            )
     from service.commands import gate_tables as tables
-    from service.gate.sentences import percent
-    from service.gate.simulation import planning
+    from service.gate.base import GateConfig
+    from service.gate.simulation.planning import plan
 
-    if churn / 2 > min(accuracy, 1 - accuracy):
-        raise HoldfastError(
-            f"With {percent(accuracy)} right, {percent(churn)} cannot flip without anything being lost.",
-            fix="Give a smaller --churn, or the --accuracy that the champion has.",
-        )
-    wish = planning.Wish(
-        margin,
-        churn,
-        holdouts,
-        alpha,
-        attempt,
-        _spending(alpha, attempt),
-        power,
-        gate,
-        audit,
-        budget,
-        updates,
-        accuracy,
-    )
-    with _progress("planning", 3) as step:
-        plan = planning.plan(wish, n=n, progress=step)
+    config = GateConfig(margin=margin, planned_churn=churn, alpha=alpha, budget=budget)
+    planned = plan(config, gate=gate, audit=audit, records=records)
     if json_output:
-        return print_json({"wish": asdict(wish), **asdict(plan)})
-    _say(tables.plan_lines(wish, plan))
+        document = {"gate": config.model_dump(mode="json"), "split": {"gate": gate, "audit": audit}}
+        return print_json({**document, "records": records, **asdict(planned)})
+    _say(tables.plan_lines(config, planned, gate=gate, audit=audit, records=records))
 
 
 @gate_app.command("questions")
@@ -148,9 +142,9 @@ def gate_questions(
     ] = 0.0,
     margin: Margin = 0.02,
     alpha: Alpha = 0.05,
-    budget: Annotated[float, typer.Option(help="What may be lost in all, against the anchor.")] = 0.05,
-    gate: Annotated[float, typer.Option(help="The pipeline's split.gate.")] = 0.25,
-    audit: Annotated[float, typer.Option(help="The pipeline's split.audit.")] = 0.2,
+    budget: Budget = 0.05,
+    gate: Gate = 0.25,
+    audit: Audit = 0.2,
     updates: Annotated[int, typer.Option(help="Updates of each lifetime.")] = 100,
     lifetimes: Annotated[int, typer.Option(help="Lifetimes to simulate.")] = 5,
     accuracy: Accuracy = 0.9,
@@ -193,16 +187,20 @@ def gate_schema() -> None:
 
 def _rates(
     holdout: "Holdout", holdouts: int, *, draws: int, seed: int, step: Step
-) -> "list[tuple[int, float, Rates]]":
-    """Rates for one holdout and for all: nothing lost, or one or two margins lost on one of them."""
+) -> "list[tuple[int, int, float, Rates]]":
+    """Rates for one holdout and for all: nothing lost, one or two margins on one, one margin on all."""
     from service.gate.simulation.rates import rates_of_many
 
+    margin = holdout.margin
+    asked = [(1, 0, 0.0), (1, 1, margin), (1, 1, 2 * margin)]
+    if holdouts > 1:
+        asked += [(holdouts, 0, 0.0), (holdouts, 1, margin), (holdouts, 1, 2 * margin)]
+        asked.append((holdouts, holdouts, margin))
     found = []
-    for many in sorted({1, holdouts}):
-        for lost in (0.0, holdout.margin, 2 * holdout.margin):
-            losses = [lost, *[0.0] * (many - 1)]
-            found.append((many, lost, rates_of_many(holdout, losses, draws=draws, seed=seed)))
-            step()
+    for many, on, lost in asked:
+        losses = [*[lost] * on, *[0.0] * (many - on)]
+        found.append((many, on, lost, rates_of_many(holdout, losses, draws=draws, seed=seed)))
+        step()
     return found
 
 
@@ -241,16 +239,17 @@ def _check(*, margin: float, churn: float, n: int, holdouts: int, alpha: float, 
 
 
 def _check_plan(
-    *, margin: float, budget: float, power: float, gate: float, audit: float, updates: int
+    *, margin: float, churn: float, alpha: float, budget: float, gate: float, audit: float
 ) -> None:
-    _between("power", power, 0, 0.9999)
+    _check(margin=margin, churn=churn, n=1, holdouts=1, alpha=alpha)
     for name, value in (("margin", margin), ("budget", budget)):
-        if value < _LEAST_PLANNED:
+        if not value >= _LEAST_PLANNED:
             _refuse(name, value, f"at least {_LEAST_PLANNED:g} to be planned for")
+    if not 0 < churn <= MOST_CHURN:
+        _refuse("churn", churn, f"above 0, and at most {MOST_CHURN:g}")
     _between("gate", gate, 0, 1)
-    _between("audit", audit, 0, 1)
+    _between("audit", audit, 0, 1 - gate)
     _between("budget", budget, 0, 0.5)
-    _whole("updates", updates, 1, 10_000)
 
 
 def _check_lifetime(lifetime: "Lifetime", lifetimes: int) -> None:

@@ -25,10 +25,13 @@ def holdout_list(pipeline: str, json_output: Json = False, url: Url = None) -> N
         return print_json(view)
     for each in view["holdouts"]:
         marks = "".join(f", {mark}" for mark in ("retired", "pinned") if each[mark])
+        audits = f"{each['audits']} audits"
+        if each["failed_audits"]:
+            audits += f" of which {each['failed_audits']} did not pass"
         typer.echo(
             f"experience {each['experience']}: {each['judged_records']} of {each['records']} records judged, "
-            f"{each['sealed_records']} sealed, {each['looks_left']} looks and {each['audits_left']} audits "
-            f"left, margin {with_unit(each['margin'], digits=2)}, anchor v{each['anchor_version']}{marks}"
+            f"{each['sealed_records']} sealed, {each['looks_left']} looks left, {audits}, "
+            f"margin {with_unit(each['margin'], digits=2)}, anchor v{each['anchor_version']}{marks}"
         )
     if not view["holdouts"]:
         typer.echo("No past holdout yet: nothing was promoted.")

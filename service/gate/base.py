@@ -25,16 +25,30 @@ from service.gate.pairs import Column as Column
 from service.gate.pairs import Details as Details
 from service.gate.pairs import NearDuplicates as NearDuplicates
 from service.gate.pairs import PairedAnswers as PairedAnswers
+from service.gate.pairs import Relabelled as Relabelled
 
 Answer = Literal["pass", "fail", "undecided"]
 Outcome = Literal["promote", "review", "reject"]
 
 VERDICT_SCHEMA = "holdfast.verdict/1"
-GATE_VERSION = 1
+GATE_VERSION = 2
 """Stored with every verdict. Raised by every change after which the same evidence and configuration may give
 another finding: another answer, number or sentence."""
 BUDGET = "budget"
 """Name of the guard that judges the sealed audit parts."""
+PROMISE = "promise"
+"""What notes on the promises of a promotion are about."""
+
+
+@dataclass(frozen=True)
+class PastExperience:
+    """An experience that the champion learnt, retired or not, by which blocks are made."""
+
+    experience: int
+    records: int
+    """Of the part that is compared, at most as many as are judged of one holdout."""
+    archived: bool = False
+    """Fewer of its records are judged, as part of the archive."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +65,18 @@ class Freeze:
 class Audit:
     """The sealed audit parts: the challenger against each experience's anchor.
 
-    `decide` looks at it only for an update that would be promoted. So an audit reveals nothing to later
-    updates but that it passed, and the sum of the error rates of all looks is a bound.
+    `decide` looks at it only for an update that would be promoted. An audit reveals whether it passed, and
+    nothing else, so that its error rate can be shared out over all that later looks may follow from.
     """
 
     answers: tuple[PairedAnswers, ...]
     """One for each experience that the champion learnt. The baseline is its anchor; looks are past audits."""
     last_audited: int | None = None
     """The newest version of the champion's lineage whose audit passed."""
+    gate: tuple[PairedAnswers, ...] = ()
+    """The gate parts, against the same anchors: more records for the alarm on one experience."""
+    history: tuple[PastExperience, ...] = ()
+    """As `Evidence.history`, with the sealed records."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +153,12 @@ class Evidence:
     """One for each other seed; empty: not asked."""
     shift: ShiftEvidence | None = None
     """None: there is no champion yet, or the batch was not compared."""
+    history: tuple[PastExperience, ...] = ()
+    """Every experience that the champion learnt, retired ones too, in the order in which it learnt them, with
+    the records of their gate parts: blocks follow from it. What is compared and not in it comes after, by
+    number."""
+    classes: tuple[str, ...] = ()
+    """Names by class id; empty: findings name the ids."""
     data_findings: tuple["Finding", ...] = ()
     """What the data guard found on `data`, where it judged before learning; empty: `decide` asks it."""
 

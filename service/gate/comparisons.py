@@ -1,15 +1,13 @@
 """Paired comparison of two models on the same holdout records: flips, limits, p-values, sample sizes."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.gate import stats
-from service.gate.base import NearDuplicates, PairedAnswers
+from service.gate.base import PairedAnswers
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -74,96 +72,6 @@ def problem(answers: PairedAnswers, margin: float) -> str | None:
     if not answers.n:
         return "its holdout is empty; retire it (holdfast holdout retire), or let a person decide"
     return None
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Past holdouts too small to be judged alone, combined into one: a past holdout never grows."""
-
-    small: tuple[int, ...]
-    """Their experiences, rising."""
-    added: tuple[int, ...]
-    """Experiences of the full holdouts that fill the pool up to its floor; each is judged alone as well."""
-    answers: PairedAnswers
-    """All their records, one after the other, under the first small experience."""
-    margin: float
-    """The loss allowed on all of them together."""
-    floor: int
-    """Records needed to judge them as one."""
-
-    @property
-    def n(self) -> int:
-        return self.answers.n
-
-
-Enough = Callable[[float], int]
-"""Records that a holdout needs to be judged alone at a margin."""
-
-
-def floor(alpha: float) -> Enough:
-    """A function of the margin: records below which no challenger can pass at `alpha`."""
-    return lambda margin: _floor(margin, alpha)
-
-
-@lru_cache(maxsize=1024)
-def _floor(margin: float, alpha: float) -> int:
-    """`stats.floor_n` of one margin; 0 of a meaningless one. Holdouts are many, their margins few."""
-    return int(stats.floor_n(margin, alpha)) if 0 < margin < 1 else 0
-
-
-def is_small(answers: PairedAnswers, margin: float, *, enough: Enough) -> bool:
-    """Whether a holdout's answers can be paired, but are too few to be judged alone.
-
-    An empty holdout is not small, and neither is one with a margin of its own: it is never judged at another.
-    """
-    return answers.margin is None and 0 < answers.n < enough(margin) and problem(answers, margin) is None
-
-
-def pooled(past: Sequence[tuple[PairedAnswers, float]], *, enough: Enough, margin: float) -> Pool:
-    """The small ones of the past holdouts and, while they are too few together, the smallest full ones.
-
-    At least one is small. They are judged at `margin`, so that none with a margin of its own is among them.
-    """
-    members = [each for each, its in past if is_small(each, its, enough=enough)]
-    floor = enough(margin)
-    full = [
-        each
-        for each, its in past
-        if each.margin is None and problem(each, its) is None and not is_small(each, its, enough=enough)
-    ]
-    added: list[PairedAnswers] = []
-    for each in sorted(full, key=lambda each: each.n):
-        if sum(each.n for each in members + added) >= floor:
-            break
-        added.append(each)
-    every = members + added
-    baseline = np.concatenate([each.baseline for each in every if each.baseline is not None])
-    challenger = np.concatenate([each.challenger for each in every if each.challenger is not None])
-    names = tuple(sorted(each.experience for each in members))
-    return Pool(
-        small=names,
-        added=tuple(sorted(each.experience for each in added)),
-        answers=PairedAnswers(
-            names[0],
-            baseline,
-            challenger,
-            margin,
-            looks=max(each.looks for each in every),
-            near_duplicates=_together(
-                [each.near_duplicates for each in every if each.near_duplicates is not None]
-            ),
-        ),
-        margin=margin,
-        floor=floor,
-    )
-
-
-def _together(near_duplicates: Sequence[NearDuplicates]) -> NearDuplicates | None:
-    records = sum(each.records for each in near_duplicates)
-    if not records:
-        return None
-    usual = sum(each.usual * each.records for each in near_duplicates) / records
-    return NearDuplicates(records, sum(each.relabelled for each in near_duplicates), usual)
 
 
 ComparisonTable = Mapping[str, NDArray[Any]]
@@ -231,6 +139,12 @@ def counts(sound: Sequence[PairedAnswers]) -> NDArray[np.int64]:
     """(4, holdouts) records, right by the baseline, right by the challenger, right by both."""
     some = [_counts_of_few(sound[first : first + AT_ONCE]) for first in range(0, len(sound), AT_ONCE)]
     return np.concatenate(some, axis=1)
+
+
+def pooled_counts(counted: Counts, pools: Sequence[Sequence[int]]) -> Counts:
+    """(4, pools) the counts of pools, from (4, holdouts) and the holdouts' places; none is empty."""
+    sizes = np.array([len(pool) for pool in pools])
+    return np.add.reduceat(counted[:, np.concatenate(pools)], np.cumsum(sizes) - sizes, axis=1)
 
 
 def _counts_of_few(sound: Sequence[PairedAnswers]) -> NDArray[np.int64]:

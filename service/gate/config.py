@@ -17,13 +17,46 @@ class GateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    margin: float = Field(0.02, gt=0, lt=1, description="A past holdout may truly lose less than this.")
+    margin: float = Field(
+        0.02, gt=0, lt=1, description="A block of past experiences may truly lose less than this."
+    )
     small_margin: Share | None = Field(
         None,
-        description="The same of all past holdouts that are too small to be judged alone, taken together; "
+        description="The same of blocks of several experiences, each too small to be judged alone; "
         "unset: `margin`.",
     )
+    single_margin: float = Field(
+        0.15,
+        gt=0,
+        lt=1,
+        description="Widest margin of a past experience by itself, which follows from its records; one whose "
+        "records settle none so small is judged with its neighbours.",
+    )
+    rare_classes: bool = Field(
+        True,
+        description="Guard the recall of each class that is rarer than `margin`, and so could be lost whole.",
+    )
+    rare_margin: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="Widest margin of a rare class's recall, which follows from its records.",
+    )
     alpha: float = Field(0.05, gt=0, le=0.1, description="Error rate of each promise.")
+    alarm_alpha: float = Field(
+        0.01,
+        gt=0,
+        le=0.1,
+        description="Chance that an update which lost nothing is rejected for a loss on past experiences; "
+        "the same on the new one, and of an audit that stops promotion for one experience.",
+    )
+    planned_churn: float = Field(
+        0.12,
+        gt=0,
+        le=0.5,
+        description="Largest share of its answers that a harmless update is planned to flip: blocks hold as "
+        "many records as that takes.",
+    )
     learning_margin: float = Field(
         0.02, gt=0, lt=1, description="The new experience may be answered worse than by the champion by less."
     )
@@ -42,7 +75,8 @@ class GateConfig(BaseModel):
         50,
         ge=1,
         le=10_000,
-        description="Looks at the sealed audit parts that alpha is shared out over; one a promotion.",
+        description="Looks at the sealed audit parts that their blocks are sized for; one a promotion. Later "
+        "looks go on, each with less of alpha.",
     )
     holdout_looks: int = Field(
         500,
@@ -69,6 +103,13 @@ class GateConfig(BaseModel):
         "gate",
         description="gate: the first version is promoted when it beats the majority class; "
         "review: a person decides.",
+    )
+    first_gain: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="How far the first version's balanced accuracy must truly exceed that of always saying "
+        "the commonest class.",
     )
     label_error_excess: float = Field(
         0.10,
@@ -196,4 +237,4 @@ class GateConfig(BaseModel):
     @property
     def needs_records(self) -> bool:
         """Whether a guard needs the records' labels and groups."""
-        return self.groups is not None or self.needs_details
+        return self.groups is not None or self.needs_details or self.rare_classes

@@ -1,5 +1,6 @@
 """From evidence to verdict: run the guards, fold their findings. Same evidence, same verdict."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf
@@ -10,6 +11,7 @@ from service.gate import sentences as say
 from service.gate import stats
 from service.gate.base import (
     MOST_WORST,
+    Audit,
     DataEvidence,
     Evidence,
     Finding,
@@ -19,8 +21,11 @@ from service.gate.base import (
     Verdict,
     WorstRecord,
 )
+from service.gate.blocks import history_of
 from service.gate.guards import batch as batch_guards
-from service.gate.guards import budget, cost, forgetting, groups, quality, robustness, seeds
+from service.gate.guards import budget, classes, cost, groups, quality, robustness, seeds
+from service.gate.guards import learning as learning_guard
+from service.gate.guards import retention as retention_guard
 
 Guard = Callable[[Evidence, GateConfig], tuple[Finding | Note, ...]]
 
@@ -38,8 +43,9 @@ def _shift_noted(evidence: Evidence, _config: GateConfig) -> tuple[Note, ...]:
 BEFORE_LEARNING: tuple[tuple[str, Guard], ...] = (("data", _data), ("shift", _shift_noted))
 """Guards of the batch itself, and notes on it."""
 AFTER_LEARNING: tuple[tuple[str, Guard], ...] = (
-    ("retention", forgetting.retention),
-    ("learning", forgetting.learning),
+    ("retention", retention_guard.retention),
+    ("learning", learning_guard.learning),
+    ("rare classes", classes.rare_classes),
     ("freeze", budget.frozen),
     ("groups", groups.groups),
     ("negative flips", quality.negative_flips),
@@ -72,7 +78,8 @@ def decide(
         try:
             on_challenger, more = _run(after, evidence, _of_attempt(config, evidence.attempt))
         except (TypeError, ValueError) as error:
-            on_challenger, more = [_broken("attempt", error)], []
+            on_challenger, more = [_nothing(str(error))], []
+        on_challenger += _twice(evidence)
         if not on_challenger:
             on_challenger = [_nothing("no guard looked at the challenger")]
         findings, notes = findings + on_challenger, notes + more
@@ -94,6 +101,20 @@ def decide(
     return Verdict(outcome, reason, tuple(findings), tuple(notes), _worst(evidence, findings))
 
 
+def _twice(evidence: Evidence) -> list[Finding]:
+    """Undecided where an experience is compared twice: what it lost would count for less."""
+    sides = [("holdouts", evidence.past + evidence.new)]
+    if isinstance(evidence.audit, Audit):
+        sides += [("sealed parts", evidence.audit.answers), ("anchors' holdouts", evidence.audit.gate)]
+    found = []
+    for name, answers in sides:
+        times = Counter(str(each.experience) for each in answers)
+        if twice := [index for index, count in times.items() if count > 1]:
+            why = f"experience {', '.join(sorted(twice))} is more than once among the {name}"
+            found.append(Finding("gate", "undecided", f"{why}; run the update again"))
+    return found
+
+
 _SHOWN_FOR = {"anomalies": "outliers", "labels": "mislabelled"}
 """Finding -> the kind of suspect records that illustrates it."""
 
@@ -110,15 +131,17 @@ def _worst(evidence: Evidence, findings: Sequence[Finding]) -> tuple[WorstRecord
     return tuple({each.record: each for each in reversed(chosen)}.values())[::-1]
 
 
-_MOST_TRIES = 10**6
-"""Later tries spend as little as this one: next to nothing."""
-
-
 def _of_attempt(config: GateConfig, attempt: int | None) -> GateConfig:
-    """The config with the share of alpha that this try may spend."""
+    """The config with the share of alpha that this try may spend.
+
+    Raises:
+        ValueError: no try has this number.
+    """
     if attempt is None:
         return config
-    return config.model_copy(update={"alpha": stats.spent(config.alpha, min(max(attempt, 1), _MOST_TRIES))})
+    if not attempt >= 1:
+        raise ValueError(f"try {attempt} of an update cannot be, the first is 1: count the tries again")
+    return config.model_copy(update={"alpha": stats.spent(config.alpha, attempt)})
 
 
 def _run(
@@ -139,7 +162,7 @@ def _run(
         except Exception as error:
             findings.append(_broken(name, error))
         if name == "retention":
-            evidence = _without_obsolete(evidence, config, findings)
+            evidence = _without_obsolete(evidence, findings)
     return findings, notes
 
 
@@ -166,12 +189,17 @@ def _sound(finding: Finding) -> Finding:
     return finding._replace(experience=int(finding.experience))
 
 
-def _without_obsolete(evidence: Evidence, config: GateConfig, findings: Sequence[Finding]) -> Evidence:
+def _without_obsolete(evidence: Evidence, findings: Sequence[Finding]) -> Evidence:
     """The evidence without obsolete holdouts: these wait for a person, and fail nothing."""
-    obsolete = forgetting.obsolete(evidence, config, findings)
+    obsolete = retention_guard.obsolete(evidence.past, findings)
     if not obsolete:
         return evidence
-    return replace(evidence, past=tuple(each for each in evidence.past if each.experience not in obsolete))
+    return replace(
+        evidence,
+        past=tuple(each for each in evidence.past if each.experience not in obsolete),
+        # Blocks stay as they were.
+        history=history_of(evidence.history, evidence.past),
+    )
 
 
 def _nothing(why: str) -> Finding:
@@ -188,6 +216,10 @@ def _fold(findings: Sequence[Finding]) -> Outcome:
 def _deciding(findings: Sequence[Finding], outcome: Outcome) -> Finding:
     """The worst of the findings that made the outcome: broken data or evidence first, then by loss."""
     against = [each for each in findings if each.answer == "fail"] if outcome == "reject" else findings
+    # An experience that is shown to have lost says more than the block that it makes fail.
+    named = [each for each in against if each.guard == "retention" and each.experience is not None]
+    if outcome == "reject" and named:
+        against = [each for each in against if each.guard != "retention" or each.experience is not None]
     return max((each for each in against if each.answer != "pass"), key=_severity)
 
 
@@ -207,15 +239,12 @@ def _summary(evidence: Evidence, findings: Sequence[Finding]) -> str:
     learnt = f"{say.experiences(sorted(each.experience for each in evidence.new))} learnt"
     if not evidence.past:
         return f"{learnt}; no past holdouts yet"
-    margins = {each.numbers.get("margin") for each in findings if each.guard == "retention"}
-    margin = margins.pop() if len(margins) == 1 else None
-    within = "within their margins" if margin is None else f"within {say.with_unit(margin, digits=2)}"
+    margins = [each.numbers.get("margin", 0.0) for each in findings if each.guard == "retention"]
+    least, most = min(margins), max(margins)
+    within = f"within {say.with_unit(least, digits=2)}"
+    if most > least:
+        within = f"within their margins, {say.points(least, digits=2)} to {say.with_unit(most, digits=2)}"
     count = len(evidence.past)
     if count == 1:
         return f"the past holdout kept {within}; {learnt}"
-    small = int(sum(each.numbers.get("pooled", 0) for each in findings if each.guard == "retention"))
-    if small:
-        within += (
-            ", the small one only with others" if small == 1 else f", the {small} small ones only together"
-        )
     return f"{'both' if count == 2 else f'all {count}'} past holdouts kept {within}; {learnt}"

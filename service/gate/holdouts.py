@@ -12,9 +12,7 @@ def records_judged(holdouts: Iterable[int], pinned: Collection[int], gate: GateC
     bounded size evenly; where it has fewer records than there are holdouts, evenly spaced ones get one each.
     """
     active = sorted(holdouts)
-    loose = [index for index in active if index not in pinned]
-    whole = max(0, gate.max_holdouts - (len(active) - len(loose)))
-    archived = loose[: len(loose) - whole] if whole < len(loose) else []
+    archived = sorted(archive(active, pinned, gate))
     share = max(1, min(gate.holdout_records, gate.archive_records // max(1, len(archived))))
     kept = archived
     if len(archived) > gate.archive_records:
@@ -25,3 +23,11 @@ def records_judged(holdouts: Iterable[int], pinned: Collection[int], gate: GateC
     return {
         index: share if index in shared else gate.holdout_records for index in active if index not in dropped
     }
+
+
+def archive(holdouts: Iterable[int], pinned: Collection[int], gate: GateConfig) -> set[int]:
+    """The past holdouts that are archived: neither among the newest nor pinned."""
+    active = sorted(holdouts)
+    loose = [index for index in active if index not in pinned]
+    whole = max(0, gate.max_holdouts - (len(active) - len(loose)))
+    return set(loose[: len(loose) - whole] if whole < len(loose) else [])

@@ -9,7 +9,7 @@ same label; where the concept has changed, they carry another.
 import numpy as np
 from numpy.typing import NDArray
 
-from service.gate.base import NearDuplicates
+from service.gate.base import NearDuplicates, Relabelled
 
 LOOKED_AT = 1000
 """Records of either side that are compared, at most."""
@@ -42,10 +42,21 @@ def near_duplicates(
     nearest = across.argmin(axis=1)
     near = across[np.arange(len(ours)), nearest] <= usual
     other = their_labels[nearest] != our_labels
+    apart = our_labels[own] != our_labels
     return NearDuplicates(
         records=int(near.sum()),
         relabelled=int((near & other).sum()),
-        usual=float((our_labels[own] != our_labels).mean()),
+        usual=float(apart.mean()),
+        classes=tuple(
+            Relabelled(
+                int(label),
+                int(near[its].sum()),
+                int((near & other)[its].sum()),
+                # The mean of all as well: a handful of records may have no such neighbour by chance.
+                max(float(apart[its].mean()), float(apart.mean())),
+            )
+            for label, its in ((label, our_labels == label) for label in np.unique(our_labels))
+        ),
     )
 
 

@@ -39,6 +39,19 @@ class Details:
 
 
 @dataclass(frozen=True)
+class Relabelled:
+    """The near duplicates of one class of a holdout."""
+
+    label: int
+    records: int
+    """Records of the class that have a near duplicate."""
+    relabelled: int
+    """Of these, the records whose near duplicate carries another label."""
+    usual: float
+    """Share of the class's records whose nearest record in the same holdout carries another label."""
+
+
+@dataclass(frozen=True)
 class NearDuplicates:
     """How many records of a holdout have a near duplicate in the new data, and how those are labelled."""
 
@@ -48,6 +61,8 @@ class NearDuplicates:
     """Of these, the records whose near duplicate carries another label."""
     usual: float
     """Share of the holdout's records whose nearest record in the same holdout carries another label."""
+    classes: tuple[Relabelled, ...] = ()
+    """The same of each class; empty: they were not counted by class."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +105,10 @@ class PairedAnswers:
     """This holdout's own margin; None: the pipeline's."""
     looks: int = 0
     """Earlier updates that were compared on it."""
+    failures: int = 0
+    """Of these, the ones whose audit did not pass."""
+    failure_runs: int = 0
+    """Runs of such audits, one right after the other."""
     near_duplicates: NearDuplicates | None = None
     """Near duplicates of its records in the new data; None: they were not counted."""
     labels: NDArray[np.int64] | None = None

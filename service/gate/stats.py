@@ -4,6 +4,8 @@ Notation: of `n` holdout records, `lost` turned from right to wrong and `gained`
 baseline was replaced by the challenger. The loss is `(lost - gained) / n`, a share: 0.02 is two points.
 """
 
+from math import exp, lgamma, log
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
@@ -149,6 +151,21 @@ def needed_n(
     return np.asarray(np.maximum(records, floor_n(m, alpha)), dtype=np.int64)
 
 
+def settled_margin(n: ArrayLike, alpha: ArrayLike, *, churn: ArrayLike, power: float) -> Floats:
+    """The margin at which `n` records let a challenger that lost nothing pass with probability `power`.
+
+    The inverse of `needed_n`: sqrt(n) m = z(alpha) sqrt(churn + m) + z(power) sqrt(churn), solved for m.
+    Infinite where n is 0.
+    """
+    size, psi = np.asarray(n, dtype=np.float64), np.asarray(churn, dtype=np.float64)
+    risk, reach = -ndtri(np.asarray(alpha, dtype=np.float64)), ndtri(power) * np.sqrt(psi)
+    linear = 2 * np.sqrt(size) * reach + risk**2
+    constant = reach**2 - risk**2 * psi
+    with np.errstate(divide="ignore", invalid="ignore"):
+        margin = (linear + np.sqrt(np.maximum(linear**2 - 4 * size * constant, 0.0))) / (2 * size)
+    return np.asarray(np.where(size > 0, margin, np.inf), dtype=np.float64)
+
+
 def needed_n_difference(
     difference: ArrayLike, alpha: float, *, churn: ArrayLike, power: float = 0.8
 ) -> NDArray[np.int64]:
@@ -163,18 +180,46 @@ def needed_n_difference(
     return np.asarray(np.ceil((spread / d) ** 2), dtype=np.int64)
 
 
+_MOST_TRIES = 10**6
+
+
 def spent(alpha: float, attempt: int) -> float:
     """What the attempt-th try (1, 2, ...) may spend of `alpha`, so that all tries together spend no more.
 
     The series 6 / (pi^2 t^2) sums to 1 over all t: however often one is tried again, the chance that any try
-    passes wrongly is at most alpha (the union bound).
+    passes wrongly is at most alpha (the union bound). Tries after the millionth spend as little as that one.
     """
-    return 6 * alpha / (np.pi * attempt) ** 2
+    return 6 * alpha / (np.pi * min(attempt, _MOST_TRIES)) ** 2
+
+
+_FIRST_LOOKS = 20
+"""The first so many looks spend about alike; later ones ever less."""
+
+
+def look_share(look: int, failures: int = 0, runs: int = 0) -> float:
+    """Share of alpha that the look-th audit may spend, when so many before it did not pass, in so many runs.
+
+    What an audit reveals is one bit, and a challenger may follow from all bits before it. Each of these
+    transcripts spends w(look) 2^-(runs + 1) 2^-failures / comb(look - 1, runs): comb(look - 1, runs) is the
+    number of ways in which the runs can begin, and their lengths weigh 2^-length each. So over all
+    transcripts and all looks, without end, no more than all of alpha is spent (the union bound). A run of
+    failures costs little more than one, since a champion that is near the limit fails several looks in a row.
+    The weights w(k) = ln c (1 / ln(c + k - 1) - 1 / ln(c + k)) sum to 1 over all k = 1, 2, ...
+    """
+    begun = _FIRST_LOOKS + look
+    weight = log(_FIRST_LOOKS) * (1 / log(begun - 1) - 1 / log(begun))
+    ways = lgamma(look) - lgamma(runs + 1) - lgamma(look - runs)
+    return weight * exp(-ways - (runs + 1 + failures) * log(2))
 
 
 def spent_at_first(alpha: float, attempt: int | None) -> float:
     """What the first try could spend, of which this one may spend `alpha`; None: there is one try only."""
-    return alpha * max(attempt or 1, 1) ** 2
+    return alpha * min(max(attempt or 1, 1), _MOST_TRIES) ** 2
+
+
+def shared_out(alpha: float, attempt: int | None) -> float:
+    """What all tries may spend together, where this one may spend `alpha`; None: there is one try only."""
+    return alpha if attempt is None else alpha / spent(1.0, max(attempt, 1))
 
 
 def floor_n(margin: ArrayLike, alpha: float) -> NDArray[np.int64]:

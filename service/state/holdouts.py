@@ -5,6 +5,7 @@ Answers are a right/wrong bit a record, with details that some guards need; they
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 import msgspec
@@ -140,6 +141,32 @@ def count_looks(
         .group_by(looks.c.experience)
     )
     return {row[0]: row[1] for row in rows}
+
+
+@dataclass(frozen=True)
+class Audits:
+    """Audits of one experience's sealed part so far."""
+
+    looks: int
+    failures: int
+    """Of these, the ones that did not pass."""
+    runs: int
+    """Runs of those, one right after the other."""
+
+
+def count_audits(connection: sa.Connection, pipeline: str, *, excluding: str = "") -> dict[int, Audits]:
+    """Experience -> its audits, without that of the update `excluding`."""
+    rows = connection.execute(
+        sa.select(looks.c.experience, looks.c.passed)
+        .where(looks.c.pipeline == pipeline, looks.c.part == "audit", looks.c.update_id != excluding)
+        .order_by(looks.c.experience, looks.c.at, looks.c.update_id)
+    )
+    found = {}
+    for experience, group in groupby(rows, key=lambda row: row.experience):
+        passed = [row.passed for row in group]
+        runs = sum(1 for passes, _ in groupby(passed) if not passes)
+        found[experience] = Audits(len(passed), passed.count(False), runs)
+    return found
 
 
 def note_looks(

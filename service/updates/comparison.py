@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from service.gate.base import Audit, Evidence, PairedAnswers, Repeat
+from service.gate.base import Audit, Evidence, PairedAnswers, PastExperience, Repeat
+from service.state.holdouts import Audits
 from service.storage import StoreLocation
 from service.training.tasks import Result, Stored, Task
 from service.updates.plan import Plan
@@ -76,6 +77,10 @@ def evidence_of(plan: Plan, result: Result, *, repeats: Sequence[Repeat]) -> Evi
         repeats=tuple(repeats),
         shift=result.shift,
         data_findings=result.data_findings,
+        classes=plan.classes,
+        history=tuple(
+            PastExperience(each.experience, each.gate_records, archived=each.archived) for each in plan.learnt
+        ),
     )
 
 
@@ -96,6 +101,9 @@ def _paired(plan: Plan, result: Result, index: int) -> PairedAnswers:
     )
 
 
+_NONE = Audits(0, 0, 0)
+
+
 def _audit(plan: Plan, result: Result) -> Audit:
     """The pairs that an audit compares: the challenger and the anchor of each experience."""
     nothing = np.zeros(0, dtype=bool)
@@ -106,9 +114,20 @@ def _audit(plan: Plan, result: Result) -> Audit:
                 baseline=plan.anchors.get(index) if plan.rows[index].audit.rows else nothing,
                 challenger=result.sealed.get(index) if plan.rows[index].audit.rows else nothing,
                 margin=plan.margins.get(index),
-                looks=plan.audits.get(index, 0),
+                looks=audits.looks,
+                failures=audits.failures,
+                failure_runs=audits.runs,
             )
-            for index in plan.judged
+            for index, audits in ((index, plan.audits.get(index, _NONE)) for index in plan.judged)
         ),
         last_audited=plan.last_audited,
+        gate=tuple(
+            PairedAnswers(index, bits, result.challenger.get(index))
+            for index, bits in plan.gate_anchors.items()
+        ),
+        history=tuple(
+            PastExperience(each.experience, each.sealed_records, archived=each.archived)
+            for each in plan.learnt
+            if each.sealed_records
+        ),
     )

@@ -8,7 +8,7 @@ tables of their own; the documents name them by digest.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
@@ -101,6 +101,20 @@ class Anchor:
     update_id: str
     answers: Kept
     """On the experience's audit part."""
+    gate: Kept | None = None
+    """On its gate part; None: they were not stored, or an earlier release planned the update."""
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """An experience that the champion learnt, retired or not; the gate's blocks follow from all of them."""
+
+    experience: int
+    gate_records: int
+    """Of its gate part, at most as many as are judged of one holdout."""
+    sealed_records: int
+    archived: bool
+    """It is part of the archive."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +134,7 @@ class PlanDocument:
     anchors: dict[int, Anchor]
     looks: dict[int, int]
     audits: dict[int, int]
+    """Holdout -> earlier audits of its sealed part."""
     attempt: int
     last_audited: int | None
     freeze: Freeze | None
@@ -127,6 +142,10 @@ class PlanDocument:
     """Experiences whose screens the batch is compared with."""
     references_digest: str
     """Digest of these screens."""
+    failed_audits: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Holdout -> audits that did not pass, and the runs of them; none are left out."""
+    learnt: tuple[Learnt, ...] = ()
+    """In the order in which the lineage learnt them; empty: an earlier release planned the update."""
     form: int = FORM
 
 

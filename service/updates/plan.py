@@ -7,11 +7,11 @@ from typing import TypeVar
 import sqlalchemy as sa
 
 from service.errors import InputsUnfitError
-from service.gate.base import Bits, Details, Freeze, GateConfig, Screen
-from service.gate.holdouts import records_judged as share_of_records
+from service.gate.base import Bits, Details, Freeze, Screen
 from service.state import backlog, champions, freezes, holdouts, jobs
 from service.state import inputs as stored_inputs
 from service.state.champions import Version
+from service.state.holdouts import Audits, Part
 from service.state.inputs import Name, StoredDocument
 from service.state.jobs import Update
 from service.state.pipelines import load_spec
@@ -19,6 +19,8 @@ from service.updates.inputs import (
     Anchor,
     Base,
     Configuration,
+    Kept,
+    Learnt,
     Parts,
     PlanDocument,
     decode,
@@ -28,6 +30,7 @@ from service.updates.inputs import (
     kept_details,
     screens_digest,
 )
+from service.updates.past import anchors_of, learnt_by, past_answers, records_judged
 from streams.state.manifest import Manifest
 from streams.state.tables import reading
 
@@ -58,10 +61,14 @@ class Plan:
     """Judged holdout -> stored answers of its anchor on the sealed part."""
     anchored_by: Mapping[int, str]
     """Judged holdout -> id of the update that made its anchor."""
+    gate_anchors: Mapping[int, Bits]
+    """Judged holdout -> stored answers of its anchor on the gate part."""
     looks: Mapping[int, int]
     """Holdout -> earlier updates that were compared on it."""
-    audits: Mapping[int, int]
+    audits: Mapping[int, Audits]
     """Holdout -> earlier updates that were compared on its sealed part."""
+    learnt: tuple[Learnt, ...]
+    """Experiences that the champion learnt, retired ones too, in the order of the lineage."""
     attempt: int
     """1 + earlier tries of one of these experiences against the same champion."""
     last_audited: int | None
@@ -139,18 +146,15 @@ def _new_plan(connection: sa.Connection, manifest: Manifest, update: Update) -> 
     judged = records_judged(learnt, marks, spec.gate)
     experiences = tuple(update.experiences)
     parts = {row.index: Parts.of(row) for row in manifest.experiences_in(connection, pipeline)}
-    past, past_details = _past(
+    past, past_details = past_answers(
         connection,
         lineage,
         {index: min(records, parts[index].gate.rows) for index, records in judged.items()},
         details=spec.gate.needs_details,
     )
-    looks, audits = (
-        holdouts.count_looks(connection, pipeline, part=part, excluding=update.id)
-        for part in ("gate", "audit")
-    )
     passed = holdouts.audited(connection, pipeline)
-    anchors = _anchors(connection, lineage, judged)
+    anchors = anchors_of(connection, lineage, judged)
+    gate_anchors = anchors_of(connection, lineage, judged, part="gate")
     classes = tuple(manifest.classes(pipeline)) or spec.record_schema.classes
     return Plan(
         update=update,
@@ -165,8 +169,10 @@ def _new_plan(connection: sa.Connection, manifest: Manifest, update: Update) -> 
         margins={index: mark.margin for index, mark in marks.items() if mark.margin is not None},
         anchors={index: bits for index, (_, bits) in anchors.items()},
         anchored_by={index: by.update_id for index, (by, _) in anchors.items()},
-        looks=looks,
-        audits=audits,
+        gate_anchors={index: bits for index, (_, bits) in gate_anchors.items()},
+        looks=holdouts.count_looks(connection, pipeline, excluding=update.id),
+        audits=holdouts.count_audits(connection, pipeline, excluding=update.id),
+        learnt=learnt_by(lineage, parts, marks, spec.gate),
         attempt=1 + jobs.earlier_tries(connection, update),
         last_audited=max((each.version for each in lineage if each.update_id in passed), default=None),
         freeze=freezes.current(connection, pipeline),
@@ -188,10 +194,21 @@ def _document(plan: Plan) -> PlanDocument:
         past={index: kept_bits(bits) for index, bits in plan.past.items()},
         past_details={index: kept_details(each) for index, each in plan.past_details.items()},
         anchors={
-            index: Anchor(plan.anchored_by[index], kept_bits(bits)) for index, bits in plan.anchors.items()
+            index: Anchor(
+                plan.anchored_by[index],
+                kept_bits(bits),
+                kept_bits(plan.gate_anchors[index]) if index in plan.gate_anchors else None,
+            )
+            for index, bits in plan.anchors.items()
         },
         looks=_of(plan.looks, seen),
-        audits=_of(plan.audits, plan.judged),
+        audits={index: each.looks for index, each in _of(plan.audits, plan.judged).items()},
+        failed_audits={
+            index: (each.failures, each.runs)
+            for index, each in _of(plan.audits, plan.judged).items()
+            if each.failures
+        },
+        learnt=plan.learnt,
         attempt=plan.attempt,
         last_audited=plan.last_audited,
         freeze=plan.freeze,
@@ -225,8 +242,7 @@ def stored_plan(connection: sa.Connection, update: Update, stored: Mapping[Name,
     )
     lineage = _stored_lineage(connection, update, base)
     wanted = {index: kept.records for index, kept in document.past.items()}
-    past, details = _past(connection, lineage, wanted, details=bool(document.past_details))
-    anchors = {index: bits for index, (_, bits) in _anchors(connection, lineage, judged).items()}
+    past, details = past_answers(connection, lineage, wanted, details=bool(document.past_details))
     return Plan(
         update=update,
         spec=spec,
@@ -234,7 +250,7 @@ def stored_plan(connection: sa.Connection, update: Update, stored: Mapping[Name,
         lineage=tuple(lineage),
         experiences=document.experiences,
         rows=document.parts,
-        past={index: bits for index, bits in past.items() if kept_bits(bits) == document.past[index]},
+        past=_unchanged(past, document.past),
         past_details={
             index: each
             for index, each in details.items()
@@ -242,20 +258,39 @@ def stored_plan(connection: sa.Connection, update: Update, stored: Mapping[Name,
         },
         judged=judged,
         margins=document.margins,
-        anchors={
-            index: anchors[index]
-            for index, anchor in document.anchors.items()
-            if index in anchors and kept_bits(anchors[index]) == anchor.answers
-        },
+        anchors=_stored_anchors(connection, lineage, document, part="audit"),
         anchored_by={index: anchor.update_id for index, anchor in document.anchors.items()},
+        gate_anchors=_stored_anchors(connection, lineage, document, part="gate"),
         looks=document.looks,
-        audits=document.audits,
+        audits=_audits(document),
+        learnt=document.learnt,
         attempt=document.attempt,
         last_audited=document.last_audited,
         freeze=document.freeze,
         references=backlog.screens(connection, pipeline, document.references),
         inputs=inputs_digest(stored),
     )
+
+
+def _unchanged(found: Mapping[int, Bits], kept: Mapping[int, Kept | None]) -> dict[int, Bits]:
+    """The stored answers that are still those of the document."""
+    return {index: bits for index, bits in found.items() if kept_bits(bits) == kept.get(index)}
+
+
+def _stored_anchors(
+    connection: sa.Connection, lineage: Sequence[Version], document: PlanDocument, *, part: Part
+) -> dict[int, Bits]:
+    found = anchors_of(connection, lineage, dict(document.judged), part=part)
+    kept = {
+        index: anchor.answers if part == "audit" else anchor.gate
+        for index, anchor in document.anchors.items()
+    }
+    return _unchanged({index: bits for index, (_, bits) in found.items()}, kept)
+
+
+def _audits(document: PlanDocument) -> dict[int, Audits]:
+    failed = document.failed_audits
+    return {index: Audits(looks, *failed.get(index, (0, 0))) for index, looks in document.audits.items()}
 
 
 def _stored_lineage(connection: sa.Connection, update: Update, base: Base | None) -> list[Version]:
@@ -293,58 +328,6 @@ def _require_screens(connection: sa.Connection, plan: Plan, document: PlanDocume
             f"The screens that update {plan.update.id} is compared with changed after its first attempt.",
             fix="The table backlog was changed: restore the database from a backup.",
         )
-
-
-def _past(
-    connection: sa.Connection, lineage: Sequence[Version], wanted: Mapping[int, int], *, details: bool
-) -> tuple[dict[int, Bits], dict[int, Details]]:
-    """The champion's stored answers on past holdouts, where they cover the wanted records.
-
-    With `details`, also its stored details on each record.
-    """
-    if not lineage:
-        return {}, {}
-    pipeline, version = lineage[-1].pipeline, lineage[-1].version
-    stored = holdouts.of_version(connection, pipeline, version=version)
-    said = holdouts.details_of_version(connection, pipeline, version=version) if details else {}
-    return (
-        {
-            index: stored[index][:records]
-            for index, records in wanted.items()
-            if index in stored and len(stored[index]) >= records
-        },
-        {
-            index: said[index].first(records)
-            for index, records in wanted.items()
-            if index in said and len(said[index]) >= records
-        },
-    )
-
-
-def records_judged(
-    learnt: Sequence[int], marks: Mapping[int, holdouts.Mark], gate: GateConfig
-) -> dict[int, int]:
-    """Past holdout -> the number of its records that are judged; retired ones are left out."""
-    active = [index for index in learnt if not marks.get(index, holdouts.UNMARKED).retired]
-    pinned = {index for index in active if marks.get(index, holdouts.UNMARKED).pinned}
-    return share_of_records(active, pinned, gate)
-
-
-def _anchors(
-    connection: sa.Connection, lineage: Sequence[Version], judged: Mapping[int, int]
-) -> dict[int, tuple[Version, Bits]]:
-    """For each holdout the first version that had learnt it, and its stored answers on the sealed part."""
-    found: dict[int, tuple[Version, Bits]] = {}
-    wanted = set(judged)
-    for version in lineage:
-        here = wanted & set(version.learnt)
-        if here:
-            stored = holdouts.of_version(
-                connection, version.pipeline, version=version.version, part="audit", only=here
-            )
-            found |= {index: (version, bits[: judged[index]]) for index, bits in stored.items()}
-            wanted -= here
-    return found
 
 
 def _fix(connection: sa.Connection, update: Update, *, limit: int) -> Update:

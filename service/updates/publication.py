@@ -58,7 +58,6 @@ def _report(
         digests={index: plan.rows[index].train.digest for index in plan.experiences},
         records=sum(plan.rows[index].train.rows for index in plan.experiences),
         verdict=verdict,
-        gate=plan.spec.gate,
         matrix=matrix,
         challenger=accuracies(result.challenger),
         baseline=accuracies({**plan.past, **result.baseline}),

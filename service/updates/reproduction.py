@@ -119,7 +119,7 @@ def reproduce(
     task = _task(settings, found.plan, scratch=scratch)
     try:
         result = _learn(task, found.plan, on_progress)
-        anchors = _anchors(task, found, settings) if result.learnt else {}
+        anchors = _anchors(task, found, settings) if result.learnt else _Anchors({}, {})
     except StrategyError as error:
         reason = f"The same inputs cannot be learnt again: {error}"
         return Reproduction(update.id, update.pipeline, "differs", reason, tuple(checks))
@@ -171,7 +171,7 @@ def _inputs(connection: sa.Connection, update: Update, stored: Mapping[Name, Sto
     return _Inputs(
         update=update,
         # Stored answers are compared with those that are given again, and serve nothing else.
-        plan=replace(plan, past={}, past_details={}, anchors={}),
+        plan=replace(plan, past={}, past_details={}, anchors={}, gate_anchors={}),
         document=decode(stored["plan"], PlanDocument),
         result=decode(stored["result"], ResultDocument),
         anchors=made_by,
@@ -280,21 +280,33 @@ def _learn(task: Task, plan: Plan, on_progress: OnProgress) -> Result:
     return result
 
 
-def _anchors(task: Task, found: _Inputs, settings: Settings) -> dict[int, Bits]:
-    """Each anchor's answers on its audit parts, where the update had its answers too."""
-    plan = found.plan
-    answered: dict[int, Bits] = {}
+@dataclass(frozen=True)
+class _Anchors:
+    """The anchors' answers, by experience."""
+
+    sealed: Mapping[int, Bits]
+    gate: Mapping[int, Bits]
+
+
+def _anchors(task: Task, found: _Inputs, settings: Settings) -> _Anchors:
+    """Each anchor's answers on its audit and gate parts, where the update had its answers too."""
+    rows = found.plan.rows
+    sealed: dict[int, Bits] = {}
+    gate: dict[int, Bits] = {}
     for update_id in found.anchors:
+        its = {index: each for index, each in found.document.anchors.items() if each.update_id == update_id}
+        parts = [Stored(index, rows[index].audit.digest, each.answers.records) for index, each in its.items()]
+        sealed |= trainer.answers_of(settings.checkpoints / update_id, parts, task)
         parts = [
-            Stored(index, plan.rows[index].audit.digest, anchor.answers.records)
-            for index, anchor in found.document.anchors.items()
-            if anchor.update_id == update_id
+            Stored(index, rows[index].gate.digest, each.gate.records)
+            for index, each in its.items()
+            if each.gate
         ]
-        answered |= trainer.answers_of(settings.checkpoints / update_id, parts, task)
-    return answered
+        gate |= trainer.answers_of(settings.checkpoints / update_id, parts, task)
+    return _Anchors(sealed, gate)
 
 
-def _answers(found: _Inputs, result: Result, anchors: Mapping[int, Bits]) -> list[Check]:
+def _answers(found: _Inputs, result: Result, anchors: _Anchors) -> list[Check]:
     """Compare the digests of the stored answers with what champion and anchors answer now."""
     wanted = found.document
     compared = [
@@ -311,7 +323,12 @@ def _answers(found: _Inputs, result: Result, anchors: Mapping[int, Bits]) -> lis
         *(
             (f"anchor's answers on the audit part of experience {index}", each.answers, kept_bits(bits))
             for index, each in wanted.anchors.items()
-            if (bits := anchors.get(index)) is not None
+            if (bits := anchors.sealed.get(index)) is not None
+        ),
+        *(
+            (f"anchor's answers on the gate part of experience {index}", each.gate, kept_bits(bits))
+            for index, each in wanted.anchors.items()
+            if each.gate and (bits := anchors.gate.get(index)) is not None
         ),
     ]
     detail = "the stored answers are not those that the checkpoint gives"
@@ -326,7 +343,7 @@ def _answers(found: _Inputs, result: Result, anchors: Mapping[int, Bits]) -> lis
 def _judged(
     found: _Inputs,
     result: Result,
-    anchors: Mapping[int, Bits],
+    anchors: _Anchors,
     checks: list[Check],
     *,
     task: Task,
@@ -358,7 +375,7 @@ def _judged(
     )
 
 
-def _decided(found: _Inputs, result: Result, anchors: Mapping[int, Bits], *, folder: Path) -> Verdict | None:
+def _decided(found: _Inputs, result: Result, anchors: _Anchors, *, folder: Path) -> Verdict | None:
     """The verdict, decided again; None: another gate version judged the update."""
     if found.result.gate != GATE_VERSION:
         return None
@@ -367,4 +384,5 @@ def _decided(found: _Inputs, result: Result, anchors: Mapping[int, Bits], *, fol
         result = replace(result, running=replace(result.running, **asdict(found.result.measured)))
     gate = found.plan.spec.gate
     again = repeats.evidence(folder, result, repeats=gate.repeats)
-    return decide(evidence_of(replace(found.plan, anchors=anchors), result, repeats=again), gate)
+    plan = replace(found.plan, anchors=anchors.sealed, gate_anchors=anchors.gate)
+    return decide(evidence_of(plan, result, repeats=again), gate)

@@ -33,7 +33,7 @@ class HoldoutView(Body):
     looks: int = Field(description="Updates that were compared on it.")
     looks_left: int = Field(description="Until it is exhausted as evidence.")
     audits: int = Field(description="Looks at the audit part.")
-    audits_left: int
+    failed_audits: int = Field(description="Of these, the ones that did not pass.")
     anchor_version: int = Field(description="The version right after its experience was learnt.")
     retired: bool = Field(description="True: updates are no longer compared on it.")
     pinned: bool = Field(description="True: it is always judged whole, however many come after it.")

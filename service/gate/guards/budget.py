@@ -1,31 +1,44 @@
 """Budget guard: the total loss of an experience since it was learnt, judged on its sealed audit part.
 
 A step margin alone lets small losses add up: each update may lose almost all of it. So each challenger that
-would be promoted is also compared with the anchors, the versions right after each experience was learnt. Its
-error rate is shared out over a planned number of looks, and the first look that does not pass ends them:
-earlier looks revealed nothing but that they passed, so the sum of their error rates is a bound (the
-mirror image of the first-change mode of Renggli et al., "Continuous integration of machine learning models
-with ease.ml/ci", MLSys 2019).
+would be promoted is also compared with the anchors, the versions right after each experience was learnt. An
+audit publishes whether it passed, and nothing else: no counts, no limits, not which experience. What a later
+challenger can follow from is then the sequence of these bits, and alpha is shared out over all sequences
+(`stats.look_share`), as in the union over transcripts of Renggli et al., "Continuous integration of machine
+learning models with ease.ml/ci", MLSys 2019.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.gate import sentences as say
 from service.gate import stats
-from service.gate.base import BUDGET, Audit, Evidence, Finding, GateConfig, Note, PairedAnswers
-from service.gate.comparisons import Comparison, compare, compare_counts, counts, problem, rows
+from service.gate.base import (
+    BUDGET,
+    Audit,
+    Evidence,
+    Finding,
+    GateConfig,
+    Note,
+    PairedAnswers,
+    PastExperience,
+)
+from service.gate.blocks import Enough, Pool, blocks_of, history_of, pools_of, units_of
+from service.gate.comparisons import counts, pooled_counts, problem
 
-FIRST_CHURN, FIRST_POWER = 0.06, 0.9
-"""An audit is made from so many sealed records on that a champion which lost nothing passes with this chance
-where this share of its answers differs from the anchor's, as it does after an update."""
 LASTING_CHURN, LASTING_POWER = 0.18, 0.9995
-"""The same for an experience to be audited alone, over all planned looks. Two models that are right nine
-times in ten differ in 2 * 0.9 * 0.1 of their answers, which flips back and forth reach in a few updates; and
-every look at every experience must pass."""
+"""A champion that lost nothing passes one look at a block with this chance, where this share of its answers
+differs from the anchor's. Two models that are right nine times in ten differ in 2 * 0.9 * 0.1 of their
+answers, which flips back and forth reach in a few updates."""
+FIRST_POWER = 0.998
+"""The same of the first look at an experience alone."""
+
+
+_MOST_LOOKS = 10**9
 
 
 def frozen(evidence: Evidence, _config: GateConfig) -> tuple[Finding, ...]:
@@ -41,178 +54,234 @@ def frozen(evidence: Evidence, _config: GateConfig) -> tuple[Finding, ...]:
 
 
 def budget(evidence: Evidence, config: GateConfig) -> tuple[Finding | Note, ...]:
-    """Judges whether the challenger lost more than the budget since each experience was learnt.
+    """One finding: whether the challenger is shown to have lost less than the budget since each was learnt.
 
-    Experiences with sealed records enough are judged alone; the others with as many neighbours as make
-    enough, or all as one, which promises their common loss only, so each of those is alarmed on too. Where
-    even all are too few for a challenger that lost nothing to pass, none need pass: a note says so, and only
-    a loss that is proven stops a promotion.
+    As retention, on sealed records and against the anchors: blocks keep within `budget`; each experience by
+    itself, or with its neighbours where it has few records, keeps within the margin that these records
+    settle; and none may be shown to have lost the budget, on its sealed and its gate part together.
     """
-    if evidence.audit is None:
+    audit = evidence.audit
+    if audit is None:
         return ()
-    sealed, notes = _usable(evidence.audit, config)
+    sealed = [each for each in audit.answers if not each.is_empty]
     if not sealed:
-        return notes
+        nothing = "budget: nothing is sealed (split.audit), so nobody sees small losses add up"
+        return (Note(BUDGET, nothing),)
     broken = [(each, wrong) for each in sealed if (wrong := _problem(each, config))]
     if broken:
-        return (*(_broken(each, wrong) for each, wrong in broken), *notes)
-    alpha = config.alpha / config.audits
-    # A person who lets a holdout lose more at once lets it lose as much in all.
-    pairs = [
-        (each, config.budget if each.margin is None else max(config.budget, each.margin)) for each in sealed
-    ]
-    groups = _groups(pairs, budget=config.budget, alpha=alpha)
-    remedy = _remedy(evidence.audit.last_audited, evidence.champion)
-    needed, last = records_needed(config.budget, alpha), groups[-1] if groups else None
-    if last and last.small and last.n < needed:
-        groups, notes = groups[:-1], (*notes, _too_few(last.n, needed))
-    # A group of one is judged as that one already; all others may prove a loss of their own.
-    judged = {group.experience for group in groups}
-    others = [pair for pair in pairs if pair[0].experience not in judged]
-    few = [each.experience for each, margin in others if margin > config.budget]
-    if few:
-        notes = (*notes, _too_few_for_their_margin(few))
-    return (*_looks(groups, config, remedy), *_alarms(others, config, remedy), *notes)
+        return tuple(_broken(each, wrong) for each, wrong in broken)
+    return _Look(sealed, audit, config).found(_remedy(audit.last_audited, evidence.champion))
 
 
-def records_needed(budget: float, alpha: float) -> int:
-    """Sealed records in all from which on a look at `alpha` is made."""
-    return int(stats.needed_n(budget, alpha, churn=FIRST_CHURN, power=FIRST_POWER))
-
-
-@lru_cache(maxsize=1024)
 def records_alone(budget: float, alpha: float) -> int:
-    """Sealed records of one experience from which on it is judged alone."""
-    return int(stats.needed_n(budget, alpha, churn=LASTING_CHURN, power=LASTING_POWER))
+    """Sealed records from which on an experience is held against the budget alone."""
+    return _records(budget, alpha * stats.look_share(1), FIRST_POWER)
 
 
-_Pair = tuple[PairedAnswers, float]
+def records_together(budget: float, alpha: float, audits: int) -> int:
+    """Sealed records from which on smaller ones are held against it together.
+
+    They are several, of which one may raise the alarm by chance: so many still pass the planned number of
+    looks after one that did not pass.
+    """
+    return _records(budget, alpha * stats.look_share(audits, failures=1, runs=1), LASTING_POWER)
 
 
-def _is_small(answers: PairedAnswers, margin: float, alpha: float) -> bool:
-    return answers.n < records_alone(margin, alpha)
+@lru_cache(maxsize=65536)
+def _records(margin: float, alpha: float, power: float) -> int:
+    return int(stats.needed_n(margin, alpha, churn=LASTING_CHURN, power=power))
+
+
+Alpha = Callable[[Sequence[int]], float]
+"""What a look at these experiences may spend."""
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Experiences judged as one: one with enough sealed records, or several with too few."""
+class Question:
+    """Sealed records that a look must show to be kept."""
 
-    members: tuple[PairedAnswers, ...]
+    pool: Pool
     margin: float
-    small: int = 0
-    """Of these, the ones with too few records to be judged alone."""
-
-    @property
-    def n(self) -> int:
-        return sum(each.n for each in self.members)
-
-    @property
-    def experience(self) -> int | None:
-        return self.members[0].experience if len(self.members) == 1 else None
-
-    @property
-    def name(self) -> str:
-        return say.experiences(sorted({each.experience for each in self.members}))
+    alpha: float
 
 
-def _groups(pairs: Sequence[_Pair], *, budget: float, alpha: float) -> list[_Group]:
-    """Experiences with enough records alone; the others grouped with their neighbours until they have enough.
+def questions(
+    history: Sequence[PastExperience], sizes: Mapping[int, int], config: GateConfig, alpha: Alpha
+) -> list[Question]:
+    """What one look asks, by numbers of records alone: blocks at the budget, then singles at wider margins.
 
-    While all the others are too few together, the smallest of those with enough join them. What has a wider
-    margin of its own is judged at it alone, if at all: from fewer records on, since it cannot be pooled.
+    Blocks are held against the budget from `records_alone` sealed records of one experience, or from
+    `records_together` of several, on. Before that, and beside it, experiences by themselves, or with their
+    neighbours, are held against what their records settle.
     """
-    wider = [(each, margin) for each, margin in pairs if margin > budget]
-    alone = [_Group((each,), margin) for each, margin in wider if each.n >= records_needed(margin, alpha)]
-    own = [pair for pair in pairs if pair[1] <= budget]
-    large = [_Group((each,), margin) for each, margin in own if not _is_small(each, margin, alpha)]
-    small = [each for each, margin in own if _is_small(each, margin, alpha)]
-    enough = records_alone(budget, alpha)
-    groups: list[list[PairedAnswers]] = []
-    for each in sorted(small, key=lambda each: each.experience):
-        if not groups or sum(its.n for its in groups[-1]) >= enough:
-            groups.append([])
-        groups[-1].append(each)
-    if len(groups) > 1 and sum(its.n for its in groups[-1]) < enough:
-        left_over = groups.pop()
-        groups[-1] += left_over
-    sizes = [len(each) for each in groups]
-    if len(groups) == 1:
-        for full in sorted(large, key=lambda each: each.n):
-            if sum(its.n for its in groups[0]) < enough:
-                groups[0] += full.members
-    return [*alone, *large] + [
-        _Group(tuple(each), budget, size) for each, size in zip(groups, sizes, strict=True)
-    ]
+    budget, widest = config.budget, max(config.single_margin, config.budget)
 
+    def enough(margin: float) -> Enough:
+        return lambda members: _records(margin, alpha(members), LASTING_POWER)
 
-def _looks(groups: Sequence[_Group], config: GateConfig, remedy: str) -> list[Finding]:
-    """One finding for each group."""
-    if not groups:
-        return []
-    members = [each for group in groups for each in group.members]
-    sizes = [len(group.members) for group in groups]
-    counted = np.add.reduceat(counts(members), np.cumsum([0, *sizes[:-1]]), axis=1)
-    seen = compare_counts(
-        counted,
-        experiences=[group.members[0].experience for group in groups],
-        margins=np.array([group.margin for group in groups]),
-        alpha=config.alpha / config.audits,
-        holdouts=len(groups),
-    )
-    found = []
-    for group, its in zip(groups, rows(seen), strict=True):
-        look = max(each.looks for each in group.members) + 1
-        finding = _judge(its, group.name, look=look, config=config, remedy=remedy)
-        if group.experience is None:
-            finding = finding._replace(experience=None, numbers={**finding.numbers, "pooled": group.small})
-        found.append(finding)
+    found: list[Question] = []
+    alone = records_alone(budget, config.alpha)
+    together = records_together(budget, config.alpha, config.audits)
+    blocks = blocks_of(history, sizes, together, alone=alone)
+    for pool in pools_of(blocks, sizes, enough(budget)):
+        records = [sizes[each] for each in pool.members]
+        if sum(records) >= together or max(records) >= alone:
+            found.append(Question(pool, budget, alpha(pool.members)))
+    asked = {frozenset(each.pool.members) for each in found}
+    planned = config.alpha * stats.look_share(config.audits)
+    units = units_of(history, sizes, _records(widest, planned, LASTING_POWER))
+    for pool in pools_of(units, sizes, enough(widest)):
+        n, spending = sum(sizes[each] for each in pool.members), alpha(pool.members)
+        if frozenset(pool.members) in asked or n < _records(widest, spending, LASTING_POWER):
+            continue
+        settled = float(stats.settled_margin(n, spending, churn=LASTING_CHURN, power=LASTING_POWER))
+        found.append(Question(pool, max(budget, settled), spending))
     return found
 
 
-def _alarms(small: Sequence[_Pair], config: GateConfig, remedy: str) -> list[Finding]:
-    """Findings on experiences with too few sealed records that nevertheless prove a loss of the budget."""
-    if not small:
-        return []
-    # Bonferroni: the chance of any false alarm among them is that of one look at most.
-    alpha = config.alpha / config.audits / len(small)
-    n, before, after, both = counts([each for each, _ in small])
-    lower, _ = stats.loss_limits(before - both, after - both, n=n, alpha=alpha)
-    lost = [pair for pair, least in zip(small, lower.tolist(), strict=True) if least > pair[1]]
-    return [
-        _lost(its, say.experiences([each.experience]), each.looks + 1, config, remedy)
-        for (each, _), its in zip(lost, compare(lost, alpha=alpha, holdouts=len(small)), strict=True)
-    ]
+class _Look:
+    """One look at all sealed records."""
+
+    def __init__(self, sealed: Sequence[PairedAnswers], audit: Audit, config: GateConfig) -> None:
+        self.sealed, self.audit, self.config = sealed, audit, config
+        self.place = {each.experience: place for place, each in enumerate(sealed)}
+        self.counted = counts(sealed)
+        self.sizes = {each.experience: each.n for each in sealed}
+        # A person who lets a holdout lose more at once lets it lose as much in all.
+        self.wider = {
+            each.experience: each.margin
+            for each in sealed
+            if each.margin is not None and each.margin > config.budget
+        }
+        self.shared = {index: n for index, n in self.sizes.items() if index not in self.wider}
+        self.look = max(each.looks for each in sealed) + 1
+        self.questions = [
+            *questions(history_of(audit.history, sealed), self.shared, config, self._alpha),
+            *self._wider(),
+        ]
+
+    def found(self, remedy: str) -> tuple[Finding | Note, ...]:
+        notes = self._notes()
+        if blind := [each.pool for each in self.questions if not self._anchored(each.pool)]:
+            return (*(self._blind(pool) for pool in blind), *notes)
+        n = sum(self.sizes.values())
+        numbers: dict[str, float] = {"n": n, "look": self.look, "budget": self.config.budget}
+        if self._kept() and not self._alarms():
+            return (Finding(BUDGET, "pass", self._within(), None, numbers), *notes)
+        # What did not pass, and by how much, would let the next challengers fit the sealed records.
+        sentence = (
+            f"the audit on the sealed records did not pass (look {self.look}), and what was lost on them "
+            f"stays sealed; promotion is frozen: {remedy}"
+        )
+        return (Finding(BUDGET, "undecided", sentence, None, numbers), *notes)
+
+    def _within(self) -> str:
+        on = f"({say.records(sum(self.sizes.values()), 'sealed')}; look {self.look})"
+        judged = sorted({index for each in self.questions for index in each.pool.members})
+        others = sorted(set(self.sizes) - set(judged))
+        said = []
+        if judged:
+            least, most = (edge(each.margin for each in self.questions) for edge in (min, max))
+            within = f"within {say.with_unit(least, digits=2)}"
+            if most > least:
+                margins = f"{say.points(least, digits=2)} to {say.with_unit(most, digits=2)}"
+                within = f"within their margins, {margins},"
+            said.append(f"{say.experiences(judged)} {within} since learnt")
+        if others:
+            budget = say.with_unit(self.config.budget, digits=2)
+            said.append(f"{say.experiences(others)} not shown to have lost {budget} since learnt")
+        return f"budget: {', '.join(said)} {on}"
+
+    def _wider(self) -> list[Question]:
+        """Experiences with a wider margin of their own, where they have records enough for it."""
+        found = [
+            Question(Pool((index,)), margin, self._alpha((index,))) for index, margin in self.wider.items()
+        ]
+        return [
+            each
+            for each in found
+            if self.sizes[each.pool.own[0]] >= _records(each.margin, each.alpha, LASTING_POWER)
+        ]
+
+    def _alpha(self, members: Sequence[int]) -> float:
+        """What this look at these experiences may spend, by all earlier looks at any of them."""
+        looked = [self.sealed[self.place[each]] for each in members]
+        return self.config.alpha * stats.look_share(
+            max(each.looks for each in looked) + 1,
+            max(each.failures for each in looked),
+            max(each.failure_runs for each in looked),
+        )
+
+    def _anchored(self, pool: Pool) -> bool:
+        """Whether the anchor answers anything right: else nothing could be lost."""
+        return any(self.counted[1, self.place[each]] for each in pool.members)
+
+    def _kept(self) -> bool:
+        if not self.questions:
+            return True
+        members = [[self.place[each] for each in its.pool.members] for its in self.questions]
+        n, before, after, both = pooled_counts(self.counted, members)
+        margins = np.array([each.margin for each in self.questions])
+        p = stats.noninferiority_p(before - both, after - both, n=n, margin=margins)
+        return bool((p <= np.array([each.alpha for each in self.questions])).all())
+
+    def _alarms(self) -> bool:
+        """Whether any experience is shown to have lost, and by the estimate at least the budget.
+
+        On its sealed and its gate part together, exact McNemar, Bonferroni. It only stops: no promise rests
+        on it, so it need not be shared out over looks.
+        """
+        counted = self.counted.copy()
+        gate = [
+            each
+            for each in self.audit.gate
+            if each.experience in self.place and each.n and problem(each, self.config.budget) is None
+        ]
+        if gate:
+            counted[:, [self.place[each.experience] for each in gate]] += counts(gate)
+        n, before, after, both = counted
+        allowed = np.array([self.wider.get(each.experience, self.config.budget) for each in self.sealed])
+        return bool(alarmed(before - both, after - both, n=n, budget=allowed, config=self.config).any())
+
+    def _blind(self, pool: Pool) -> Finding:
+        """The anchor alone decides this, so it is no look."""
+        n = say.records(sum(self.sizes[each] for each in pool.members), "sealed")
+        none = f"{say.experiences(pool.own)}: the anchor answers none of {n} right"
+        retire = "retire it (holdfast holdout retire), or a person decides"
+        sentence = f"{none}, so what was lost is unknown; {retire}"
+        return Finding(BUDGET, "undecided", sentence, pool.own[0] if len(pool.own) == 1 else None)
+
+    def _notes(self) -> list[Note]:
+        config = self.config
+        if not self.shared or any(each.margin <= config.budget for each in self.questions):
+            return []
+        n, needed = sum(self.shared.values()), records_together(config.budget, config.alpha, config.audits)
+        budget = say.with_unit(config.budget, digits=2)
+        sentence = (
+            f"budget: {say.records(n, 'sealed')} so far; to hold {budget} takes {say.about(needed)}, and "
+            "until then a wider margin is held, once these records settle any"
+        )
+        return [Note(BUDGET, sentence, {"n": n, "n_needed": needed})]
 
 
-def _usable(audit: Audit, config: GateConfig) -> tuple[list[PairedAnswers], tuple[Note, ...]]:
-    """The answers to audit, and notes on the others: nothing is sealed of them, or no look is left."""
-    filled = [each for each in audit.answers if not each.is_empty]
-    exhausted = [each for each in filled if each.looks >= config.audits]
-    unsealed = [each.experience for each in audit.answers if each.is_empty]
-    notes = []
-    if unsealed and filled:
-        sentence = (
-            f"budget: nothing is sealed of {say.experiences(unsealed)}, so only the step margin watches"
-        )
-        notes.append(Note(BUDGET, f"{sentence} what is lost there"))
-    if exhausted:
-        subject = f"the sealed records of {say.experiences([each.experience for each in exhausted])}"
-        sentence = (
-            f"budget: {subject} were looked at {config.audits} times, as planned, and are no evidence any "
-            "more; from now on only the step margin watches what is lost there"
-        )
-        notes.append(Note(BUDGET, sentence, {"worn_out": len(exhausted)}))
-    usable = [each for each in filled if not each.looks >= config.audits]
-    if not usable and not exhausted:
-        notes.append(
-            Note(BUDGET, "budget: nothing is sealed (split.audit), so nobody sees small losses add up")
-        )
-    return usable, tuple(notes)
+def alarmed(
+    lost: NDArray[np.int64],
+    gained: NDArray[np.int64],
+    *,
+    n: NDArray[np.int64],
+    budget: NDArray[np.float64] | float,
+    config: GateConfig,
+) -> NDArray[np.bool_]:
+    """(..., experiences) whether one is shown to have lost, and by the estimate at least the budget."""
+    p = stats.mcnemar_drop_p(lost, gained) * lost.shape[-1]
+    return np.asarray((p <= config.alarm_alpha) & (lost - gained >= budget * n), dtype=np.bool_)
 
 
 def _problem(answers: PairedAnswers, config: GateConfig) -> str | None:
-    if not answers.looks >= 0:
-        return f"{answers.looks} looks at its sealed records cannot be; count them again"
+    looks, failures, runs = answers.looks, answers.failures, answers.failure_runs
+    if not 0 <= runs <= failures <= looks or bool(runs) != bool(failures) or not looks < _MOST_LOOKS:
+        counted = f"{looks} looks at its sealed records, of which {failures} in {runs} runs did not pass"
+        return f"{counted}, cannot be; count them again"
     return problem(answers, config.budget)
 
 
@@ -222,56 +291,11 @@ def _broken(answers: PairedAnswers, wrong: str) -> Finding:
     return Finding(BUDGET, "undecided", f"{subject}: {wrong}", answers.experience)
 
 
-def _too_few(n: int, needed: int) -> Note:
-    sentence = (
-        f"budget: {say.records(n, 'sealed')} so far, an audit takes {say.about(needed)}; "
-        "until then only the step margin watches what is lost"
-    )
-    return Note(BUDGET, sentence, {"n": n, "n_needed": needed})
-
-
-def _too_few_for_their_margin(experiences: Sequence[int]) -> Note:
-    subject = f"budget: the sealed records of {say.experiences(experiences)} are too few for a margin of "
-    its = "its" if len(experiences) == 1 else "their"
-    return Note(BUDGET, f"{subject}{its} own; only a loss that they prove stops a promotion")
-
-
-def _judge(seen: Comparison, name: str, *, look: int, config: GateConfig, remedy: str) -> Finding:
-    numbers, looked = _counted(seen, look, config)
-    allowed = f"{say.allowed(seen.margin)} allowed"
-    if not seen.baseline_right and seen.p_gain > seen.alpha:
-        none = f"{name}: the anchor answers none of {say.records(seen.n, 'sealed')} right"
-        sentence = f"{none}, so what was lost is unknown; promotion is frozen: {remedy}"
-        return Finding(BUDGET, "undecided", sentence, seen.experience, numbers)
-    if seen.p_noninferior <= seen.alpha:
-        worst = say.at_worst(seen.upper, seen.margin)
-        sentence = f"{name} within the budget since learnt: {worst}, {allowed} {looked}"
-        return Finding(BUDGET, "pass", sentence, seen.experience, numbers)
-    if seen.p_drop <= seen.alpha:
-        return _lost(seen, name, look, config, remedy)
-    may = f"{name} may have lost {say.up_to(seen.upper, seen.margin)} since learnt, {allowed} {looked}"
-    sentence = f"{may}; promotion is frozen: {remedy}"
-    return Finding(BUDGET, "undecided", sentence, seen.experience, numbers)
-
-
-def _lost(seen: Comparison, name: str, look: int, config: GateConfig, remedy: str) -> Finding:
-    numbers, looked = _counted(seen, look, config)
-    lost = f"{name} lost {say.between(seen.lower, seen.upper, seen.margin)} since learnt"
-    sentence = f"{lost}, {say.allowed(seen.margin)} allowed {looked}; promotion is frozen: {remedy}"
-    return Finding(BUDGET, "fail", sentence, seen.experience, numbers)
-
-
-def _counted(seen: Comparison, look: int, config: GateConfig) -> tuple[dict[str, float], str]:
-    """A look as numbers and in words."""
-    counted = f"{say.records(seen.n, 'sealed')}, {seen.lost} got worse, {seen.gained} got better"
-    numbers = seen.numbers({"look": look, "looks_planned": config.audits})
-    return numbers, f"({counted}; look {look} of {config.audits})"
-
-
 def _remedy(last_audited: int | None, champion: int | None) -> str:
     lift = "lift the freeze with a reason (holdfast unfreeze)"
     if last_audited is None:
-        return f"no version has passed an audit yet; see what was lost, then {lift}"
+        return f"no version has passed an audit yet; look at the accuracy since each was learnt, then {lift}"
     if last_audited == champion:
-        return f"version {champion}, the last whose audit passed, stays; see what was lost, then {lift}"
+        stays = f"version {champion}, the last whose audit passed, stays"
+        return f"{stays}; look at the accuracy since each was learnt, then {lift}"
     return f"roll back to version {last_audited}, the last whose audit passed (holdfast rollback), or {lift}"

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.gate import stats
-from service.gate.guards.budget import records_alone, records_needed
+from service.gate.base import GateConfig
+from service.gate.guards.budget import records_alone, records_together
+from service.gate.simulation.rule import Looks, audited, retained
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -36,7 +38,7 @@ class Lifetime:
     budget: float | None
     """The largest loss allowed against the anchor; None: no audit is made."""
     alpha: float
-    """Error rate of all looks at the budget together, one planned per update; and of a step."""
+    """Error rate of all looks at the budget together; and of a step."""
     step_alpha: float | None = None
     """Share of alpha that a step may spend; None: all of it."""
     holdouts: int = 1
@@ -44,10 +46,23 @@ class Lifetime:
     """Accuracy of the anchor on past experiences."""
     rule: Literal["gate", "threshold"] = "gate"
     """threshold: a step passes when the estimated loss is at most the margin."""
+    lifted: bool = False
+    """A person lifts every freeze at once, and the next update starts from the same champion again; else the
+    first audit that does not pass ends the lifetime."""
+    climbing: bool = False
+    """The learner follows all that it is told: it loses half as much again after each promotion, and half of
+    that after each update that was stopped. `loss` is where it starts."""
+    most_promotions: int | None = None
+    """The lifetime ends after so many; None: with the last update."""
+    audits: int = 50
+    """Looks that sealed blocks are sized for (`gate.audits`)."""
 
     def problem(self) -> str | None:
         """Why a lifetime with these numbers is impossible; None: it is possible."""
         least, most = self.accuracy - self.updates * self.loss, self.accuracy
+        if self.climbing or self.lifted:
+            # Losses are cut where little is left to lose, so that only the first must be possible.
+            least = most - self.loss
         if self.churn < abs(self.loss):
             return "an update cannot lose more than the share of answers that flip"
         if not 0 < min(least, most) <= max(least, most) < 1:
@@ -67,7 +82,9 @@ class LifetimeOutcomes:
     lost: Floats
     """True loss of the last champion against the anchor."""
     frozen: NDArray[np.bool_]
-    """An audit did not pass before the last update; nothing was promoted any more."""
+    """An audit did not pass; unless freezes are lifted, nothing was promoted any more."""
+    failures: Counts
+    """Audits that did not pass."""
 
     def beyond(self, budget: float) -> tuple[float, float]:
         """P(the champion truly lost the budget or more), and its upper limit at 95 % (Clopper-Pearson)."""
@@ -89,55 +106,107 @@ def simulate(
     """
     if wrong := lifetime.problem():
         raise ValueError(wrong)
-    random = np.random.default_rng(seed)
-    shape = (lifetimes, lifetime.holdouts)
-    right = random.binomial(lifetime.gate, lifetime.accuracy, shape)
-    sealed = _Sealed.new(lifetime, random, shape)
-    together = audited_together(lifetime)
-    promotions, frozen = np.zeros(lifetimes, dtype=np.int64), np.zeros(lifetimes, dtype=np.bool_)
+    random, shape = np.random.default_rng(seed), (lifetimes, lifetime.holdouts)
+    gate, sealed = (
+        _Answers.new(n, lifetime.accuracy, random, shape) for n in (lifetime.gate, lifetime.audit)
+    )
+    zero = np.zeros(lifetimes, dtype=np.int64)
+    promotions, looks = zero.copy(), _Looks(zero.copy(), zero.copy(), zero.copy(), zero.astype(np.bool_))
+    lost, step = np.zeros(lifetimes), np.full(lifetimes, lifetime.loss)
     for _ in range(lifetime.updates):
-        accuracy: Floats = np.asarray(lifetime.accuracy - lifetime.loss * promotions, dtype=np.float64)[
-            :, None
-        ]
-        p_lost = (lifetime.churn + lifetime.loss) / 2 / accuracy
-        p_gained = (lifetime.churn - lifetime.loss) / 2 / (1 - accuracy)
-        lost, gained = random.binomial(right, p_lost), random.binomial(lifetime.gate - right, p_gained)
-        challenger = sealed.flipped(random, p_lost, p_gained)
-        goes_on = _steps(lifetime, lost, gained) & ~frozen
+        accuracy = (lifetime.accuracy - lost)[:, None]
+        loses = np.minimum(step, accuracy[:, 0] / 2)[:, None]
+        churn = np.maximum(lifetime.churn, np.abs(loses))
+        p_lost = np.minimum((churn + loses) / 2 / accuracy, 1.0)
+        p_gained = (churn - loses) / 2 / (1 - accuracy)
+        challenger, turned = gate.flipped(random, p_lost, p_gained)
+        challenger_sealed, _ = sealed.flipped(random, p_lost, p_gained)
+        goes_on = _steps(lifetime, *turned)
+        if lifetime.most_promotions is not None:
+            goes_on &= promotions < lifetime.most_promotions
+        if not lifetime.lifted:
+            goes_on &= ~looks.failed
         if lifetime.budget is not None:
-            kept = challenger.keeps(lifetime.budget, lifetime.alpha / lifetime.updates, together)
-            frozen |= goes_on & ~kept
-            goes_on &= kept
+            goes_on &= looks.pass_(goes_on, challenger, challenger_sealed, lifetime)
         promotions += goes_on
-        right = np.where(goes_on[:, None], right - lost + gained, right)
-        sealed = challenger.where(goes_on, sealed)
+        lost = np.where(goes_on, lost + loses[:, 0], lost)
+        if lifetime.climbing:
+            step = np.where(goes_on, 1.5 * step, step / 2)
+        gate, sealed = challenger.where(goes_on, gate), challenger_sealed.where(goes_on, sealed)
         progress()
-    return LifetimeOutcomes(promotions, np.asarray(promotions * lifetime.loss, dtype=np.float64), frozen)
+    return LifetimeOutcomes(promotions, lost, looks.failed, looks.failures)
 
 
 def audited_together(lifetime: Lifetime) -> int:
-    """Neighbouring experiences audited as one (`budget.budget`): 1: each alone; 0: no audit needs to pass."""
+    """Neighbouring experiences held against the budget as one; 1: each alone; 0: too few records for it."""
     if lifetime.budget is None:
         return 0
-    alpha, sealed = lifetime.alpha / lifetime.updates, lifetime.audit * lifetime.holdouts
-    if sealed < records_needed(lifetime.budget, alpha):
-        return 0
-    return min(ceil(records_alone(lifetime.budget, alpha) / lifetime.audit), lifetime.holdouts)
+    if lifetime.audit >= records_alone(lifetime.budget, lifetime.alpha):
+        return 1
+    together = ceil(records_together(lifetime.budget, lifetime.alpha, lifetime.audits) / lifetime.audit)
+    return together if together <= lifetime.holdouts else 0
+
+
+def _config(lifetime: Lifetime, alpha: float) -> GateConfig:
+    return GateConfig(
+        margin=lifetime.margin,
+        alpha=alpha,
+        budget=lifetime.budget or GateConfig().budget,
+        audits=lifetime.audits,
+    )
 
 
 def _steps(lifetime: Lifetime, lost: Counts, gained: Counts) -> NDArray[np.bool_]:
-    """(lifetimes,) whether all holdouts of the challenger pass against the champion."""
+    """(lifetimes,) whether retention passes against the champion."""
     if lifetime.rule == "threshold":
-        passes = lost - gained <= lifetime.margin * lifetime.gate * (1 + 1e-12)
-    else:
-        alpha = lifetime.alpha if lifetime.step_alpha is None else lifetime.step_alpha
-        passes = stats.noninferiority_p(lost, gained, n=lifetime.gate, margin=lifetime.margin) <= alpha
-    return np.asarray(passes.all(axis=1), dtype=np.bool_)
+        within = lost - gained <= lifetime.margin * lifetime.gate * (1 + 1e-12)
+        return np.asarray(within.all(axis=1), dtype=np.bool_)
+    alpha = lifetime.alpha if lifetime.step_alpha is None else lifetime.step_alpha
+    passes, _ = retained(lost, gained, n=lifetime.gate, config=_config(lifetime, alpha), alpha=alpha)
+    return passes
+
+
+@dataclass
+class _Looks:
+    """Looks at the sealed records so far; each array is (lifetimes,)."""
+
+    looks: Counts
+    failures: Counts
+    runs: Counts
+    failed_last: NDArray[np.bool_]
+
+    @property
+    def failed(self) -> NDArray[np.bool_]:
+        return np.asarray(self.failures > 0, dtype=np.bool_)
+
+    def pass_(
+        self, asked: NDArray[np.bool_], gate: "_Answers", sealed: "_Answers", lifetime: Lifetime
+    ) -> NDArray[np.bool_]:
+        """(lifetimes,) whether one more look passes, in those that are `asked`; all are counted."""
+        config = _config(lifetime, lifetime.alpha)
+        passed = np.zeros(len(asked), dtype=np.bool_)
+        before = np.stack([self.looks, self.failures, self.runs], axis=1)
+        for known in np.unique(before[asked], axis=0):
+            these = asked & (before == known).all(axis=1)
+            passed[these] = audited(
+                sealed.lost[these],
+                sealed.gained[these],
+                n=sealed.n,
+                config=config,
+                before=Looks(*known.tolist()),
+                gate=(gate.lost[these], gate.gained[these], gate.n),
+            )
+        fails = asked & ~passed
+        self.looks += asked
+        self.failures += fails
+        self.runs += fails & ~self.failed_last
+        self.failed_last = np.where(asked, fails, self.failed_last)
+        return passed
 
 
 @dataclass(frozen=True)
-class _Sealed:
-    """Counts (lifetimes, holdouts) of sealed records, by whether the anchor and a model answer them right."""
+class _Answers:
+    """Counts (lifetimes, holdouts) of records, by whether the anchor and a model answer them right."""
 
     n: int
     both_right: Counts
@@ -147,42 +216,30 @@ class _Sealed:
     both_wrong: Counts
 
     @classmethod
-    def new(cls, lifetime: Lifetime, random: np.random.Generator, shape: tuple[int, int]) -> "_Sealed":
-        right = random.binomial(lifetime.audit, lifetime.accuracy, shape)
+    def new(cls, n: int, accuracy: float, random: np.random.Generator, shape: tuple[int, int]) -> "_Answers":
+        right = random.binomial(n, accuracy, shape)
         none = np.zeros(shape, dtype=np.int64)
-        return cls(lifetime.audit, right, none, none, lifetime.audit - right)
+        return cls(n, right, none, none, n - right)
 
-    def flipped(self, random: np.random.Generator, p_lost: Floats, p_gained: Floats) -> "_Sealed":
-        """The same records with a challenger's answers."""
+    def flipped(
+        self, random: np.random.Generator, p_lost: Floats, p_gained: Floats
+    ) -> tuple["_Answers", tuple[Counts, Counts]]:
+        """The same records with a challenger's answers; and what it lost and gained against the model."""
         falls, slips = random.binomial(self.both_right, p_lost), random.binomial(self.gained, p_lost)
         heals, rises = random.binomial(self.lost, p_gained), random.binomial(self.both_wrong, p_gained)
-        return _Sealed(
+        challenger = _Answers(
             self.n,
             self.both_right - falls + heals,
             self.lost + falls - heals,
             self.gained - slips + rises,
             self.both_wrong + slips - rises,
         )
+        return challenger, (falls + slips, heals + rises)
 
-    def keeps(self, budget: float, alpha: float, together: int) -> NDArray[np.bool_]:
-        """(lifetimes,) whether one look at every holdout passes, so many of them `together`."""
-        lifetimes, holdouts = self.lost.shape
-        kept = np.ones(lifetimes, dtype=np.bool_)
-        if together:
-            # A last group that would be incomplete joins the one before it.
-            firsts = np.arange(holdouts // together) * together
-            lost, gained = (np.add.reduceat(each, firsts, axis=1) for each in (self.lost, self.gained))
-            n = self.n * np.diff(np.append(firsts, holdouts))
-            kept &= (stats.noninferiority_p(lost, gained, n=n, margin=budget) <= alpha).all(axis=1)
-        if together != 1:
-            lower, _ = stats.loss_limits(self.lost, self.gained, n=self.n, alpha=alpha / holdouts)
-            kept &= (lower <= budget).all(axis=1)
-        return kept
-
-    def where(self, chosen: NDArray[np.bool_], other: "_Sealed") -> "_Sealed":
+    def where(self, chosen: NDArray[np.bool_], other: "_Answers") -> "_Answers":
         """These counts in the chosen lifetimes, those of `other` in the rest."""
         rows = chosen[:, None]
-        return _Sealed(
+        return _Answers(
             self.n,
             np.where(rows, self.both_right, other.both_right),
             np.where(rows, self.lost, other.lost),

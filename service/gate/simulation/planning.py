@@ -1,4 +1,4 @@
-"""Plans sample sizes: the holdout records that a margin needs, and the margin that given records settle."""
+"""Plans a pipeline: from how many records on the gate keeps which promise, by the gate's own functions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,143 +7,159 @@ from math import ceil
 import numpy as np
 
 from service.gate import stats
-from service.gate.guards.budget import LASTING_POWER, records_alone
+from service.gate.base import GateConfig, PastExperience
+from service.gate.guards import budget, retention
+from service.gate.guards.classes import rare_margin, records_of_rare
+from service.gate.holdouts import archive, records_judged
 from service.gate.simulation.rates import Holdout, promote_rate
+from service.gate.simulation.rule import Alike, judged_together
 
-_MARGIN_STEP = 0.001
+_MOST_EXPERIENCES = 4096
+"""What takes more than so many experiences to be held is not held."""
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a pipeline is to promise, and how often a harmless update is to pass without a person."""
+class Sized:
+    """What a pipeline gets whose experiences all have so many records, none of them pinned."""
 
-    margin: float
-    churn: float
-    holdouts: int
-    alpha: float
-    attempt: int
-    spending: float
-    """What this attempt may spend of alpha (`stats.spent`)."""
-    power: float
-    """Chance that an update which lost nothing passes on all holdouts, the audit of all among it."""
-    gate: float
-    """Share of an experience that every update is judged on."""
-    audit: float
-    """Share that is sealed."""
-    budget: float
-    updates: int
-    """Looks at the budget that are planned."""
-    accuracy: float
+    gate_records: int
+    """Of each, as many as are judged."""
+    sealed_records: int
+    block_experiences: int
+    """Experiences that fill a block."""
+    judged_records: int
+    """Gate records that are judged of so many experiences: those that are archived share a limit."""
+    least_experiences: int
+    """Past experiences below which nothing can pass."""
+    single_experiences: int
+    """Neighbours that are judged as one at the margin that follows; 1: each is judged by itself."""
+    single_margin: float
+    """What these may lose less than."""
+    unseen: float | None
+    """Loss on one experience that could go unseen; None: it is judged by itself."""
+    audited_from: int | None
+    """Past experiences from which on their sealed records are held to some margin; None: never."""
+    audited_margin: float | None
+    """The widest such margin until the budget is held, in full tenths of a point; None: none is."""
+    budget_from: int | None
+    """Past experiences from which on the budget is held; None: never."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Records that fulfil a wish."""
+    """From how many records on which promise is kept."""
 
-    holdout_records: int
-    experience_records: int
-    audit_records: int
-    audit_share: float
-    """Share of such experiences that holds so many sealed records."""
-    experience_records_for_audit: int
-    n: int | None
-    settled_margin: float | None
-    """What `n` records settle; None: nothing, or nobody asked."""
+    block_records: int
+    """Gate records at which a block of past experiences is closed."""
+    block_passes: float
+    """Exact chance that such a block passes where nothing is lost and as much flips as planned; first try."""
+    least_records: int
+    """Gate records below which nothing can pass."""
+    single_records: int
+    """Gate records from which on an experience is also judged by itself."""
+    single_margin: float
+    """What it may lose less than, with so many."""
+    audited_records: int
+    """Sealed records from which on some margin is held."""
+    budget_alone: int
+    """Sealed records of one experience from which on it is held against the budget."""
+    budget_together: int
+    """The same of several experiences."""
+    rare_records: int
+    """Gate records of a rare class from which on its recall is guarded."""
+    rare_margin: float
+    """What its recall may lose less than, with so many."""
+    sized: Sized | None
 
 
-def plan(wish: Wish, *, n: int | None, progress: Callable[[], None] = lambda: None) -> Plan:
-    """What a wish takes, and what margin `n` records would settle; `progress` is called three times.
+def plan(config: GateConfig, *, gate: float, audit: float, records: int | None) -> Plan:
+    """What a gate asks for; with `records` also what experiences of that size get.
 
-    Step and audit must both pass. Audits are made with so many sealed records that a harmless champion hardly
-    ever fails one; the step is planned for what that leaves of what is wanted.
+    Args:
+        config: what the pipeline requires; `planned_churn` is what a harmless update may flip.
+        gate: share of an experience that every later update is judged on.
+        audit: share that is sealed.
+        records: records of each experience; None: of none.
     """
-    audited = max(LASTING_POWER**wish.holdouts, wish.power**0.5)
-    each = power_each(wish.power / audited, wish.holdouts)
-    records = needed_records(margin=wish.margin, alpha=wish.spending, churn=wish.churn, power=each)
-    progress()
-    sealed = audit_records(
-        budget=wish.budget,
-        alpha=wish.alpha,
-        churn=wish.churn,
-        accuracy=wish.accuracy,
-        updates=wish.updates,
-        power=power_each(audited, wish.holdouts),
-    )
-    progress()
-    settled = None if n is None else settled_margin(n, alpha=wish.spending, churn=wish.churn, power=each)
-    progress()
-    experience = experience_records(records, wish.gate)
+    first = stats.spent(config.alpha, 1)
+    block = retention.records_of_block(config, config.margin, alpha=first)
+    rare = records_of_rare(first, config.planned_churn / 2, config.rare_margin)
+    recall = rare_margin(rare, alpha=first, lost=config.planned_churn / 2, widest=config.rare_margin)
+    sized = None
+    if records is not None:
+        sized = _sized(config, gate=round(records * gate), sealed=round(records * audit), block=block)
     return Plan(
-        records,
-        experience,
-        sealed,
-        ceil(100 * sealed / experience) / 100,
-        experience_records(sealed, wish.audit),
-        n,
-        settled,
+        block,
+        promote_rate(Holdout(block, config.planned_churn, config.margin, first), 0.0),
+        int(stats.floor_n(config.margin, first)),
+        retention.records_of_single(config, alpha=first),
+        max(config.single_margin, config.margin),
+        _first(lambda n: bool(_questions(1, n, config))) or 0,
+        budget.records_alone(config.budget, config.alpha),
+        budget.records_together(config.budget, config.alpha, config.audits),
+        rare,
+        config.rare_margin if recall is None else recall,
+        sized,
     )
 
 
-def power_each(wanted: float, holdouts: int) -> float:
-    """What each of so many independent holdouts must pass with, so that all do with probability `wanted`."""
-    return float(wanted ** (1 / holdouts))
+def _sized(config: GateConfig, *, gate: int, sealed: int, block: int) -> Sized:
+    gate, sealed = (min(each, config.holdout_records) for each in (gate, sealed))
+    first = stats.spent(config.alpha, 1)
+    planned = config.model_copy(update={"alpha": first})
+    past = Alike(config.max_holdouts, gate)
+    unit = retention.past_units(past.history, past.sizes, config, planned=first)[0].members
+    by_itself = gate >= retention.records_of_single(config, alpha=first)
+    margin = float(retention.single_margins(np.array([gate * len(unit)]), config, alpha=first)[0])
+    family = past.experiences + sum(len(members) > 1 for members in judged_together(past, planned)[0])
+    unseen = retention.unseen_loss(gate, alpha=config.alarm_alpha / family, churn=config.planned_churn)
+    blocks = ceil(block / gate)
+    judged = records_judged(range(blocks), (), config).values()
+
+    def held(experiences: int) -> list[float]:
+        return [each.margin for each in _questions(experiences, sealed, config)]
+
+    audited = _first(lambda many: bool(held(many)), _MOST_EXPERIENCES)
+    kept = _first(lambda many: min(held(many), default=1.0) <= config.budget, _MOST_EXPERIENCES)
+    before = [] if audited in (None, kept) else [*held(audited or 1), *(held(kept - 1) if kept else [])]
+    return Sized(
+        gate,
+        sealed,
+        blocks,
+        sum(min(gate, most) for most in judged),
+        ceil(int(stats.floor_n(config.margin, first)) / gate),
+        len(unit),
+        config.margin if gate >= block else margin,
+        None if by_itself else unseen,
+        audited,
+        ceil(1000 * max(before) - 1e-9) / 1000 if before else None,
+        kept,
+    )
 
 
-def needed_records(*, margin: float, alpha: float, churn: float, power: float) -> int:
-    """Records of one holdout with which, and with any more, an update that lost nothing passes so often.
+def _questions(experiences: int, sealed: int, config: GateConfig) -> list[budget.Question]:
+    """What the next look asks, where none before it failed: one look for each experience since it was learnt.
 
-    By exact rates, which saw up and down a little as records are added; `stats.needed_n` plans the same by an
-    approximation that asks for 5 to 15 % more.
+    The first experience is looked at for the first time when it is the only one.
     """
+    archived = archive(range(experiences), (), config)
+    judged = records_judged(range(experiences), (), config)
+    return budget.questions(
+        [PastExperience(each, sealed, archived=each in archived) for each in range(experiences)],
+        {each: min(sealed, most) for each, most in judged.items()},
+        config,
+        lambda members: config.alpha * stats.look_share(experiences - min(members)),
+    )
 
-    def enough(n: int) -> bool:
-        return promote_rate(Holdout(n, churn, margin, alpha), 0.0) >= power
 
-    low = int(stats.floor_n(margin, alpha)) - 1
-    high = max(int(stats.needed_n(margin, alpha, churn=churn, power=power)), low + 1)
-    while not enough(high):
+def _first(holds: Callable[[int], bool], most: int = 2**40) -> int | None:
+    """The smallest number that something holds from, by bisection; None: not up to `most`."""
+    low, high = 0, 1
+    while not holds(high):
+        if high >= most:
+            return None
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    # The rate saws with a period of about one more loss that passes.
-    failing = [n for n in range(high, high + ceil(1 / margin) + 1) if not enough(n)]
-    return failing[-1] + 1 if failing else high
-
-
-def settled_margin(n: int, *, alpha: float, churn: float, power: float) -> float | None:
-    """The smallest margin, in tenths of a point, that so many records settle; None: they settle none."""
-    steps = np.arange(1, round(1 / _MARGIN_STEP))
-    low, high = 0, len(steps)
-    while low < high:
-        middle = (low + high) // 2
-        holdout = Holdout(n, churn, float(steps[middle]) * _MARGIN_STEP, alpha)
-        low, high = (low, middle) if promote_rate(holdout, 0.0) >= power else (middle + 1, high)
-    return round(float(steps[low]) * _MARGIN_STEP, 3) if low < len(steps) else None
-
-
-def lasting_churn(churn: float, *, accuracy: float, updates: int) -> float:
-    """Share of the records that anchor and champion answer differently after so many harmless updates.
-
-    Each record is a Markov chain of right and wrong with the accuracy as its stationary share.
-    """
-    stays = 1 - churn / 2 / accuracy - churn / 2 / (1 - accuracy)
-    return float(2 * accuracy * (1 - accuracy) * (1 - stays**updates))
-
-
-def audit_records(
-    *, budget: float, alpha: float, churn: float, accuracy: float, updates: int, power: float
-) -> int:
-    """Records of one audit part with which the last of so many looks passes so often after harmless updates.
-
-    Each look may spend alpha / updates. The last look is the hardest, since answers have flipped the longest.
-    With fewer than the gate judges alone, it would not be.
-    """
-    between = lasting_churn(churn, accuracy=accuracy, updates=updates)
-    planned = needed_records(margin=budget, alpha=alpha / updates, churn=between, power=power)
-    return max(planned, records_alone(budget, alpha / updates))
-
-
-def experience_records(holdout_records: int, share: float) -> int:
-    """Records that an experience must hold, so that its part of this share has so many on average."""
-    return ceil(holdout_records / share * (1 - 1e-12))
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high

@@ -6,13 +6,15 @@ every count of gains there is a largest count of losses that passes; rates are e
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats as distributions
 
 from service.gate import stats
+from service.gate.base import GateConfig
+from service.gate.simulation.rule import retained
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -111,27 +113,23 @@ def rates_of_one(holdout: Holdout, loss: float) -> Rates:
     gains = _gains(holdout.n, shares[1])
     passing = most_losses(gains, n=holdout.n, margin=holdout.margin, alpha=holdout.alpha)
     promote = _at_most(passing, gains, n=holdout.n, shares=shares)
-    settled = np.maximum(passing, _fewest_alarming(gains, n=holdout.n, alpha=holdout.alpha) - 1)
+    alarming = _fewest_alarming(gains, n=holdout.n, alpha=GateConfig().alarm_alpha)
+    settled = np.maximum(passing, alarming - 1)
     review = max(_at_most(settled, gains, n=holdout.n, shares=shares) - promote, 0.0)
     reject = max(1.0 - promote - review, 0.0)
     return Rates(promote, review, reject, threshold_rate(holdout, loss))
 
 
 def rates_of_many(holdout: Holdout, losses: Sequence[float], *, draws: int, seed: int) -> Rates:
-    """Rates of an update with one such holdout for each of `losses`, which are independent.
+    """Rates of an update with one such holdout for each of `losses`, in blocks and each by itself.
 
-    Promotion and the threshold are exact products. How what is left divides into review and reject depends
-    on Holm's adjustment over all holdouts, and is estimated from `draws` updates.
+    For one holdout exact sums; for several, from `draws` updates. The threshold is an exact product.
     """
     if len(losses) == 1:
         return rates_of_one(holdout, losses[0])
     kinds = {loss: losses.count(loss) for loss in losses}
-    promote = float(np.prod([promote_rate(holdout, loss) ** many for loss, many in kinds.items()]))
     threshold = float(np.prod([threshold_rate(holdout, loss) ** many for loss, many in kinds.items()]))
-    drawn = drawn_rates(holdout, losses, draws=draws, seed=seed)
-    undecided = drawn.review + drawn.reject
-    reject = (1 - promote) * (drawn.reject / undecided if undecided else 0.0)
-    return Rates(promote, 1 - promote - reject, reject, threshold)
+    return replace(drawn_rates(holdout, losses, draws=draws, seed=seed), threshold=threshold)
 
 
 def drawn_rates(holdout: Holdout, losses: Sequence[float], *, draws: int, seed: int) -> Rates:
@@ -142,21 +140,11 @@ def drawn_rates(holdout: Holdout, losses: Sequence[float], *, draws: int, seed: 
         for p_lost, p_gained in map(holdout.flips, losses)
     ]
     lost, gained = (np.stack([each[:, kind] for each in flips], axis=1) for kind in (0, 1))
-    passes = stats.noninferiority_p(lost, gained, n=holdout.n, margin=holdout.margin) <= holdout.alpha
-    alarms = _holm(stats.mcnemar_drop_p(lost, gained)) <= holdout.alpha
-    promoted, rejected = passes.all(axis=1), (alarms & ~passes).any(axis=1)
+    config = GateConfig(margin=holdout.margin, alpha=holdout.alpha)
+    promoted, rejected = retained(lost, gained, n=holdout.n, config=config, alpha=holdout.alpha)
     within = (lost - gained <= holdout.margin * holdout.n * (1 + 1e-12)).all(axis=1)
     promote, reject = float(promoted.mean()), float(rejected.mean())
-    return Rates(promote, 1 - promote - reject, reject, float(within.mean()))
-
-
-def _holm(p: Floats) -> Floats:
-    """`stats.holm` of every row."""
-    order = np.argsort(p, axis=1, kind="stable")
-    stepped = np.take_along_axis(p, order, axis=1) * np.arange(p.shape[1], 0, -1)
-    adjusted = np.empty_like(p)
-    np.put_along_axis(adjusted, order, np.minimum(np.maximum.accumulate(stepped, axis=1), 1.0), axis=1)
-    return adjusted
+    return Rates(promote, max(1 - promote - reject, 0.0), reject, float(within.mean()))
 
 
 def _gains(n: int, p_gained: float) -> Counts:

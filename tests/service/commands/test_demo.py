@@ -38,7 +38,7 @@ def test_bad_data_is_stopped_before_it_is_learnt() -> None:
 def test_a_person_approves_what_the_evidence_cannot_settle_and_rolls_it_back() -> None:
     document = demo_run().document
     assert document["decision"]["outcome"] == "review"
-    assert "cannot settle a margin" in document["decision"]["reason"]
+    assert "cannot settle it" in document["decision"]["reason"]
     assert document["decision"]["decision"] == "approve"
     approved = document["decision"]["version"]
     assert (document["rollback"]["from"], document["rollback"]["to"]) == (approved, 5)

@@ -5,7 +5,7 @@ import pytest
 
 from service.gate import base
 from service.gate.batch_evidence import ShiftEvidence
-from service.gate.comparisons import floor, is_small, pooled, problem
+from service.gate.comparisons import counts, pooled_counts, problem
 from service.gate.config import GateConfig
 from service.gate.pairs import Column, Details, PairedAnswers
 
@@ -59,17 +59,25 @@ def test_the_first_details_are_those_of_the_first_records() -> None:
     np.testing.assert_array_equal(first.score, [0, 1])
 
 
-def test_the_smallest_full_holdout_fills_a_pool_that_is_too_small() -> None:
-    enough = floor(0.05)
-    needed = enough(0.1)
-    small, full, larger = (
-        PairedAnswers(index, np.ones(n, dtype=bool), np.ones(n, dtype=bool))
-        for index, n in enumerate((5, needed, 2 * needed))
-    )
-    assert is_small(small, 0.1, enough=enough)
-    assert not is_small(full, 0.1, enough=enough)
-    pool = pooled([(each, 0.1) for each in (small, larger, full)], enough=enough, margin=0.1)
-    assert (pool.small, pool.added, pool.n) == ((0,), (1,), 5 + needed)
+def test_counts_of_a_pool_are_the_sums_of_its_members() -> None:
+    random = np.random.default_rng(0)
+    answers = [PairedAnswers(each, *(random.random((2, n)) < 0.7)) for each, n in enumerate((5, 1, 40, 300))]
+    counted = counts(answers)
+    assert counted[:, 0].tolist() == [
+        5,
+        *(int(bits.sum()) for bits in (answers[0].baseline, answers[0].challenger) if bits is not None),
+        int((answers[0].baseline & answers[0].challenger).sum()),  # type: ignore[operator]
+    ]
+    pools = [[2], [0, 3], [3, 1, 0], [2]]
+    found = pooled_counts(counted, pools)
+    assert found.shape == (4, 4)
+    for column, members in enumerate(pools):
+        assert found[:, column].tolist() == counted[:, members].sum(axis=1).tolist()
+
+
+def test_failures_are_none_until_they_are_counted() -> None:
+    pair = PairedAnswers(0, RIGHT, RIGHT)
+    assert (pair.looks, pair.failures, pair.failure_runs) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(("on_shift", "halved"), [("strict", True), ("note", False), ("review", False)])

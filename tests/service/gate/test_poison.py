@@ -21,7 +21,7 @@ from strategies.catalog import STRATEGIES
 from streams.base import Experience
 from streams.records import Records
 from streams.sources.datasets import DatasetsConfig, digits_step
-from tests.service.gate.guards.test_findings import CLEAN
+from tests.support.gate_parts import CLEAN
 from tests.support.homes import home
 
 CONFIG = GateConfig()

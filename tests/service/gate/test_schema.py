@@ -29,8 +29,8 @@ from tests.service.gate.guards.test_all_guards import ALL, GOOD, disturbed, repe
 from tests.service.gate.guards.test_budget import answers as sealed
 from tests.service.gate.guards.test_budget import evidence as audited
 from tests.service.gate.guards.test_cost import TIMES, WHOLE
-from tests.service.gate.guards.test_findings import CLEAN, first
 from tests.service.gate.test_decide import SHIFTED
+from tests.support.gate_parts import CLEAN, first
 
 SPARSE = GateConfig(margin=0.05, learning_margin=0.05, on_shift="review")
 STRICT = ALL.model_copy(update={"learning_gain": 0.01, "seeds_disagreement": 0.001})

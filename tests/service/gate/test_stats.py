@@ -1,7 +1,9 @@
 """The gate's statistics against an independent oracle, and their error rates by exact enumeration."""
 
+import itertools
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -171,6 +173,77 @@ def test_needed_n_gives_the_power_it_promises() -> None:
             power = flips.probability(flips.passing(margin=margin, alpha=0.05), loss=0.0, churn=churn)
             assert 0.8 <= power <= 0.9
     assert int(stats.needed_n(0.02, 0.05, churn=1e-9)) == 180
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.floats(0.005, 0.3),
+    st.sampled_from([0.05, 0.03, 0.01, 4e-4, 1e-6]),
+    st.floats(0.001, 0.5),
+    st.floats(0.5, 0.9999),
+)
+def test_a_settled_margin_is_the_inverse_of_needed_records(
+    margin: float, alpha: float, churn: float, power: float
+) -> None:
+    needed = int(stats.needed_n(margin, alpha, churn=churn, power=power))
+    if needed > int(stats.floor_n(margin, alpha)):
+        settled, one_less = stats.settled_margin(
+            [needed, needed - 1], alpha, churn=churn, power=power
+        ).tolist()
+        assert settled <= margin * (1 + 1e-9) < one_less * (1 + 2e-9)
+
+
+def test_a_settled_margin_shrinks_with_records_and_none_settle_nothing() -> None:
+    n = np.arange(0, 20_000, 7)
+    settled = stats.settled_margin(n, 0.05, churn=0.12, power=0.9996)
+    assert settled[0] == np.inf
+    assert (np.diff(settled) < 0).all()
+    assert (np.diff(stats.settled_margin(1000, [0.05, 0.01, 1e-4], churn=0.12, power=0.9)) > 0).all()
+    assert float(stats.settled_margin(600, 0.05, churn=0.12, power=0.9996)) == pytest.approx(0.0772, abs=1e-4)
+
+
+def test_a_settled_margin_gives_the_power_it_promises() -> None:
+    for n in (181, 300, 600):
+        margin = float(stats.settled_margin(n, 0.05, churn=0.12, power=0.99))
+        flips = Flips(n)
+        assert flips.probability(flips.passing(margin=margin, alpha=0.05), loss=0.0, churn=0.12) >= 0.99
+
+
+def _failures_and_runs(passed: Sequence[bool]) -> tuple[int, int]:
+    runs = sum(not now and (not place or passed[place - 1]) for place, now in enumerate(passed))
+    return len(passed) - sum(passed), runs
+
+
+def test_looks_share_alpha_out_over_all_that_can_have_come_before() -> None:
+    """Every string of bits that audits can have revealed up to the thirteenth look, and the tail after it."""
+    spent, log_first = 0.0, math.log(20)
+    for look in range(1, 14):
+        weight = log_first * (1 / math.log(19 + look) - 1 / math.log(20 + look))
+        transcripts = itertools.product((True, False), repeat=look - 1)
+        of_look = math.fsum(stats.look_share(look, *_failures_and_runs(bits)) for bits in transcripts)
+        assert 0 < of_look <= weight
+        spent += of_look
+    # The weights of all later looks, which telescope.
+    assert spent + log_first / math.log(20 + 13) <= 1
+
+
+def test_later_looks_failures_and_runs_spend_less_but_never_nothing() -> None:
+    shares = [stats.look_share(look) for look in (1, 2, 5, 50, 500, 10**6)]
+    assert shares == sorted(shares, reverse=True)
+    assert stats.look_share(5, 1, 1) == pytest.approx(stats.look_share(5) / 4 / 4)
+    assert stats.look_share(5, 2, 1) == pytest.approx(stats.look_share(5, 1, 1) / 2)
+    assert stats.look_share(5, 2, 2) < stats.look_share(5, 2, 1)
+    assert 0 < stats.look_share(10**6, 40, 1) < shares[-1]
+
+
+def test_tries_share_alpha_out_and_any_try_tells_what_all_may_spend() -> None:
+    assert sum(stats.spent(0.05, attempt) for attempt in range(1, 100_000)) <= 0.05
+    assert stats.shared_out(0.05, None) == 0.05
+    assert stats.spent_at_first(0.05, None) == 0.05
+    for attempt in (1, 2, 7, 1000):
+        spending = stats.spent(0.05, attempt)
+        assert stats.shared_out(spending, attempt) == pytest.approx(0.05)
+        assert stats.spent_at_first(spending, attempt) == pytest.approx(stats.spent(0.05, 1))
 
 
 def test_needed_n_difference_gives_the_power_it_promises() -> None:

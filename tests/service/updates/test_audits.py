@@ -12,11 +12,12 @@ from service.errors import FreezeConflictError, HoldoutConflictError, HoldoutUnk
 from service.gate.base import GateConfig
 from service.state import freezes, holdouts, ledger
 from service.state.database import updates
-from service.state.holdouts import Mark
+from service.state.holdouts import Audits, Mark
 from service.state.ledger import GATE, By
 from service.training.answers import judging_order
 from service.updates import decisions
-from service.updates.plan import records_judged
+from service.updates.past import records_judged
+from service.updates.plan import make_plan
 from tests.support.homes import NAME, Home, digits, home
 
 SEALED = {"gate": 0.2, "audit": 0.3}
@@ -53,21 +54,23 @@ def test_every_promotion_is_audited_against_the_anchors_and_looks_are_counted(
     verdict = each.learn(digits(1, angle=10))
     assert verdict.outcome == "promote", verdict
     (finding,) = verdict.audit
-    assert finding.experience == 0
-    assert finding.numbers["n"] == pytest.approx(90, abs=25)
-    assert (finding.numbers["look"], finding.numbers["looks_planned"]) == (1, 5)
+    assert finding.experience is None, "which experience was how near to the budget stays sealed"
+    assert finding.numbers == {"n": pytest.approx(90, abs=25), "look": 1, "budget": 0.4}
     assert (looks(each), audits(each)) == ({0: 2, 1: 1}, {0: 1})
     third = each.learn(digits(2, angle=20))
     assert third.outcome == "promote", third
-    assert [finding.numbers["look"] for finding in third.audit] == [2, 1]
+    assert [finding.numbers["look"] for finding in third.audit] == [2]
     assert audits(each) == {0: 2, 1: 1}
-    anchors = [finding.numbers["baseline_accuracy"] for finding in third.audit]
+    # Of the anchors, which are the versions right after each was learnt.
+    each.arrive(digits(3, angle=30))
+    plan = make_plan(each.engine, each.claim())
     with each.engine.begin() as connection:
-        own = [
-            holdouts.of_version(connection, NAME, version=version, part="audit")[experience].mean()
-            for version, experience in ((1, 0), (2, 1))
-        ]
-    assert anchors == pytest.approx(own)
+        for version, experience in ((1, 0), (2, 1), (3, 2)):
+            sealed = holdouts.of_version(connection, NAME, version=version, part="audit")
+            np.testing.assert_array_equal(plan.anchors[experience], sealed[experience])
+            on_gate = holdouts.of_version(connection, NAME, version=version)
+            np.testing.assert_array_equal(plan.gate_anchors[experience], on_gate[experience])
+    assert [learnt.experience for learnt in plan.learnt] == [0, 1, 2]
 
 
 def test_an_audit_that_does_not_pass_freezes_until_a_person_lifts_it(make: Callable[..., Home]) -> None:
@@ -75,15 +78,22 @@ def test_an_audit_that_does_not_pass_freezes_until_a_person_lifts_it(make: Calla
         split=SEALED,
         strategy={"epochs": 30},
         # The step allows almost anything, so only the budget can see what is forgotten.
-        gate={"margin": 0.95, "learning_margin": 0.95, "budget": 0.3, "audits": 5},
+        gate={
+            "margin": 0.95,
+            "learning_margin": 0.95,
+            "budget": 0.3,
+            "audits": 5,
+            "rare_classes": False,
+        },
     )
     each.learn(digits(0))
     verdict = each.learn(digits(1, angle=90))
     assert verdict.freezes, verdict
-    assert verdict.outcome == "reject"
+    assert verdict.outcome == "review", "what was lost stays sealed, even that it is shown"
     assert "promotion is frozen" in verdict.reason
     assert each.champion() == 1
-    assert [entry.action for entry in each.ledger()] == ["promote", "reject", "freeze"]
+    assert [entry.action for entry in each.ledger()] == ["promote", "review", "freeze"]
+    decisions.decide_review(each.engine, each.updates()[-1].id, choice="reject", by=By("Ada", "frozen"))
     harmless = each.learn(digits(2))
     assert harmless.outcome == "review"
     assert "promotion is frozen" in harmless.reason
@@ -131,17 +141,18 @@ def test_a_retired_holdout_is_no_evidence_and_can_come_back(make: Callable[..., 
     with pytest.raises(HoldoutConflictError):
         mark("retire")
     verdict = each.learn(digits(2))
-    assert [finding.experience for finding in verdict.findings if finding.guard == "retention"] == [1]
+    assert {finding.experience for finding in verdict.findings if finding.guard == "retention"} == {1}
     mark("restore")
     mark("pin")
     decisions.set_holdout_margin(each.engine, NAME, 1, margin=0.25, by=By("Ada", "few records"))
     after = each.learn(digits(3))
     margins = {
-        finding.experience: finding.numbers["margin"]
+        (finding.experience, finding.numbers.get("pooled")): finding.numbers["margin"]
         for finding in after.findings
         if finding.guard == "retention"
     }
-    assert margins == {0: 0.2, 1: 0.25, 2: 0.2}
+    # Experiences 0 and 2 are one block; 1, which stands between them, has a margin of its own.
+    assert margins == {(None, 2): 0.2, (1, None): 0.25}
     assert ledger.first_break(each.ledger()) is None
 
 
@@ -189,6 +200,15 @@ def test_looks_and_marks_come_back_on_both_databases(database: sa.Engine) -> Non
         assert holdouts.count_looks(connection, NAME, part="audit", excluding="b") == {0: 1, 1: 1}
         assert holdouts.count_looks(connection, NAME) == {}
         assert holdouts.audited(connection, NAME) == {"a"}
+        assert holdouts.count_audits(connection, NAME) == {0: Audits(2, 1, 1), 1: Audits(2, 1, 1)}
+        for update_id, passed in (("c", False), ("d", True), ("e", False)):
+            holdouts.note_looks(
+                connection, NAME, update_id=update_id, experiences=[1], part="audit", passed=passed
+            )
+        assert holdouts.count_audits(connection, NAME, excluding="a") == {
+            0: Audits(1, 1, 1),
+            1: Audits(4, 3, 2),
+        }
         holdouts.set_mark(connection, NAME, experience=3, mark=Mark(retired=True))
         holdouts.set_mark(connection, NAME, experience=3, mark=Mark(pinned=True))
         holdouts.set_mark(connection, NAME, experience=3, mark=Mark(pinned=True, margin=0.05))

@@ -81,7 +81,7 @@ def assert_same_plan(one: Plan, other: Plan) -> None:
         if field.name == "update":
             assert list(before.experiences) == list(after.experiences)
             assert (before.base_version, before.base_revision) == (after.base_version, after.base_revision)
-        elif field.name in ("past", "anchors"):
+        elif field.name in ("past", "anchors", "gate_anchors"):
             assert {index: bits.tolist() for index, bits in before.items()} == {
                 index: bits.tolist() for index, bits in after.items()
             }

@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from safetensors.numpy import load_file
 
+from service.gate.base import GATE_VERSION
 from service.state import inputs
 from service.state.database import update_inputs, updates
 from service.state.ledger import By
@@ -293,10 +294,13 @@ def rewritten(each: Home, update_id: str, **changes: Any) -> Iterator[None]:
             connection.execute(sa.insert(table), [dict(row._mapping) for row in rows])
 
 
+OF_THIS_GATE = f'"gate":{GATE_VERSION}'
+
+
 def one_byte(row: Any) -> dict[str, str]:
-    assert '"margin":0.3' in row.document or '"attempt":1' in row.document or '"gate":1' in row.document
+    assert '"margin":0.3' in row.document or '"attempt":1' in row.document or OF_THIS_GATE in row.document
     changed = row.document.replace('"margin":0.3', '"margin":0.7').replace('"attempt":1', '"attempt":7')
-    return {"document": changed.replace('"gate":1', '"gate":7')}
+    return {"document": changed.replace(OF_THIS_GATE, '"gate":7')}
 
 
 @pytest.mark.parametrize("name", ["configuration", "plan", "result"])
@@ -385,7 +389,7 @@ def test_a_stored_verdict_that_was_changed_is_named(loose: Home) -> None:
 
 def test_a_verdict_of_an_older_gate_is_not_judged_by_this_one(loose: Home) -> None:
     def older(row: Any) -> dict[str, str]:
-        text = row.document.replace('"gate":1', '"gate":0')
+        text = row.document.replace(OF_THIS_GATE, '"gate":0')
         return {"document": text, "digest": inputs.digest_of(text)}
 
     update = loose.updates()[0]
@@ -393,7 +397,7 @@ def test_a_verdict_of_an_older_gate_is_not_judged_by_this_one(loose: Home) -> No
         done = reproduce(loose, update.id)
     assert done.status == 4, (done.out, done.err)
     assert done.out.splitlines()[-1] == (
-        "Verdict not compared. Gate version 0 judged the update; this release has 1. "
+        f"Verdict not compared. Gate version 0 judged the update; this release has {GATE_VERSION}. "
         "The challenger is the same, bit for bit; the verdict is not compared."
     )
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from service.gate.base import Column, Details, Disturbed, Evidence, GateConfig, PairedAnswers, Repeat, Running
 from service.gate.decide import decide
 from tests.service.gate.guards.test_cost import TIMES, WHOLE
-from tests.service.gate.guards.test_findings import CLEAN
+from tests.support.gate_parts import CLEAN
 
 ALL = GateConfig(
     margin=0.05,

@@ -12,7 +12,7 @@ from service.gate import measures
 from service.gate.base import Evidence, Finding, GateConfig, PairedAnswers, Running
 from service.gate.guards.cost import running
 from service.gate.stats import spent
-from tests.service.gate.guards.test_findings import CLEAN, paired
+from tests.support.gate_parts import CLEAN, paired
 
 TIMES = tuple(0.001 + 0.00001 * each for each in range(31))
 WHOLE = Running(

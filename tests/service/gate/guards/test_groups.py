@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from service.gate.base import Column, Evidence, Finding, GateConfig, PairedAnswers
 from service.gate.guards.groups import groups
-from tests.service.gate.guards.test_findings import CLEAN
+from tests.support.gate_parts import CLEAN
 
 CONFIG = GateConfig(groups=0.05)
 

@@ -16,7 +16,7 @@ from service.gate import measures
 from service.gate.base import Details, Evidence, Finding, GateConfig, Metric, PairedAnswers
 from service.gate.guards.quality import calibration, metrics, negative_flips
 from service.training.answers import details
-from tests.service.gate.guards.test_findings import CLEAN, paired
+from tests.support.gate_parts import CLEAN, paired
 
 CALIBRATION = GateConfig(calibration=0.005)
 FLIPS = GateConfig(negative_flips=0.02)

@@ -12,8 +12,8 @@ from service.gate.guards.robustness import robustness
 from strategies.learning.networks import FeatureScaling, ServedNetwork
 from strategies.learning.robustness import answers_disturbed, corruptions
 from strategies.learning.timing import ROUNDS, rounds
-from tests.service.gate.guards.test_findings import CLEAN, paired
 from tests.strategies.learning.test_training import SMALL_CNN, build, digits
+from tests.support.gate_parts import CLEAN, paired
 
 
 @pytest.fixture(autouse=True)

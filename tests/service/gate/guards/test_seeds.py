@@ -8,7 +8,7 @@ import pytest
 from service.gate.base import Bits, Evidence, Finding, GateConfig, PairedAnswers, Repeat
 from service.gate.decide import decide
 from service.gate.guards.seeds import seeds
-from tests.service.gate.guards.test_findings import CLEAN, paired
+from tests.support.gate_parts import CLEAN, paired
 
 ASKED = GateConfig(seeds=3)
 

@@ -1,8 +1,8 @@
-"""Exact rates against an independent oracle and against draws; eroding lifetimes; the commands."""
+"""Exact rates against an independent oracle and against draws; planned sizes; the commands."""
 
 import json
 import math
-from dataclasses import replace
+import re
 from inspect import signature
 from typing import Any
 
@@ -13,9 +13,19 @@ from typer.testing import CliRunner
 from service.commands.gate import gate_plan
 from service.errors import HoldfastError
 from service.gate import stats
-from service.gate.base import GateConfig
+from service.gate.base import (
+    Audit,
+    DataEvidence,
+    Evidence,
+    GateConfig,
+    PairedAnswers,
+    PastExperience,
+    Verdict,
+)
+from service.gate.decide import decide
+from service.gate.guards.budget import budget
+from service.gate.guards.retention import BLOCK_POWER, SINGLE_POWER, single_margins
 from service.gate.simulation import planning
-from service.gate.simulation.lifetimes import Lifetime, simulate
 from service.gate.simulation.rates import (
     Holdout,
     drawn_rates,
@@ -36,10 +46,6 @@ ORACLE: list[dict[str, float]] = json.loads((DATA / "gate_values.json").read_tex
     "exact_promote_probability"
 ]
 DRAWS = 20_000
-
-LIFETIME = Lifetime(
-    updates=50, loss=0.004, churn=0.03, gate=1500, audit=1500, margin=0.02, budget=0.05, alpha=0.05
-)
 
 
 def noise(share: float, draws: int) -> float:
@@ -76,17 +82,32 @@ def test_draws_agree_with_exact_rates_of_one_holdout(n: int, loss: float) -> Non
     assert exact.promote + exact.review + exact.reject == pytest.approx(1)
 
 
-def test_many_holdouts_are_as_published() -> None:
-    """Twenty holdouts of 1,000 records at 3 % churn: .43 promoted, .03 rejected, and .016 with one loss."""
+def test_many_holdouts_pass_together_where_one_alone_would_not() -> None:
+    """Twenty holdouts of 1,000 records at 3 % churn are three blocks, and each by itself has its margin."""
     holdout = Holdout(1000, 0.03, 0.02, 0.05)
     harmless = rates_of_many(holdout, [0.0] * 20, draws=DRAWS, seed=0)
-    assert harmless.promote == pytest.approx(0.43, abs=0.01)
-    assert harmless.reject == pytest.approx(0.03, abs=0.01)
-    assert harmless.review == pytest.approx(0.55, abs=0.02)
-    assert rates_of_many(holdout, [0.02, *[0.0] * 19], draws=DRAWS, seed=0).promote < 0.05
+    assert promote_rate(holdout, 0.0) ** 20 < 0.45
+    assert harmless.promote >= 0.99
+    assert harmless.reject <= 0.01
     drawn = drawn_rates(holdout, [0.0] * 20, draws=DRAWS, seed=1)
     assert abs(drawn.promote - harmless.promote) <= noise(harmless.promote, DRAWS)
     assert abs(drawn.threshold - harmless.threshold) <= noise(harmless.threshold, DRAWS)
+
+
+def test_a_block_or_a_holdout_that_lost_its_margin_is_promoted_at_most_at_alpha() -> None:
+    holdout = Holdout(1000, 0.03, 0.02, 0.05)
+    whole = rates_of_many(holdout, [*[0.02] * 7, *[0.0] * 13], draws=DRAWS, seed=0)
+    assert whole.promote <= 0.05 + noise(0.05, DRAWS)
+    settled = float(single_margins(np.array([1000]), GateConfig(), alpha=0.05)[0])
+    single = rates_of_many(holdout, [settled, *[-0.01] * 19], draws=DRAWS, seed=0)
+    assert single.promote <= 0.05 + noise(0.05, DRAWS)
+    assert single.reject >= 0.95
+    lost_little = rates_of_many(holdout, [0.02, *[0.0] * 19], draws=DRAWS, seed=0)
+    assert lost_little.promote < harmless_rate(holdout)
+
+
+def harmless_rate(holdout: Holdout) -> float:
+    return rates_of_many(holdout, [0.0] * 20, draws=DRAWS, seed=0).promote
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.01, 0.0005])
@@ -117,120 +138,109 @@ def test_no_churn_at_all_is_a_certain_pass_or_none() -> None:
     assert Holdout(100, 0.01, 0.02, 0.05).flips(0.04) == (0.04, 0.0)
 
 
-def test_the_budget_holds_over_whole_lifetimes_and_nothing_else_does() -> None:
-    kept = simulate(LIFETIME, lifetimes=300, seed=0)
-    beyond, limit = kept.beyond(0.05)
-    assert beyond <= limit <= 0.05
-    unwatched = simulate(replace(LIFETIME, budget=None), lifetimes=300, seed=0)
-    assert unwatched.beyond(0.05)[0] > 0.99
-    assert not unwatched.frozen.any()
-    threshold = simulate(replace(LIFETIME, budget=None, rule="threshold"), lifetimes=300, seed=0)
-    assert threshold.promotions.mean() >= unwatched.promotions.mean()
-    np.testing.assert_allclose(kept.lost, 0.004 * kept.promotions)
+def plan(*, records: int | None, **knobs: Any) -> planning.Plan:
+    return planning.plan(GateConfig(**knobs), gate=0.25, audit=0.2, records=records)
 
 
-def test_lifetimes_are_as_published() -> None:
-    """Published: 4.1 promotions and at most 4.4 points with 2,000 and 1,000 records, 5.1 with 1,500 each."""
-    few = simulate(replace(LIFETIME, gate=2000, audit=1000), lifetimes=300, seed=0)
-    assert few.promotions.mean() == pytest.approx(4.1, abs=0.4)
-    assert simulate(LIFETIME, lifetimes=300, seed=0).promotions.mean() == pytest.approx(5.1, abs=0.4)
-    harmless = simulate(replace(LIFETIME, loss=0.0), lifetimes=300, seed=0)
-    assert harmless.frozen.mean() == pytest.approx(0.5, abs=0.12)
+@pytest.mark.parametrize(
+    ("margin", "churn", "alpha"), [(0.02, 0.12, 0.05), (0.05, 0.06, 0.01), (0.01, 0.3, 0.1)]
+)
+def test_a_planned_block_passes_as_often_as_it_is_closed_for(
+    margin: float, churn: float, alpha: float
+) -> None:
+    found = plan(records=None, margin=margin, planned_churn=churn, alpha=alpha)
+    assert BLOCK_POWER <= found.block_passes < 1
+    assert found.sized is None
+    first = stats.spent(alpha, 1)
+    assert promote_rate(Holdout(found.least_records, 0.0, margin, first), 0.0) == pytest.approx(1)
+    assert promote_rate(Holdout(found.least_records - 1, 0.0, margin, first), 0.0) == 0
+    by_itself = Holdout(found.single_records, churn, found.single_margin, first)
+    assert promote_rate(by_itself, 0.0) >= SINGLE_POWER - 1e-3
 
 
-def test_more_loss_freezes_more_lifetimes_and_more_sealed_records_fewer() -> None:
-    frozen = [
-        simulate(replace(LIFETIME, loss=loss, updates=12), lifetimes=400, seed=3).frozen.mean()
-        for loss in (-0.002, 0.0, 0.002, 0.004, 0.006)
-    ]
-    assert frozen == sorted(frozen)
-    assert frozen[0] < frozen[-1] - 0.2
-    stopped = [
-        simulate(replace(LIFETIME, loss=0.0, audit=audit), lifetimes=400, seed=3).frozen.mean()
-        for audit in (1000, 2000, 4000)
-    ]
-    assert stopped == sorted(stopped, reverse=True)
-    alone = replace(LIFETIME, loss=0.001, audit=3500, updates=30)
-    two = simulate(replace(alone, holdouts=2), lifetimes=400, seed=3).frozen.mean()
-    assert two > simulate(alone, lifetimes=400, seed=3).frozen.mean()
-    few = simulate(replace(LIFETIME, loss=0.0, holdouts=3), lifetimes=400, seed=3).frozen.mean()
-    assert few < 0.1, "three parts of 1,500 sealed records are audited together"
-
-
-def test_sealed_records_that_are_too_few_stop_only_what_they_prove() -> None:
-    few = replace(LIFETIME, audit=300, updates=50)
-    assert simulate(replace(few, loss=0.0), lifetimes=300, seed=3).frozen.mean() <= 0.05
-    assert simulate(replace(few, margin=0.2, loss=0.01), lifetimes=300, seed=3).frozen.mean() == 1.0
-
-
-def test_a_lifetime_is_the_markov_chain_of_its_single_records() -> None:
-    """Counts against bits: the same promotions and answers, when every record is flipped by itself."""
-    lifetime = replace(
-        LIFETIME, gate=300, audit=300, updates=4, margin=0.05, budget=0.2, loss=0.01, churn=0.06
-    )
-    counted = simulate(lifetime, lifetimes=4000, seed=5)
-    random = np.random.default_rng(6)
-    promotions = np.zeros(4000, dtype=np.int64)
-    bits, sealed = random.random((4000, 300)) < 0.9, random.random((4000, 300)) < 0.9
-    anchor, frozen = sealed.copy(), np.zeros(4000, dtype=np.bool_)
-    for _ in range(lifetime.updates):
-        right = (lifetime.accuracy - lifetime.loss * promotions)[:, None]
-        p_lost, p_gained = 0.035 / right, 0.025 / (1 - right)
-        turned = [
-            side ^ (random.random(side.shape) < np.where(side, p_lost, p_gained)) for side in (bits, sealed)
-        ]
-        lost, gained = (bits & ~turned[0]).sum(axis=1), (~bits & turned[0]).sum(axis=1)
-        steps = (stats.noninferiority_p(lost, gained, n=300, margin=0.05) <= 0.05) & ~frozen
-        lost, gained = (anchor & ~turned[1]).sum(axis=1), (~anchor & turned[1]).sum(axis=1)
-        within = stats.noninferiority_p(lost, gained, n=300, margin=0.2) <= 0.05 / 4
-        frozen |= steps & ~within
-        steps &= within
-        promotions += steps
-        bits, sealed = (
-            np.where(steps[:, None], new, old) for new, old in zip(turned, (bits, sealed), strict=True)
-        )
-    assert counted.promotions.mean() == pytest.approx(promotions.mean(), abs=0.1)
-    assert counted.frozen.mean() == pytest.approx(frozen.mean(), abs=noise(0.1, 2000))
-
-
-def test_an_impossible_lifetime_is_refused() -> None:
-    impossible = (
-        replace(LIFETIME, churn=0.001),
-        replace(LIFETIME, accuracy=0.1),
-        replace(LIFETIME, accuracy=0.999),
-        replace(LIFETIME, loss=0.02, churn=0.05),
-    )
-    for lifetime in impossible:
-        with pytest.raises(ValueError, match=r"flip|accuracy"):
-            simulate(lifetime, lifetimes=1, seed=0)
-
-
-def test_planned_records_let_a_harmless_update_pass_nine_times_in_ten() -> None:
-    each = planning.power_each(0.9, 20)
-    n = planning.needed_records(margin=0.02, alpha=0.05, churn=0.06, power=each)
-    assert rates_of_many(Holdout(n, 0.06, 0.02, 0.05), [0.0] * 20, draws=100, seed=0).promote >= 0.9
-    assert rates_of_many(Holdout(n - 60, 0.06, 0.02, 0.05), [0.0] * 20, draws=100, seed=0).promote < 0.9
-    assert n <= int(stats.needed_n(0.02, 0.05, churn=0.06, power=each))
-    assert planning.needed_records(margin=0.02, alpha=0.05, churn=0.06, power=0.8) == pytest.approx(
-        1025, rel=0.02
+def planned_update(many: int, records: int) -> Verdict:
+    """The verdict on an update that changes no answer, after so many experiences of so many records."""
+    gate, sealed = (np.ones(round(records * share), dtype=np.bool_) for share in (0.25, 0.2))
+    history = tuple(PastExperience(each, len(gate)) for each in range(many))
+    of_sealed = tuple(PastExperience(each, len(sealed)) for each in range(many))
+    # Each was looked at once for every experience that was learnt after it.
+    looked = tuple(PairedAnswers(each, sealed, sealed, looks=many - 1 - each) for each in range(many))
+    return decide(
+        Evidence(
+            DataEvidence(records, 0),
+            past=tuple(PairedAnswers(each, gate, gate) for each in range(many)),
+            new=(PairedAnswers(many, gate, gate),),
+            attempt=1,
+            champion=1,
+            history=history,
+            audit=Audit(looked, 1, history=of_sealed),
+        ),
+        GateConfig(),
     )
 
 
-def test_a_settled_margin_is_the_smallest_that_the_records_are_enough_for() -> None:
-    margin = planning.settled_margin(1000, alpha=0.05, churn=0.06, power=0.8)
-    assert margin is not None
-    assert 0.018 <= margin <= 0.021
-    assert promote_rate(Holdout(1000, 0.06, margin, 0.05), 0.0) >= 0.8
-    assert promote_rate(Holdout(1000, 0.06, margin - 0.001, 0.05), 0.0) < 0.8
-    assert planning.settled_margin(1, alpha=0.05, churn=0.06, power=0.99) is None
+@pytest.mark.parametrize("records", [200, 500, 1000, 5000])
+def test_experiences_of_a_size_get_what_the_gate_then_does(records: int) -> None:
+    found = plan(records=records)
+    sized = found.sized
+    assert sized is not None
+    assert sized.gate_records * sized.block_experiences >= found.block_records
+    assert sized.gate_records * (sized.block_experiences - 1) < found.block_records
+    for many in {sized.least_experiences, max(sized.least_experiences - 1, 1)}:
+        expected = "promote" if many >= sized.least_experiences else "review"
+        assert planned_update(many, records).outcome == expected
+    many = sized.least_experiences + 5
+    retained = [each for each in planned_update(many, records).findings if each.guard == "retention"]
+    widest = max(each.numbers["margin"] for each in retained)
+    if sized.unseen is None:
+        assert widest == sized.single_margin
+        assert sized.single_experiences == 1
+    else:
+        assert f"{sized.single_margin:.3f}" in {f"{each.numbers['margin']:.3f}" for each in retained}
+        assert sized.single_experiences == math.ceil(found.single_records / sized.gate_records)
+        assert 0.05 < sized.unseen < 1
 
 
-def test_answers_that_flip_for_long_are_those_of_the_markov_chain() -> None:
-    assert planning.lasting_churn(0.03, accuracy=0.9, updates=1) == pytest.approx(0.03)
-    assert planning.lasting_churn(0.03, accuracy=0.9, updates=1000) == pytest.approx(0.18)
-    audit = planning.audit_records(budget=0.05, alpha=0.05, churn=0.03, accuracy=0.9, updates=50, power=0.9)
-    harmless = simulate(replace(LIFETIME, loss=0.0, audit=2 * audit), lifetimes=300, seed=0)
-    assert harmless.frozen.mean() < 0.1
+def test_the_budget_is_held_from_the_planned_experience_on() -> None:
+    for records in (500, 2000, 12_500):
+        sized = plan(records=records).sized
+        assert sized is not None
+        assert sized.budget_from is not None
+        assert sized.audited_from is not None
+        for many, name in ((sized.budget_from, "budget"), (sized.audited_from, "any")):
+            for experiences, is_held in ((many, True), (many - 1, False)):
+                passed = planned_budget(experiences, sized.sealed_records)
+                within = passed is not None and (
+                    name != "budget" or bool(re.search(r"\b5 (points|to)", passed))
+                )
+                assert within == is_held, (records, many, passed)
+    alone = plan(records=20_000).sized
+    assert alone is not None
+    assert (alone.budget_from, alone.audited_from, alone.audited_margin) == (1, 1, None)
+
+
+def planned_budget(many: int, sealed: int) -> str | None:
+    """What the audit says that these records settle; None: nothing."""
+    if not many:
+        return None
+    bits = np.ones(sealed, dtype=np.bool_)
+    answers = tuple(PairedAnswers(each, bits, bits, looks=many - 1 - each) for each in range(many))
+    history = tuple(PastExperience(each, sealed) for each in range(many))
+    evidence = Evidence(DataEvidence(1, 0), past=(), new=(), audit=Audit(answers, 1, history=history))
+    (found, *_) = budget(evidence, GateConfig())
+    return found.sentence if " within " in found.sentence else None
+
+
+def test_more_than_is_ever_judged_fills_no_block() -> None:
+    short = plan(records=1000, margin=0.01)
+    assert short.sized is not None
+    assert short.sized.judged_records < short.block_records
+    enough = plan(records=1000)
+    assert enough.sized is not None
+    assert enough.sized.judged_records >= enough.block_records
+    large = plan(records=100_000).sized
+    assert large is not None
+    assert large.gate_records == large.sealed_records == GateConfig().holdout_records
 
 
 def answer(*words: str) -> Any:
@@ -248,20 +258,21 @@ def test_simulate_tells_false_promotions_and_power_without_a_service() -> None:
     assert harmful["promote"] <= found["worst_false_promotion"] <= 0.05
     assert harmful["threshold"] > 0.5
     assert twice["promote"] < 0.001
-    assert all_good["promote"] == pytest.approx(one["promote"] ** 20)
+    assert all_good["promote"] > 0.99 > one["promote"] ** 20, "in blocks, not each at the margin"
     first = answer("simulate", "--attempt", "1", "--holdouts", "1")
     assert first["holdout"]["alpha"] == pytest.approx(stats.spent(0.05, 1))
     assert first["rates"][0]["promote"] < one["promote"]
 
 
 def test_simulate_reports_lifetimes() -> None:
-    found = answer("simulate", "--churn", "0.03", "--holdouts", "1", "--updates", "50", "--lifetimes", "100")
+    of_one = ("--churn", "0.03", "--holdouts", "1", "--audit", "3500")
+    found = answer("simulate", *of_one, "--updates", "50", "--lifetimes", "100")
     lifetimes = {each["rule"]: each for each in found["lifetimes"]}
     assert list(lifetimes) == ["threshold", "step", "budget", "harmless"]
     assert lifetimes["threshold"]["lost_the_budget"] == 1
     assert lifetimes["budget"]["lost_the_budget"] == 0
     assert 0 < lifetimes["budget"]["lost_the_budget_upper_95"] < 0.05
-    assert lifetimes["budget"]["frozen"] >= lifetimes["harmless"]["frozen"] > 0
+    assert lifetimes["budget"]["frozen"] >= lifetimes["harmless"]["frozen"] >= 0
 
 
 def test_plan_assumes_what_a_pipeline_has_that_says_nothing() -> None:
@@ -269,21 +280,59 @@ def test_plan_assumes_what_a_pipeline_has_that_says_nothing() -> None:
     assumed = {name: each.default for name, each in signature(gate_plan).parameters.items()}
     gate, split = GateConfig(), Split()
     assert (assumed["gate"], assumed["audit"]) == (split.gate, split.audit)
-    assert (assumed["margin"], assumed["alpha"], assumed["budget"], assumed["updates"]) == (
+    assert (assumed["margin"], assumed["alpha"], assumed["budget"], assumed["churn"]) == (
         gate.margin,
         gate.alpha,
         gate.budget,
-        gate.audits,
+        gate.planned_churn,
     )
+    assert assumed["records"] is None
 
 
-def test_plan_tells_records_for_a_margin_and_a_margin_for_records() -> None:
-    found = answer("plan", "--n", "1000")
-    assert found["experience_records"] == math.ceil(found["holdout_records"] / 0.25)
-    assert 0.02 < found["settled_margin"] < 0.05
-    passing = answer("simulate", "--attempt", "1", "--n", str(found["holdout_records"]))["rates"][3]
-    assert (passing["holdouts"], passing["lost_on_one"]) == (20, 0.0)
-    assert passing["promote"] >= 0.9
+def test_plan_says_what_a_size_gets() -> None:
+    found = planned("--records", "500", "--churn", "0.06")
+    assert found["gate"]["planned_churn"] == 0.06
+    assert found["split"] == {"gate": 0.25, "audit": 0.2}
+    assert (found["sized"]["gate_records"], found["sized"]["sealed_records"]) == (125, 100)
+    assert planned()["sized"] is None
+    assert planned()["block_records"] > found["block_records"]
+
+
+def planned(*words: str) -> Any:
+    return json.loads(said("plan", *words, "--json"))
+
+
+def said(*words: str) -> str:
+    from service.cli import app
+
+    done = CliRunner().invoke(app, ["gate", *words])
+    assert done.exit_code == 0, done.output
+    return " ".join(done.output.split())
+
+
+def test_plan_names_what_a_size_lacks() -> None:
+    small = said("plan", "--records", "8")
+    assert "so no block is ever full: raise gate.max_holdouts" in small
+    assert "Until the first block is full, a person decides the more often" in small
+    assert "settle 15 points): 50 neighbours are judged as one" in small
+    assert "is never held: too few records are sealed" in small
+    whole = said("plan", "--records", "8000", "--margin", "0.05", "--budget", "0.1")
+    assert "Each is a block by itself, and may lose less than 5 points" in whole
+    assert "held from the first experience on" in whole
+    wide = said("plan", "--records", "500", "--budget", "0.2")
+    assert "Until then, only what is shown to be lost stops promotion" in wide
+
+
+def test_lifetimes_with_lifted_freezes_say_so() -> None:
+    words = ("simulate", "--n", "300", "--holdouts", "2", "--updates", "3", "--lifetimes", "20")
+    few = said(*words, "--audit", "100", "--lifted")
+    assert "a person lifts every freeze at once" in few
+    assert "too few for the budget" in few
+    assert "nothing promised with so few sealed records" in few
+    assert "times each on average" in few
+    enough = said(*words, "--audit", "3000")
+    assert "held against the budget 2 experiences at a time" in enough
+    assert "before their end" in enough
 
 
 @pytest.mark.parametrize(
@@ -303,10 +352,13 @@ def test_plan_tells_records_for_a_margin_and_a_margin_for_records() -> None:
         (("simulate", "--updates", "5", "--budget", "nan"), "--budget"),
         (("simulate", "--updates", "5", "--loss", "nan"), "--loss"),
         (("simulate", "--updates", "5", "--loss", "0.3"), "--loss"),
-        (("plan", "--power", "1"), "--power"),
         (("plan", "--gate", "0"), "--gate"),
-        (("plan", "--accuracy", "0.99"), "--accuracy"),
-        (("plan", "--updates", "0"), "--updates"),
+        (("plan", "--gate", "0.7", "--audit", "0.35"), "--audit"),
+        (("plan", "--churn", "0"), "--churn"),
+        (("plan", "--churn", "0.6"), "--churn"),
+        (("plan", "--margin", "0.0001"), "--margin"),
+        (("plan", "--records", "0"), "--records"),
+        (("plan", "--records", "2"), "--records"),
     ],
 )
 def test_bad_input_gets_one_line(words: tuple[str, ...], named: str) -> None:

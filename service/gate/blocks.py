@@ -1,0 +1,121 @@
+"""Which past experiences are judged as one: by their order and their numbers of records, never by answers.
+
+Experiences with enough records are judged alone; the others in blocks of neighbours, each closed as soon as
+it has enough. A closed block stays as it is: what is learnt later opens the next one, and what is retired
+leaves its block without moving any other.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from service.gate.base import PairedAnswers, PastExperience
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Experiences judged as one."""
+
+    own: tuple[int, ...]
+    """The members of the block, as learnt."""
+    joined: tuple[int, ...] = ()
+    """Neighbours outside the block that make up for the records it is short of."""
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        return self.own + self.joined
+
+
+Enough = Callable[[Sequence[int]], int]
+"""Records that these experiences need to be judged as one."""
+
+
+def blocks_of(
+    history: Sequence[PastExperience], sizes: Mapping[int, int], enough: int, *, alone: int | None = None
+) -> list[list[int]]:
+    """The blocks of the experiences that are judged, oldest first. The archive is one block, the first.
+
+    Args:
+        history: every experience that was learnt, in that order, with the records that set the blocks.
+        sizes: experience -> its records, of those that are judged.
+        enough: records from which on a block is closed.
+        alone: records from which on an experience is a block by itself; None: `enough`.
+    """
+    archive = [each.experience for each in history if each.archived and each.experience in sizes]
+    blocks = [
+        [each.experience for each in block if each.experience in sizes and not each.archived]
+        for block in partition(history, enough, alone=alone, size=lambda each: each.records)
+    ]
+    return [block for block in (archive, *blocks) if block]
+
+
+def units_of(history: Sequence[PastExperience], sizes: Mapping[int, int], enough: int) -> list[list[int]]:
+    """As `blocks_of`, with the archive in blocks too, by the records that are judged of it."""
+    archive = [each for each in history if each.archived and each.experience in sizes]
+    archived = partition(archive, enough, size=lambda each: sizes[each.experience])
+    others = [each for each in history if not each.archived]
+    return [
+        *([each.experience for each in unit] for unit in archived),
+        *blocks_of(others, sizes, enough),
+    ]
+
+
+def partition(
+    history: Iterable[PastExperience],
+    enough: int,
+    *,
+    alone: int | None = None,
+    size: Callable[[PastExperience], int],
+) -> list[list[PastExperience]]:
+    """Experiences of enough records alone, the others with their neighbours; by their last members."""
+    alone = enough if alone is None else alone
+    blocks: list[list[PastExperience]] = []
+    open_: list[PastExperience] = []
+    records = 0
+    for each in history:
+        n = size(each)
+        if n >= alone:
+            blocks.append([each])
+            continue
+        open_.append(each)
+        records += n
+        if records >= enough:
+            blocks.append(open_)
+            open_, records = [], 0
+    return [*blocks, open_] if open_ else blocks
+
+
+def pools_of(blocks: Sequence[Sequence[int]], sizes: Mapping[int, int], enough: Enough) -> list[Pool]:
+    """Each block, with as many neighbours as make it enough: those before it, then those after.
+
+    Blocks that come to be judged on the same records are one pool. The last pool is that of the newest block.
+    """
+    records = [sum(sizes[each] for each in block) for block in blocks]
+    pools: dict[frozenset[int], list[int]] = {}
+    for place, block in enumerate(blocks):
+        members, n = list(block), records[place]
+        for other in (*range(place - 1, -1, -1), *range(place + 1, len(blocks))):
+            if n >= enough(members):
+                break
+            members += blocks[other]
+            n += records[other]
+        key = frozenset(members)
+        # The later of two alike stands at its own place, so that the newest comes last.
+        pools[key] = [*pools.pop(key, []), *block]
+    return [Pool(tuple(sorted(own)), tuple(sorted(members - set(own)))) for members, own in pools.items()]
+
+
+def history_of(
+    history: Sequence[PastExperience], judged: Sequence[PairedAnswers]
+) -> tuple[PastExperience, ...]:
+    """The history, and after it, by number, what is judged and not in it, with the records judged of it.
+
+    An experience that stands there twice counts once.
+    """
+    once: dict[int, PastExperience] = {}
+    for each in history:
+        once.setdefault(each.experience, each)
+    known, history = once.keys(), tuple(once.values())
+    missing = sorted(
+        (each for each in judged if each.experience not in known), key=lambda each: each.experience
+    )
+    return (*history, *(PastExperience(each.experience, each.n) for each in missing))
