@@ -78,7 +78,8 @@ def partition(
             continue
         open_.append(each)
         records += n
-        if records >= enough:
+        # One that is too small to be alone is closed with a neighbour, whatever the others may take.
+        if records >= enough and (len(open_) > 1 or n >= alone):
             blocks.append(open_)
             open_, records = [], 0
     return [*blocks, open_] if open_ else blocks

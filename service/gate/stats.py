@@ -206,6 +206,7 @@ def look_share(look: int, failures: int = 0, runs: int = 0) -> float:
     failures costs little more than one, since a champion that is near the limit fails several looks in a row.
     The weights w(k) = ln c (1 / ln(c + k - 1) - 1 / ln(c + k)) sum to 1 over all k = 1, 2, ...
     """
+    runs = min(runs, look - 1)
     begun = _FIRST_LOOKS + look
     weight = log(_FIRST_LOOKS) * (1 / log(begun - 1) - 1 / log(begun))
     ways = lgamma(look) - lgamma(runs + 1) - lgamma(look - runs)

@@ -61,13 +61,13 @@ def test_a_rejected_version_says_why(pages: str, page: Page) -> None:
     page.goto(f"{pages}/#/models/digits-naive/versions/2")
     expect(page.get_by_text("lost between").first).to_be_visible(timeout=PATIENCE_MS)
     expect(page.get_by_text("holdfast.experience_digest")).to_be_visible(timeout=PATIENCE_MS)
-    expect(page.get_by_text("retention", exact=True)).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.get_by_text("retention", exact=True).first).to_be_visible(timeout=PATIENCE_MS)
     assert page.get_by_role("status", name="champion").count() == 0
 
 
 def test_the_champion_says_that_nothing_was_lost_and_carries_its_alias(pages: str, page: Page) -> None:
     page.goto(f"{pages}/#/models/digits-replay/versions/5")
-    expect(page.get_by_text("all 4 past holdouts kept within 5 points").first).to_be_visible(
+    expect(page.get_by_text("all 4 past holdouts kept within their margins, 5 to").first).to_be_visible(
         timeout=PATIENCE_MS
     )
     expect(page.get_by_role("status", name="champion")).to_be_visible(timeout=PATIENCE_MS)

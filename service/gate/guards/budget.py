@@ -84,7 +84,8 @@ def records_together(budget: float, alpha: float, audits: int) -> int:
     They are several, of which one may raise the alarm by chance: so many still pass the planned number of
     looks after one that did not pass.
     """
-    return _records(budget, alpha * stats.look_share(audits, failures=1, runs=1), LASTING_POWER)
+    look = max(audits, 2)
+    return _records(budget, alpha * stats.look_share(look, failures=1, runs=1), LASTING_POWER)
 
 
 @lru_cache(maxsize=65536)
@@ -228,8 +229,8 @@ class _Look:
     def _alarms(self) -> bool:
         """Whether any experience is shown to have lost, and by the estimate at least the budget.
 
-        On its sealed and its gate part together, exact McNemar, Bonferroni. It only stops: no promise rests
-        on it, so it need not be shared out over looks.
+        On its sealed and its gate part together, exact McNemar at `alarm_alpha`, Bonferroni. It only asks a
+        person: no promise rests on it, so it need not be shared out over looks.
         """
         counted = self.counted.copy()
         gate = [

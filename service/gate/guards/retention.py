@@ -130,7 +130,11 @@ def past_blocks(
     """The blocks of past holdouts, by their records; `planned` is what a first try may spend of alpha."""
     enough = records_of_block(config, block_margin(config), alpha=planned)
     alone = records_of_block(config, config.margin, alpha=planned)
-    return pools_of(blocks_of(history, sizes, enough, alone=alone), sizes, lambda _: enough)
+
+    def needed(members: Sequence[int]) -> int:
+        return alone if len(members) == 1 else enough
+
+    return pools_of(blocks_of(history, sizes, enough, alone=alone), sizes, needed)
 
 
 def past_units(

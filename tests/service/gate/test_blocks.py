@@ -41,8 +41,9 @@ def test_a_block_is_closed_by_the_experience_that_makes_it_enough() -> None:
 def test_an_experience_with_enough_is_alone_and_leaves_the_open_block_open() -> None:
     history = past_of(40, 200, 60, 100, 5)
     assert blocks_of(history, sizes_of(history), 100) == [[1], [0, 2], [3], [4]]
-    assert blocks_of(history, sizes_of(history), 100, alone=150) == [[1], [0, 2], [3], [4]]
-    assert blocks_of(history, sizes_of(history), 90, alone=150) == [[1], [0, 2], [3], [4]]
+    # Enough for a block of several is not enough to be alone: it is closed with a neighbour.
+    assert blocks_of(history, sizes_of(history), 100, alone=150) == [[1], [0, 2], [3, 4]]
+    assert blocks_of(history, sizes_of(history), 90, alone=150) == [[1], [0, 2], [3, 4]]
     assert [[each.experience for each in block] for block in partition([], 10, size=lambda _: 1)] == []
 
 

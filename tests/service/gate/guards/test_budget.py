@@ -140,6 +140,12 @@ def test_a_passing_audit_tells_the_same_whatever_flipped(sealed: list[int]) -> N
     assert set(still.numbers) == {"n", "look", "budget"}
 
 
+def test_one_planned_audit_is_a_plan_too() -> None:
+    once = CONFIG.model_copy(update={"audits": 1})
+    verdict = decide(evidence(answers(0, 12_000)), once)
+    assert verdict.outcome == "promote", verdict.reason
+
+
 def test_sealed_records_are_looked_at_only_where_all_else_passes() -> None:
     lost = answers(0, 5000, lost=600)
     for changes in (
