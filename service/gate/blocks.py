@@ -79,7 +79,7 @@ def partition(
         open_.append(each)
         records += n
         # One that is too small to be alone is closed with a neighbour, whatever the others may take.
-        if records >= enough and (len(open_) > 1 or n >= alone):
+        if records >= enough and len(open_) > 1:
             blocks.append(open_)
             open_, records = [], 0
     return [*blocks, open_] if open_ else blocks
