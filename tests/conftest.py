@@ -1,5 +1,6 @@
 """Fixtures that several files share: real databases, of both kinds, and a real S3 server."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,8 +57,17 @@ class FilesTogether(LoadFileScheduling):  # type: ignore[misc]  # xdist's schedu
         return LOOK_AT_THE_DEMO[0] if file in LOOK_AT_THE_DEMO else file
 
 
+TORCH_SEED = 67280421310721
+"""Where torch's generators stand when it is imported."""
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests of the GPU say why they are left out; no package brings one, so CI leaves them out as well."""
+    """Each test draws the same weights, whichever tests ran before it in its process.
+
+    Tests of the GPU say why they are left out; no package brings one, so CI leaves them out as well.
+    """
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(TORCH_SEED)
     if item.get_closest_marker("gpu"):
         import torch
 

@@ -326,7 +326,8 @@ def alarmed(sealed: Sequence[PairedAnswers], audit: Audit, config: GateConfig) -
     for each in sealed:
         both = count([each, gate[each.experience]] if each.experience in gate else [each])
         allowed = max(each.margin or 0, config.budget)
-        shown = p_lost(both) * len(sealed) <= config.alarm_alpha
+        least = min(config.alarm_alpha, config.alpha)
+        shown = p_lost(both) * len(sealed) <= max(least, config.alpha / 2.0**each.failures)
         if shown and both.lost - both.gained >= allowed * both.n:
             return True
     return False

@@ -229,8 +229,8 @@ class _Look:
     def _alarms(self) -> bool:
         """Whether any experience is shown to have lost, and by the estimate at least the budget.
 
-        On its sealed and its gate part together, exact McNemar at `alarm_alpha`, Bonferroni. It only asks a
-        person: no promise rests on it, so it need not be shared out over looks.
+        On its sealed and its gate part together. It only asks a person: no promise rests on it, so it need
+        not be shared out over looks.
         """
         counted = self.counted.copy()
         gate = [
@@ -242,7 +242,9 @@ class _Look:
             counted[:, [self.place[each.experience] for each in gate]] += counts(gate)
         n, before, after, both = counted
         allowed = np.array([self.wider.get(each.experience, self.config.budget) for each in self.sealed])
-        return bool(alarmed(before - both, after - both, n=n, budget=allowed, config=self.config).any())
+        failures = np.array([each.failures for each in self.sealed])
+        level = alarm_level(failures, self.config)
+        return bool(alarmed(before - both, after - both, n=n, budget=allowed, level=level).any())
 
     def _blind(self, pool: Pool) -> Finding:
         """The anchor alone decides this, so it is no look."""
@@ -271,11 +273,24 @@ def alarmed(
     *,
     n: NDArray[np.int64],
     budget: NDArray[np.float64] | float,
-    config: GateConfig,
+    level: NDArray[np.float64],
 ) -> NDArray[np.bool_]:
-    """(..., experiences) whether one is shown to have lost, and by the estimate at least the budget."""
+    """(..., experiences) whether one is shown to have lost, and by the estimate at least the budget.
+
+    Exact McNemar at these levels, Bonferroni over the experiences.
+    """
     p = stats.mcnemar_drop_p(lost, gained) * lost.shape[-1]
-    return np.asarray((p <= config.alarm_alpha) & (lost - gained >= budget * n), dtype=np.bool_)
+    return np.asarray((p <= level) & (lost - gained >= budget * n), dtype=np.bool_)
+
+
+def alarm_level(failures: NDArray[np.int64], config: GateConfig) -> NDArray[np.float64]:
+    """(...) Level of the alarm after so many audits that did not pass.
+
+    It begins at `alpha`. Each such audit halves it, down to `alarm_alpha`: what showed a loss by chance would
+    otherwise show it at the next looks too, and what is being forgotten shows more of it each time.
+    """
+    least = min(config.alarm_alpha, config.alpha)
+    return np.asarray(np.maximum(least, config.alpha * 0.5 ** np.minimum(failures, 64)), dtype=np.float64)
 
 
 def _problem(answers: PairedAnswers, config: GateConfig) -> str | None:
