@@ -209,13 +209,24 @@ def test_with_few_sealed_records_only_what_they_prove_stops() -> None:
 
 
 def test_the_gate_part_helps_the_alarm_on_one_experience() -> None:
-    sealed = (answers(0, 60, lost=6), answers(1, 6000))
-    assert audited(*sealed).answer == "pass", "6 of 60 show nothing with two experiences at 1 %"
+    sealed = (answers(0, 60, lost=5), answers(1, 6000))
+    assert audited(*sealed).answer == "pass", "5 of 60 show nothing with two experiences at 5 %"
     shown = audited(*sealed, gate=(answers(0, 75, lost=7), answers(1, 7500)))
     assert shown.answer == "undecided"
     assert audited(*sealed, gate=(answers(0, 75, gained=7), answers(1, 7500))).answer == "pass"
     broken = (PairedAnswers(0, None, np.ones(75, dtype=np.bool_)), answers(5, 700, lost=700))
     assert audited(*sealed, gate=broken).answer == "pass", "what is not sealed is none of the audit"
+
+
+def test_an_alarm_takes_more_after_audits_that_did_not_pass() -> None:
+    """A loss by chance is shown again and again; a true one grows."""
+    for failures, lost in ((0, 6), (1, 7), (2, 8), (3, 8), (50, 8)):
+        kept = replace(answers(1, 6000), looks=60)
+        looked = {"looks": 60, "failures": failures, "failure_runs": min(failures, 1)}
+        # One in two to the power of `lost` is the chance of so many losses and no gain.
+        assert 2 * 0.5**lost <= max(0.01, 0.05 / 2**failures) < 2 * 0.5 ** (lost - 1)
+        assert audited(replace(answers(0, 60, lost=lost), **looked), kept).answer == "undecided"
+        assert audited(replace(answers(0, 60, lost=lost - 1), **looked), kept).answer == "pass"
 
 
 def test_what_one_of_many_lost_is_not_hidden_by_the_others() -> None:
