@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
 from service.gate import stats
-from service.gate.base import Audit, Column, DataEvidence, Evidence, GateConfig, Metric, PairedAnswers
+from service.gate.base import Audit, DataEvidence, Evidence, GateConfig, Metric, PairedAnswers
 from service.gate.decide import decide
 from service.gate.guards.budget import LASTING_CHURN, LASTING_POWER
 from service.gate.measures import increase, losses
@@ -156,20 +156,7 @@ def _deciding() -> Measured:
 def _promoting(*, groups: float | None = None) -> Measured:
     """The same where all pass, so that the sealed parts of all are audited; with more guards of the bits."""
     random = np.random.default_rng(1)
-    sites = np.array(["east", "north", "south", "west"])
-
-    def pair(experience: int) -> PairedAnswers:
-        baseline = random.random(2000) < 0.9
-        challenger = baseline.copy()
-        challenger[random.choice(2000, 20, replace=False)] ^= True
-        columns = {"site": Column.of(random.choice(sites, 2000))}
-        return PairedAnswers(experience, baseline, challenger, groups=columns)
-
-    def update() -> Evidence:
-        past, sealed = (tuple(pair(experience) for experience in range(1000)) for _ in range(2))
-        return Evidence(DataEvidence(8000, 0), past, (pair(1000),), audit=Audit(sealed), champion=1)
-
-    updates = iter([update() for _ in range(_UPDATES)])
+    updates = iter([gate_promises.large_update(random) for _ in range(_UPDATES)])
     config = GateConfig(margin=0.05, negative_flips=0.05, groups=groups)
     seconds = _fastest(lambda: decide(next(updates), config), repeats=_UPDATES)
     guards = "budget and negative flips" if groups is None else "budget, negative flips, 4,000 groups"

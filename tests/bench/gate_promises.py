@@ -203,7 +203,7 @@ def _costs() -> list[Measured]:
 
 def _cost(groups: float | None, goal: float) -> Measured:
     random, config = np.random.default_rng(1), GateConfig(margin=0.05, negative_flips=0.05, groups=groups)
-    updates = [_update(random) for _ in range(_UPDATES)]
+    updates = [large_update(random) for _ in range(_UPDATES)]
     ratios = []
     for update in updates:
         bare = _seconds(lambda: _arithmetic(update, config))  # noqa: B023
@@ -214,7 +214,8 @@ def _cost(groups: float | None, goal: float) -> Measured:
     return Measured(f"{name}, of bare arithmetic", statistics.median(ratios), "ratio", goal, "<=")
 
 
-def _update(random: np.random.Generator) -> Evidence:
+def large_update(random: np.random.Generator) -> Evidence:
+    """A harmless update of a pipeline with 1,000 holdouts of 2,000 records, all parts with groups."""
     sites = np.array(["east", "north", "south", "west"])
 
     def pair(experience: int) -> PairedAnswers:

@@ -138,11 +138,21 @@ def past_blocks(
 
 
 def past_units(
-    history: Sequence[PastExperience], sizes: Mapping[int, int], config: GateConfig, *, planned: float
+    history: Sequence[PastExperience],
+    sizes: Mapping[int, int],
+    config: GateConfig,
+    *,
+    planned: float,
+    blocks: Sequence[Pool] = (),
 ) -> list[Pool]:
-    """Experiences by themselves, and those with too few records for it together with their neighbours."""
+    """Experiences by themselves, and those with too few records for it together with their neighbours.
+
+    Those that are one of these `blocks` are left out: the block's finding answers for them.
+    """
     least = records_of_single(config, alpha=planned)
-    return pools_of(units_of(history, sizes, least), sizes, lambda _: least)
+    units = pools_of(units_of(history, sizes, least), sizes, lambda _: least)
+    same = {frozenset(pool.members) for pool in blocks}
+    return [pool for pool in units if frozenset(pool.members) not in same]
 
 
 def sizes_of(past: Sequence[PairedAnswers]) -> dict[int, int]:
@@ -187,9 +197,7 @@ class _Judged:
         """Blocks, and the units that are not blocks too."""
         history, sizes = history_of(self.evidence.history, self.evidence.past), sizes_of(sound)
         blocks = past_blocks(history, sizes, self.config, planned=self.planned)
-        units = past_units(history, sizes, self.config, planned=self.planned)
-        same = {frozenset(pool.members) for pool in blocks}
-        return blocks, [pool for pool in units if frozenset(pool.members) not in same]
+        return blocks, past_units(history, sizes, self.config, planned=self.planned, blocks=blocks)
 
     def _singles(self) -> list[Finding]:
         """One finding for each that is judged by itself, and for each other that is shown to have lost."""

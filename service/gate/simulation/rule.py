@@ -69,9 +69,7 @@ def _alarms(lost: Counts, gained: Counts, kept: Bits, *, family: int, alpha: flo
 def judged_together(past: Alike, config: GateConfig) -> tuple[list[list[int]], NDArray[np.float64]]:
     """The members of each pool that must pass, and its margin; `alpha` is what a first try may spend."""
     blocks = retention.past_blocks(past.history, past.sizes, config, planned=config.alpha)
-    units = retention.past_units(past.history, past.sizes, config, planned=config.alpha)
-    same = {frozenset(pool.members) for pool in blocks}
-    units = [pool for pool in units if frozenset(pool.members) not in same]
+    units = retention.past_units(past.history, past.sizes, config, planned=config.alpha, blocks=blocks)
     n = np.array([past.records * len(pool.members) for pool in units], dtype=np.int64)
     together = retention.block_margin(config)
     margins = [
