@@ -32,7 +32,7 @@ CHANCE = 0.05
 
 
 def run() -> list[Measured]:
-    """Two numbers a cell: updates that were asked about, and rejected, of 100; then whether more asks more."""
+    """Two numbers a cell, updates asked about and rejected of 100; then whether more records ask more."""
     cells = [
         HarmlessLifetime(records, churn, better, UPDATES)
         for better, churn, records in product(KINDS.values(), CHURNS, ASKED)
