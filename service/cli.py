@@ -99,12 +99,19 @@ def demo(
         bool, typer.Option("--json", help="Print one JSON object as the last line.")
     ] = False,
     home: Annotated[Path | None, typer.Option(help="Folder of the demo; default: a fresh one.")] = None,
+    small: Annotated[
+        bool,
+        typer.Option(
+            "--small", help="Instead: 40 experiences of 200 records, and how often the gate asks. Minutes."
+        ),
+    ] = False,
 ) -> None:
     """Show the whole loop in two minutes: forgetting caught, bad data stopped, a decision, a rollback."""
     _refuse_other_packages(current_folder=True)
-    from service.commands.demo import run
+    from service.commands import demo as whole_loop
+    from service.commands import demo_small
 
-    run(home=home, json_output=json_output)
+    (demo_small if small else whole_loop).run(home=home, json_output=json_output)
 
 
 @pipelines.update_app.command("reproduce")

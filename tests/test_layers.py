@@ -167,7 +167,8 @@ RANKS: Mapping[str, str] = {
         bodies.streams bodies.updates pipelines holdouts records streams updates reference app
     """,
     "service.commands": """
-        mlflow_pages up demo pipelines reproduction streams holdouts gate_tables gate_questions gate
+        mlflow_pages up demo demo_small pipelines reproduction streams holdouts gate_tables gate_questions
+        gate
     """,
 }
 """The modules of each package, lowest first: one may import what stands before it."""

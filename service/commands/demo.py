@@ -62,16 +62,10 @@ def run(*, home: Path | None, json_output: bool) -> None:
     """
     started = time.monotonic()
     console = Console(stderr=json_output)
-    root = home or Path(tempfile.mkdtemp(prefix="holdfast-demo-"))
-    if root.exists() and any(root.iterdir()):
-        raise HoldfastError(
-            f"{root} holds something already; the demo wants a fresh folder.",
-            fix="Name an empty one with --home, or leave --home out.",
-        )
-    settings = Settings(home=root, port=_free_port(), mlflow_port=_free_port(), mlflow_ui=False)
+    settings = fresh_settings(home)
     story = Story()
     console.print(f"[bold]Holdfast[/bold] starts in {settings.root}: API, ingest, Ray trainer, MLflow store.")
-    with _service(settings, console), Client(up.api_url(settings)) as client:
+    with running_service(settings, console), Client(up.api_url(settings)) as client:
         _learn_the_stream(client, story, console)
         _send_bad_data(client, story, console)
         _ask_a_person(client, story, console)
@@ -85,6 +79,21 @@ def run(*, home: Path | None, json_output: bool) -> None:
     _print_where_to_look(settings, story, console, seconds)
     if json_output:
         sys.stdout.write(json.dumps(_document(story, seconds)) + "\n")
+
+
+def fresh_settings(home: Path | None) -> Settings:
+    """Settings of a service in an empty folder, this one or a temporary one.
+
+    Raises:
+        HoldfastError: the folder holds something.
+    """
+    root = home or Path(tempfile.mkdtemp(prefix="holdfast-demo-"))
+    if root.exists() and any(root.iterdir()):
+        raise HoldfastError(
+            f"{root} holds something already; the demo wants a fresh folder.",
+            fix="Name an empty one with --home, or leave --home out.",
+        )
+    return Settings(home=root, port=_free_port(), mlflow_port=_free_port(), mlflow_ui=False)
 
 
 def spec(name: str, strategy: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,7 +112,7 @@ def spec(name: str, strategy: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _service(settings: Settings, console: Console) -> Iterator[None]:
+def running_service(settings: Settings, console: Console) -> Iterator[None]:
     """`holdfast up` in a process of its own, until the block ends."""
     settings.root.mkdir(parents=True, exist_ok=True)
     log_path = settings.root / "service.log"
@@ -152,10 +161,10 @@ def _learn_the_stream(client: Client, story: Story, console: Console) -> None:
             for pipeline in (NAIVE, REPLAY):
                 angle = STREAM.angles[step]
                 progress.update(task, description=f"{pipeline}: digits at {angle:.0f} degrees")
-                _push(client, pipeline, lines)
-                update = _update_of(client, pipeline, experience=step)
+                push(client, pipeline, lines)
+                update = update_that_learns(client, pipeline, experience=step)
                 story.updates[pipeline].append(_summary(update, step))
-                _say(console, f"{pipeline}, {angle:.0f} degrees", update)
+                say_outcome(console, f"{pipeline}, {angle:.0f} degrees", update)
                 progress.advance(task)
 
 
@@ -170,19 +179,19 @@ def _send_bad_data(client: Client, story: Story, console: Console) -> None:
         ),
     }
     for offset, (what, records) in enumerate(broken.items()):
-        _push(client, REPLAY, encode_json(_renamed(records, what), DIGITS_SCHEMA))
-        update = _update_of(client, REPLAY, experience=STREAM.steps + offset)
+        push(client, REPLAY, encode_json(_renamed(records, what), DIGITS_SCHEMA))
+        update = update_that_learns(client, REPLAY, experience=STREAM.steps + offset)
         story.stopped.append({"what": what, **_summary(update, STREAM.steps + offset)})
-        _say(console, what, update)
+        say_outcome(console, what, update)
 
 
 def _ask_a_person(client: Client, story: Story, console: Console) -> None:
     console.print(f"\n[bold]A person decides[/bold]: an update is asked for with only {SMALL_BATCH} records.")
     few = _renamed(digits_step(STREAM, STREAM.steps - 1).take(slice(SMALL_BATCH)), "few")
-    _push(client, REPLAY, encode_json(few, DIGITS_SCHEMA))
+    push(client, REPLAY, encode_json(few, DIGITS_SCHEMA))
     accepted = client.post(f"/v1/pipelines/{REPLAY}/updates", {"by": "demo"}, key="demo-small-batch")
     update = _finished(client, accepted["update"])
-    _say(console, f"{SMALL_BATCH} records", update)
+    say_outcome(console, f"{SMALL_BATCH} records", update)
     story.decision = {"outcome": update["outcome"], "reason": update["reason"]}
     if update["state"] != "review":
         return
@@ -203,7 +212,8 @@ def _roll_back(client: Client, story: Story, console: Console) -> None:
     )
 
 
-def _push(client: Client, pipeline: str, lines: Sequence[bytes]) -> None:
+def push(client: Client, pipeline: str, lines: Sequence[bytes]) -> None:
+    """Send records in batches."""
     for start in range(0, len(lines), BATCH):
         client.push(pipeline, lines[start : start + BATCH])
 
@@ -215,8 +225,12 @@ def _renamed(records: Records, what: str) -> Records:
     )
 
 
-def _update_of(client: Client, pipeline: str, *, experience: int) -> Mapping[str, Any]:
-    """The update that learns an experience, once it has ended."""
+def update_that_learns(client: Client, pipeline: str, *, experience: int) -> Mapping[str, Any]:
+    """The update that learns an experience, once it has ended.
+
+    Raises:
+        HoldfastError: it failed, or there is none in time.
+    """
     deadline = time.monotonic() + UPDATE_SECONDS
     while time.monotonic() < deadline:
         newest = client.get(f"/v1/pipelines/{pipeline}/updates?limit=1")
@@ -257,7 +271,8 @@ def _summary(update: Mapping[str, Any], experience: int) -> dict[str, Any]:
 COLOURS = {"promote": "green", "review": "yellow", "reject": "red"}
 
 
-def _say(console: Console, what: str, update: Mapping[str, Any]) -> None:
+def say_outcome(console: Console, what: str, update: Mapping[str, Any]) -> None:
+    """One line: what was learnt, and what the gate said."""
     colour = COLOURS[update["outcome"]]
     console.print(f"  {what}: [{colour}]{update['outcome']}[/{colour}]: {update['reason']}", highlight=False)
 

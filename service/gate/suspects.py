@@ -142,8 +142,9 @@ def find_suspects(
         batch: at most `MOST_RECORDS` records of it, evenly drawn.
         reference: records of past holdouts, which the champion never learnt from.
         record_ids: (n,) of the batch.
-        newest: (m,) which records of the reference are of the newest holdout. How far a record lies from
-            its own batch is compared among these: in a mixture of experiences, distances are mixed too.
+        newest: (m,) which records of the reference are of the newest holdout, or of the few newest where
+            they are small. How far a record lies from its own batch is compared among these: in a mixture of
+            many experiences, distances are mixed too.
     """
     if min(len(batch), len(reference), int(newest.sum())) < MIN_RECORDS:
         return Suspects(0, len(reference))

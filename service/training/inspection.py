@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.gate.base import MOST_WORST, DataEvidence, ShiftEvidence, Suspects, WorstRecord
-from service.gate.suspects import MOST_RECORDS, Observed, find_suspects
+from service.gate.suspects import MIN_RECORDS, MOST_RECORDS, Observed, find_suspects
 from streams import shift as shifts
 from streams.base import Experience
 
@@ -38,7 +38,10 @@ class Inspector:
         share = max(1, MOST_RECORDS // len(holdouts))
         chosen = [(holdout, _some(holdout, share)) for holdout in holdouts]
         self._reference = self._observed([(part, rows) for part, rows in chosen])
-        self._newest = np.arange(len(self._reference)) < len(chosen[0][1])
+        sizes = np.cumsum([len(rows) for _, rows in chosen])
+        # One holdout by itself, unless it is smaller than what suspects can be found by.
+        newest = min(int(np.searchsorted(sizes, MIN_RECORDS)), len(sizes) - 1)
+        self._newest = np.arange(len(self._reference)) < sizes[newest]
         enough = int(np.searchsorted(np.cumsum([len(part) for part in holdouts]), ENOUGH_RECORDS)) + 1
         self._recent = self._observed(
             [(part, _some(part, MOST_RECORDS // enough)) for part in holdouts[:enough]]

@@ -39,8 +39,8 @@ def run(folder: Path) -> list[Measured]:
     with tempfile.TemporaryDirectory(prefix="holdfast-rare-") as place:
         store = Path(place) / "store"
         warm_up(Settings(home=store))
-        for name, goal, better in (("true labels", 18.0, ">="), ("the class lost", 0.0, "<=")):
-            month = _with_true_labels(second) if name == "true labels" else second
+        months = {"true labels": _with_true_labels(second), "the class lost": second}
+        for name, month in months.items():
             said: Counter[str] = Counter()
             for seed in range(SEEDS):
                 home = Path(place) / f"{name.replace(' ', '-')}-{seed}"
@@ -49,8 +49,11 @@ def run(folder: Path) -> list[Measured]:
                 sys.stdout.write(f"{name}, seed {seed}: {outcome}\n")
                 sys.stdout.flush()
             asked = f"asked {said['review']}, rejected {said['reject']}"
-            measured = float(said["promote"])
-            found.append(Measured(f"{name}: promoted ({asked})", measured, f"of {SEEDS}", goal, better))
+            told, promoted, unit = f"{name}: promoted ({asked})", float(said["promote"]), f"of {SEEDS}"
+            if month is second:
+                found.append(Measured(told, promoted, unit, 0.0, "<="))
+            else:
+                found.append(Measured(told, promoted, unit, 18.0, ">="))
     return found
 
 

@@ -1,6 +1,7 @@
 """Poisoned batches of real digits, before a champion that learnt clean ones, are stopped; clean ones not."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -150,6 +151,31 @@ def test_a_small_clean_batch_that_moved_is_not_stopped(angle: float) -> None:
         found = inspector.suspects(part(1, some(digits(angle), order[300:457])))
         seen = DataEvidence(found.records, 0, sample=157, has_reference=True, suspects=found)
         assert {finding.answer for finding in batch_guards.data(seen, CONFIG)} == {"pass"}
+
+
+def test_small_experiences_are_compared_with_several_holdouts() -> None:
+    """Experiences of 200 records have about 50 to judge by: one holdout alone is often too few."""
+    spec = STRATEGIES["replay"]
+    learner = spec.build(spec.config.model_validate({**STRATEGY, "epochs": 10}), STREAM)
+    holdouts: list[Experience] = []
+    answers: list[str] = []
+    for index in range(8):
+        batch = some(digits(2.0 * index), slice(200 * index, 200 * index + 200))
+        train, gate = some(batch, slice(60, 170)), some(batch, slice(45))
+        inspector = Inspector.of(learner, holdouts)
+        if inspector is not None:
+            found = inspector.suspects(part(index, train))
+            assert bool(found.records) == (len(holdouts) > 1), "45 records are too few, 90 are not"
+            seen = DataEvidence(found.records, 0, sample=110, has_reference=True, suspects=found)
+            answers += [each.answer for each in batch_guards.data(seen, CONFIG)]
+            if len(holdouts) == 7:
+                bad, _ = garbage(train, np.random.default_rng(0))
+                caught = inspector.suspects(part(index, bad))
+                seen = DataEvidence(caught.records, 0, sample=110, has_reference=True, suspects=caught)
+                assert "fail" in {each.answer for each in batch_guards.data(seen, CONFIG)}
+        learner.learn(part(index, train))
+        holdouts.insert(0, part(index, gate, "gate"))
+    assert Counter(answers) == {"pass": len(answers) - 1, "undecided": 1}
 
 
 def test_records_like_no_other_are_caught(past: Inspector) -> None:
