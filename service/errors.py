@@ -3,6 +3,7 @@
 HoldfastError
 ├── PipelineUnknownError, PipelineExistsError
 ├── PipelineInvalidError
+│   ├── PipelineHopelessError    its gate would ask a person about most harmless updates
 │   └── PipelineUnreadableError  stored by another release in a form that this one cannot read
 ├── RecordsInvalidError, BacklogFullError, BatchTooLargeError, IdempotencyKeyReusedError
 ├── DeadLetterUnknownError, DeadLetterUnfitError
@@ -58,6 +59,10 @@ class PipelineExistsError(HoldfastError):
 
 class PipelineInvalidError(HoldfastError):
     status, slug, title = 422, "pipeline-invalid", "The pipeline cannot work as declared"
+
+
+class PipelineHopelessError(PipelineInvalidError):
+    slug, title = "pipeline-hopeless", "The gate would ask about most harmless updates"
 
 
 class PipelineUnreadableError(PipelineInvalidError):

@@ -109,6 +109,10 @@ FLOORS = (
         "each wraps one outside thing: a declaration, a store, MLflow, a report",
     ),
     Floor(
+        ("service.declaration",),
+        "whether a declaration is accepted depends on its text alone, on nothing that is stored or runs",
+    ),
+    Floor(
         ("service.state", "service.training"),
         "training runs on Ray nodes without a database, and rows outlive any trainer",
     ),
@@ -142,11 +146,12 @@ RANKS: Mapping[str, str] = {
         discriminant weight_averages
     """,
     "service.gate": """
-        pairs batch_evidence config base schema stats sentences comparisons screen obsolete measures
+        pairs batch_evidence presets config base schema stats sentences comparisons screen obsolete measures
         holdouts suspects blocks guards.batch guards.judgements guards.retention guards.learning
         guards.classes guards.groups guards.quality guards.robustness guards.cost guards.seeds
         guards.budget decide
         simulation.rule simulation.rates simulation.lifetimes simulation.planning simulation.questions
+        simulation.asked_table simulation.asked simulation.declared
     """,
     "service.state": """
         database migrations.env migrations.versions.v0001_first migrations.versions.v0002_streams
@@ -167,8 +172,8 @@ RANKS: Mapping[str, str] = {
         bodies.streams bodies.updates pipelines holdouts records streams updates reference app
     """,
     "service.commands": """
-        mlflow_pages up demo demo_small pipelines reproduction streams holdouts gate_tables gate_questions
-        gate
+        mlflow_pages up demo demo_small pipelines reproduction streams holdouts declared_gate gate_tables
+        gate_questions presets gate
     """,
 }
 """The modules of each package, lowest first: one may import what stands before it."""

@@ -15,6 +15,8 @@ COVERED_BY = {
     "service.api.parameters": "tests/service/api/test_app.py",
     "service.api.pipelines": "tests/service/api/test_app.py",
     "service.api.problems": "tests/service/api/test_app.py",
+    "service.commands.declared_gate": "tests/service/gate/simulation/test_declared.py",
+    "service.commands.gate": "tests/service/gate/simulation/test_rates.py",
     "service.commands.gate_questions": "tests/service/gate/simulation/test_questions.py",
     "service.commands.gate_tables": "tests/service/test_cli.py",
     "service.commands.holdouts": "tests/service/test_cli.py",

@@ -9,6 +9,7 @@ from service.api.bodies.pipelines import (
     ChampionView,
     EntryView,
     ExperienceView,
+    GatePlanView,
     LedgerView,
     PipelineView,
     RollbackRequest,
@@ -16,6 +17,7 @@ from service.api.bodies.pipelines import (
 from service.api.bodies.updates import UpdateView
 from service.api.limits import JsonRoute
 from service.api.parameters import MAX_INTEGER, Configured, Engine, Limit, PipelineName
+from service.declaration import gate_plan, require_hope
 from service.errors import ChampionMissingError
 from service.ingest.sources import pushed_partition, require_allowed
 from service.pipelines import PipelineSpec, parse
@@ -42,12 +44,16 @@ After = Annotated[int, Query(ge=0, le=MAX_INTEGER, description="Sequence of the 
     },
 )
 def create(document: Annotated[dict[str, Any], Body()], engine: Engine, settings: Configured) -> PipelineView:
-    """A pipeline that cannot work is refused, with every reason under `errors`."""
+    """A pipeline that cannot work is refused, with every reason under `errors`.
+
+    So is a gate that would ask a person about most harmless updates, unless it says `accept: true`.
+    """
     spec = parse(document)
     require_allowed(spec, settings)
+    require_hope(spec)
     with engine.begin() as connection:
         pipelines.create(connection, spec)
-    return _view(engine, spec)
+    return _view(engine, spec, plan=True)
 
 
 @router.get("", summary="List pipelines")
@@ -61,7 +67,7 @@ def list_all(engine: Engine) -> list[PipelineView]:
 def show(pipeline: PipelineName, engine: Engine) -> PipelineView:
     with reading(engine) as connection:
         spec = pipelines.load_spec(connection, pipeline)
-    return _view(engine, spec)
+    return _view(engine, spec, plan=True)
 
 
 @router.get("/{pipeline}/experiences", summary="Experiences and their states")
@@ -137,7 +143,7 @@ def _champion(connection: sa.Connection, pipeline: str) -> ChampionView:
     return ChampionView.of(present, version)
 
 
-def _view(engine: sa.Engine, spec: PipelineSpec) -> PipelineView:
+def _view(engine: sa.Engine, spec: PipelineSpec, *, plan: bool = False) -> PipelineView:
     manifest = Manifest(engine)
     pushed = pushed_partition(spec) if spec.pushable else None
     with reading(engine) as connection:
@@ -145,6 +151,7 @@ def _view(engine: sa.Engine, spec: PipelineSpec) -> PipelineView:
         live = jobs.live(connection, spec.name)
     return PipelineView(
         spec=spec,
+        gate_plan=GatePlanView.of(gate_plan(spec)) if plan else None,
         experiences=manifest.totals(spec.name)[0],
         pending_records=manifest.pending_records(spec.name, partition=pushed) if pushed else None,
         dead_letters=manifest.count_dead_letters(spec.name),

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,9 +39,21 @@ Margin = Annotated[
 Churn = Annotated[float, typer.Option(help="Share of the past answers that an update flips.")]
 Holdouts = Annotated[int, typer.Option(help="Past holdouts.")]
 Alpha = Annotated[float, typer.Option(help="Error rate that is promised.")]
-Budget = Annotated[float, typer.Option(help="What may be lost in all, against the anchor.")]
-Gate = Annotated[float, typer.Option(help="The pipeline's split.gate.")]
-Audit = Annotated[float, typer.Option(help="The pipeline's split.audit.")]
+DeclaredMargin = Annotated[
+    float | None, typer.Option(help="A block of past experiences may truly lose less than this.")
+]
+DeclaredAlpha = Annotated[float | None, typer.Option(help="Error rate that is promised.")]
+Budget = Annotated[float | None, typer.Option(help="What may be lost in all, against the anchor.")]
+Gate = Annotated[float | None, typer.Option(help="The pipeline's split.gate.")]
+Audit = Annotated[float | None, typer.Option(help="The pipeline's split.audit.")]
+PresetName = Annotated[str | None, typer.Option("--preset", help="cautious, balanced or eager.")]
+PipelineFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--pipeline",
+        help="A pipeline's YAML file: its gate, split and trigger, where no option says otherwise.",
+    ),
+]
 Accuracy = Annotated[float, typer.Option(help="The champion's share of right answers on past records.")]
 Seed = Annotated[int, typer.Option(help="The same seed draws the same numbers.")]
 
@@ -100,20 +113,35 @@ def gate_simulate(
 @gate_app.command("plan")
 def gate_plan(
     records: Annotated[int | None, typer.Option(help="Records of each experience; default: of any.")] = None,
-    margin: Annotated[
-        float, typer.Option(help="A block of past experiences may truly lose less than this.")
-    ] = 0.02,
+    margin: DeclaredMargin = None,
     churn: Annotated[
-        float, typer.Option(help="Share of its answers that a harmless update may flip (planned_churn).")
-    ] = 0.12,
-    alpha: Alpha = 0.05,
-    budget: Budget = 0.05,
-    gate: Gate = 0.25,
-    audit: Audit = 0.2,
+        float | None,
+        typer.Option(help="Share of its answers that a harmless update may flip (planned_churn)."),
+    ] = None,
+    alpha: DeclaredAlpha = None,
+    budget: Budget = None,
+    gate: Gate = None,
+    audit: Audit = None,
+    preset: PresetName = None,
+    pipeline: PipelineFile = None,
     json_output: Json = False,
 ) -> None:
     """What a pipeline gets: from how many records on the gate keeps which promise."""
-    _check_plan(margin=margin, churn=churn, alpha=alpha, budget=budget, gate=gate, audit=audit)
+    from service.commands.declared_gate import declared_gate
+
+    knobs = {"margin": margin, "planned_churn": churn, "alpha": alpha, "budget": budget, "preset": preset}
+    _check_given(margin=margin, churn=churn, alpha=alpha, budget=budget, gate=gate, audit=audit)
+    declared = declared_gate(pipeline, gate=knobs, split={"gate": gate, "audit": audit}, records=records)
+    config, gate, audit = declared.config, declared.split.gate, declared.split.audit
+    records = declared.records
+    _check_plan(
+        margin=config.margin,
+        churn=config.planned_churn,
+        alpha=config.alpha,
+        budget=config.budget,
+        gate=gate,
+        audit=audit,
+    )
     if records is not None:
         _whole("records", records, 1, MOST_RECORDS)
         if round(records * min(gate, audit)) < 1:
@@ -122,10 +150,8 @@ def gate_plan(
                 fix="Give more --records, or larger shares --gate and --audit.",
             )
     from service.commands import gate_tables as tables
-    from service.gate.base import GateConfig
     from service.gate.simulation.planning import plan
 
-    config = GateConfig(margin=margin, planned_churn=churn, alpha=alpha, budget=budget)
     planned = plan(config, gate=gate, audit=audit, records=records)
     if json_output:
         document = {"gate": config.model_dump(mode="json"), "split": {"gate": gate, "audit": audit}}
@@ -135,16 +161,20 @@ def gate_plan(
 
 @gate_app.command("questions")
 def gate_questions(
-    records: Annotated[int, typer.Option(help="Records of each experience.")] = 1000,
+    records: Annotated[
+        int | None, typer.Option(help="Records of each experience; default: 1,000, or the trigger's.")
+    ] = None,
     churn: Churn = 0.06,
     better: Annotated[
         float, typer.Option(help="How much worse than past data the champion answers new data.")
     ] = 0.0,
-    margin: Margin = 0.02,
-    alpha: Alpha = 0.05,
-    budget: Budget = 0.05,
-    gate: Gate = 0.25,
-    audit: Audit = 0.2,
+    margin: DeclaredMargin = None,
+    alpha: DeclaredAlpha = None,
+    budget: Budget = None,
+    gate: Gate = None,
+    audit: Audit = None,
+    preset: PresetName = None,
+    pipeline: PipelineFile = None,
     updates: Annotated[int, typer.Option(help="Updates of each lifetime.")] = 100,
     lifetimes: Annotated[int, typer.Option(help="Lifetimes to simulate.")] = 5,
     accuracy: Accuracy = 0.9,
@@ -152,29 +182,61 @@ def gate_questions(
     json_output: Json = False,
 ) -> None:
     """How often the gate asks a person about a pipeline that loses nothing, and which guard asks."""
-    _check(margin=margin, churn=churn, n=records, holdouts=1, alpha=alpha, seed=seed)
+    from service.commands.declared_gate import declared_gate
+
+    _check_given(margin=margin, churn=None, alpha=alpha, budget=budget, gate=gate, audit=audit)
+    knobs = {"margin": margin, "learning_margin": margin, "alpha": alpha, "budget": budget, "preset": preset}
+    declared = declared_gate(pipeline, gate=knobs, split={"gate": gate, "audit": audit}, records=records)
+    config, gate, audit = declared.config, declared.split.gate, declared.split.audit
+    size = 1000 if declared.records is None else declared.records
+    _check(margin=config.margin, churn=churn, n=size, holdouts=1, alpha=config.alpha, seed=seed)
     for name, share in (("gate", gate), ("audit", audit), ("accuracy", accuracy)):
         _between(name, share, 0, 1)
-    _between("budget", budget, 0, 0.5)
+    _between("budget", config.budget, 0, 0.5)
     if not 0 <= better < 1:
         _refuse("better", better, "at least 0 and below 1")
     _whole("updates", updates, 1, 1000)
     _whole("lifetimes", lifetimes, 1, 1000)
     from service.commands import gate_questions as tables
-    from service.gate.base import GateConfig
     from service.gate.simulation import questions
 
-    lifetime = questions.HarmlessLifetime(records, churn, better, updates, gate, audit, accuracy)
+    lifetime = questions.HarmlessLifetime(size, churn, better, updates, gate, audit, accuracy)
     if wrong := lifetime.problem():
         raise HoldfastError(
             f"Such a lifetime is impossible: {wrong}.", fix="Change --churn, --accuracy or the split."
         )
-    config = GateConfig(margin=margin, learning_margin=margin, alpha=alpha, budget=budget)
     with _progress(f"simulating {lifetimes} lifetimes", lifetimes) as step:
         found = questions.lifetimes(lifetime, config, many=lifetimes, seed=seed, progress=step)
     if json_output:
         return print_json(tables.document(lifetime, config, found))
     _say(tables.lines(lifetime, config, found))
+
+
+@gate_app.command("presets")
+def gate_presets(
+    simulate: Annotated[
+        bool,
+        typer.Option(
+            "--simulate", help="Simulate again, for about 10 minutes, and print the table's module."
+        ),
+    ] = False,
+    lifetimes: Annotated[int, typer.Option(help="With --simulate: lifetimes of each cell.")] = 10,
+    json_output: Json = False,
+) -> None:
+    """What each preset sets, how often it asks, and what one experience may lose under it."""
+    from service.commands import presets as tables
+
+    if not simulate:
+        return print_json(tables.document()) if json_output else _say(tables.lines())
+    _whole("lifetimes", lifetimes, 2, 1000)
+    from service.gate.presets import PRESETS
+    from service.gate.simulation import asked, asked_table
+
+    updates, seed = asked_table.UPDATES, asked_table.SEED
+    with _progress("simulating the presets", len(PRESETS) * len(asked.CHURNS) * len(asked.SIZES)) as step:
+        cells = asked.simulated_table(many=lifetimes, updates=updates, seed=seed, progress=step)
+    for line in tables.module(cells, lifetimes=lifetimes, updates=updates, seed=seed):
+        typer.echo(line)
 
 
 @gate_app.command("schema")
@@ -250,6 +312,31 @@ def _check_plan(
     _between("gate", gate, 0, 1)
     _between("audit", audit, 0, 1 - gate)
     _between("budget", budget, 0, 0.5)
+
+
+def _check_given(
+    *,
+    margin: float | None,
+    churn: float | None,
+    alpha: float | None,
+    budget: float | None,
+    gate: float | None,
+    audit: float | None,
+) -> None:
+    """Check options by their own names, before they are fields of a gate."""
+    _check(
+        margin=0.02 if margin is None else margin,
+        churn=0.0,
+        n=1,
+        holdouts=1,
+        alpha=0.05 if alpha is None else alpha,
+    )
+    if churn is not None and not 0 < churn <= MOST_CHURN:
+        _refuse("churn", churn, f"above 0, and at most {MOST_CHURN:g}")
+    most_sealed = 1 - (0.25 if gate is None else gate)
+    for name, value, high in (("budget", budget, 0.5), ("gate", gate, 1), ("audit", audit, most_sealed)):
+        if value is not None:
+            _between(name, value, 0, high)
 
 
 def _check_lifetime(lifetime: "Lifetime", lifetimes: int) -> None:

@@ -35,12 +35,19 @@ By = Annotated[str, typer.Option("--by", envvar="USER", help="Who decides.")]
 
 
 @pipeline_app.command("create")
-def pipeline_create(file: Annotated[Path, typer.Argument(help="YAML file.")], url: Url = None) -> None:
-    """Declare a pipeline from a YAML file."""
+def pipeline_create(
+    file: Annotated[Path, typer.Argument(help="YAML file.")], json_output: Json = False, url: Url = None
+) -> None:
+    """Declare a pipeline from a YAML file, and say what its gate means for it."""
     with open_client(url) as client:
         # The API checks the document: the command line needs no part of the service for it.
-        view = client.post("/v1/pipelines", _document(file))
+        view = client.post("/v1/pipelines", read_document(file))
+    if json_output:
+        return print_json(view)
+    plan = view["gate_plan"]
     typer.echo(f"Pipeline {view['spec']['name']} is declared.")
+    for line in (plan["sentence"], *plan["notes"]):
+        typer.echo(fill(line, WIDTH))
 
 
 @pipeline_app.command("list")
@@ -298,8 +305,12 @@ def _segment(name: str) -> str:
     return segment(name)
 
 
-def _document(file: Path) -> Any:
-    """The content of a YAML file, which must be what JSON can hold."""
+def read_document(file: Path) -> Any:
+    """The content of a YAML file, which must be what JSON can hold.
+
+    Raises:
+        HoldfastError: it cannot be read, is not YAML, or holds what a pipeline cannot.
+    """
     import yaml
 
     try:

@@ -1,11 +1,12 @@
 """GateConfig: what a pipeline requires of a challenger."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.gate.batch_evidence import ShiftEvidence
+from service.gate.presets import Preset, resolved
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Metric = Literal["macro_f1", "balanced_accuracy", "auc", "brier"]
@@ -17,6 +18,15 @@ class GateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    preset: Preset = Field(
+        "balanced",
+        description="Sets defaults of the other fields: cautious lets less be lost, eager asks a person less "
+        "often; fields given next to it win.",
+    )
+    accept: bool = Field(
+        False,
+        description="Declare a gate that would ask about most harmless updates, or that nothing can pass.",
+    )
     margin: float = Field(
         0.02, gt=0, lt=1, description="A block of past experiences may truly lose less than this."
     )
@@ -211,6 +221,11 @@ class GateConfig(BaseModel):
     seeds_disagreement: float = Field(
         0.15, gt=0, lt=1, description="Share of holdout records that another seed may answer otherwise."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, document: Any) -> Any:
+        return resolved(document)
 
     def for_shift(self, shift: ShiftEvidence | None) -> "GateConfig":
         """The config for a batch with this shift: where `on_shift` is strict, half of each allowed excess."""

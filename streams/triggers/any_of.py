@@ -76,6 +76,14 @@ class AnyOfTrigger(TriggerConfig):
         least = min(trigger.least_records for trigger in self.any)
         return self.min_records if self.max_seconds is not None else max(self.min_records, least)
 
+    @property
+    def declared_records(self) -> tuple[int, int | None]:
+        fewest, most = zip(*(trigger.declared_records for trigger in self.any), strict=True)
+        bounds = [bound for bound in most if bound is not None]
+        # A minimum of seconds may delay a cut for any number of records, and a maximum may hasten it.
+        least = 1 if self.max_seconds is not None else max(self.min_records, min(fewest))
+        return least, max(self.min_records, min(bounds)) if bounds and not self.min_seconds else None
+
     def watch(self, state: TriggerState, context: TriggerContext) -> RecordWatch:
         """See `TriggerConfig`."""
         return AnyOfWatch(self, state, context)

@@ -174,6 +174,14 @@ class TriggerConfig(BaseModel):
         """Fewest records that it ever cuts."""
         return 1
 
+    @property
+    def declared_records(self) -> tuple[int, int | None]:
+        """Fewest and most records of an experience, as far as they are declared; (1, None): they are not.
+
+        A cut that a person asks for may have fewer.
+        """
+        return 1, None
+
     def watch(self, state: TriggerState, context: TriggerContext) -> RecordWatch:
         """A watch that begins just after the cut that saved this state; the state is empty before the first.
 

@@ -24,6 +24,10 @@ class RecordsTrigger(TriggerConfig):
     def least_records(self) -> int:
         return self.records
 
+    @property
+    def declared_records(self) -> tuple[int, int | None]:
+        return self.records, self.records
+
     def watch(self, state: TriggerState, context: TriggerContext) -> RecordWatch:
         """See `TriggerConfig`."""
         return RecordsWatch(self)

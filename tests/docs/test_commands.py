@@ -9,6 +9,7 @@ import pytest
 import typer.main
 
 from service import cli
+from service.declaration import require_hope
 from service.pipelines import parse
 from tests.service.api.test_app import ROUTES
 from tests.support.doc_pages import PAGES, SITE_PAGES, blocks, commands, prose, title_of
@@ -63,7 +64,7 @@ def test_every_yaml_example_is_a_pipeline_that_works() -> None:
     found = [block for path in PAGES for block in blocks(path.read_text(), "yaml")]
     assert found
     for block in found:
-        parse(block)
+        require_hope(parse(block))
 
 
 def test_every_call_in_a_page_is_to_a_route_that_is_there() -> None:

@@ -66,6 +66,8 @@ def test_the_simulated_tables_are_what_their_commands_print(command: str, shown:
 
 
 def test_every_simulation_is_followed_by_what_it_prints() -> None:
-    assert {command.split()[2] for command, _ in SIMULATED} == {"plan", "questions", "simulate"}
-    shown = re.findall(r"^holdfast gate (?:simulate|plan|questions) ", MARGINS + STATISTICS, flags=re.M)
+    assert {command.split()[2] for command, _ in SIMULATED} == {"plan", "presets", "questions", "simulate"}
+    shown = re.findall(
+        r"^holdfast gate (?:simulate|plan|presets|questions)\b", MARGINS + STATISTICS, flags=re.M
+    )
     assert len(shown) == len(SIMULATED)

@@ -45,7 +45,7 @@ def pipeline(api: Api, run: Run, tmp_path: Path) -> Iterator[str]:
     file.write_text(yaml.safe_dump(spec(name)))
     done = run("pipeline", "create", file)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"Pipeline {name} is declared.\n"
+    assert done.stdout.startswith(f"Pipeline {name} is declared.\nWith 1,000 records an experience, about ")
     yield name
     with api.engine.begin() as connection:
         connection.execute(sa.update(updates).values(state="done"))
@@ -86,6 +86,21 @@ def test_a_yaml_file_becomes_a_pipeline(run: Run, pipeline: str) -> None:
     assert f"{pipeline}: no champion, 0 experiences\n" in run("pipeline", "list").stdout
     listed = json.loads(run("pipeline", "list", "--json").stdout)
     assert pipeline in [view["spec"]["name"] for view in listed]
+
+
+def test_a_declaration_prints_what_its_gate_means_also_as_json(api: Api, run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(yaml.safe_dump(spec("says", split={"audit": 0})))
+    done = run("pipeline", "create", file)
+    assert done.returncode == 0, done.stderr
+    lines = " ".join(done.stdout.split())
+    assert "harmless updates that flip 6 % of the answers will ask you" in lines
+    assert lines.endswith("Nothing is sealed (split.audit is 0), so the budget is never held.")
+    file.write_text(yaml.safe_dump(spec("says-json")))
+    view = json.loads(run("pipeline", "create", file, "--json").stdout)
+    assert view["gate_plan"]["records"] == 1000
+    file.write_text(yaml.safe_dump(spec("says-no", trigger={"records": 30})))
+    refused(run("pipeline", "create", file), 1, "With 30 records an experience", "accept: true")
 
 
 @pytest.mark.parametrize(

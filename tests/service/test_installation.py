@@ -30,7 +30,7 @@ from tests.support.running import free_port, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
-API_MEGABYTES = 400
+API_MEGABYTES = 540
 """What an API-only environment may take on disk; docs/how-to/install.md has what it takes."""
 BATCH = 1200
 

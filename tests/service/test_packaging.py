@@ -193,7 +193,7 @@ def test_the_pins_of_the_api_are_what_the_role_imports() -> None:
     assert api_pins.API_PINS.read_text() == api_pins.derived(), (
         "constraints-api.txt is not what the API imports: run python -m tests.support.api_pins"
     )
-    heavy = {"torch", "ray", "mlflow", "avalanche-lib", "scikit-learn", "scipy", "confluent-kafka", "redis"}
+    heavy = {"torch", "ray", "mlflow", "avalanche-lib", "scikit-learn", "confluent-kafka", "redis"}
     assert not heavy & {
         canonicalize_name(line.split("==")[0]) for line in api_pins.API_PINS.read_text().split()
     }

@@ -28,12 +28,12 @@ HEAD = """\
 #   python -m tests.support.api_pins
 """
 
-# The role as it runs: the command, the app, its migrations, and the server.
+# The role as it runs: the command, the app, its migrations, the server, and the plan of a declared gate.
 ROLE = """
 import asyncio, json, sys, tempfile
 from pathlib import Path
 import uvicorn
-import service.cli, service.client
+import service.cli, service.client, service.gate.simulation.declared
 from service.api.app import create_app
 from service.settings import Settings
 

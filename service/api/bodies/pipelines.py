@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -12,11 +12,78 @@ from service.pipelines import PipelineSpec
 from service.state import champions, ledger
 from streams.state.manifest import ExperienceRow
 
+if TYPE_CHECKING:
+    from service.gate.simulation.declared import DeclaredPlan
+
+Bound = Literal["about", "at least", "at most"]
+
+
+class AskedView(Body):
+    """How often a person is asked about updates that lose nothing, by simulation."""
+
+    churn: float = Field(description="Share of the answers that each update flips.")
+    per_100: float = Field(
+        description="Updates asked about, of the first 100; a mean over simulated pipelines."
+    )
+    low: float = Field(description="With `high` the 95 % interval of this mean.")
+    high: float
+    bound: Bound = Field(
+        description="about: these settings ask so often; else at least, or at most so often."
+    )
+
+
+class GatePlanView(Body):
+    """What the gate means for the experiences that the trigger declares."""
+
+    sentence: str = Field(description="The plan in one line.")
+    records: int | None = Field(
+        description="Records of an experience that the numbers are for; null: the trigger declares none."
+    )
+    records_bound: Bound = Field(
+        description="about: experiences have so many; else at least, or at most so many."
+    )
+    gate_records: int | None = Field(description="Of these, records that every later update is judged on.")
+    sealed_records: int | None = Field(description="Of these, records that only audits read.")
+    asked: Sequence[AskedView] = Field(
+        description="One entry a churn; empty: no figure is known for these settings."
+    )
+    unseen_loss: float | None = Field(
+        description="Share of its right answers that one experience may lose without being seen."
+    )
+    halved_at: int | None = Field(
+        description="Records of an experience that halve both; null: not known, or none do."
+    )
+    notes: Sequence[str] = Field(description="Promises that are never kept with what is declared.")
+    hopeless: str | None = Field(
+        description="Why most harmless updates wait for a person; null: they do not, or it is not known."
+    )
+
+    @staticmethod
+    def of(plan: "DeclaredPlan") -> "GatePlanView":
+        return GatePlanView(
+            sentence=plan.sentence,
+            records=plan.records,
+            records_bound=plan.records_bound,
+            gate_records=plan.gate_records,
+            sealed_records=plan.sealed_records,
+            asked=[
+                AskedView(churn=churn, per_100=rate.mean, low=rate.low, high=rate.high, bound=rate.bound)
+                for churn, rate in plan.asked
+            ],
+            unseen_loss=plan.unseen_loss,
+            halved_at=plan.halved_at,
+            notes=plan.notes,
+            hopeless=plan.hopeless,
+        )
+
 
 class PipelineView(Body):
     """A pipeline and its current state."""
 
     spec: PipelineSpec = Field(description="As declared, with every default.")
+    gate_plan: GatePlanView | None = Field(
+        description="What the gate means for what is declared; null in a list of pipelines."
+    )
     experiences: int = Field(description="Experiences cut so far.")
     pending_records: int | None = Field(
         description="Pushed records not yet cut into an experience; null: none can be pushed."

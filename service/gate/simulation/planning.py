@@ -106,13 +106,7 @@ def plan(config: GateConfig, *, gate: float, audit: float, records: int | None) 
 def _sized(config: GateConfig, *, gate: int, sealed: int, block: int) -> Sized:
     gate, sealed = (min(each, config.holdout_records) for each in (gate, sealed))
     first = stats.spent(config.alpha, 1)
-    planned = config.model_copy(update={"alpha": first})
-    past = Alike(config.max_holdouts, gate)
-    unit = retention.past_units(past.history, past.sizes, config, planned=first)[0].members
-    by_itself = gate >= retention.records_of_single(config, alpha=first)
-    margin = float(retention.single_margins(np.array([gate * len(unit)]), config, alpha=first)[0])
-    family = past.experiences + sum(len(members) > 1 for members in judged_together(past, planned)[0])
-    unseen = retention.unseen_loss(gate, alpha=config.alarm_alpha / family, churn=config.planned_churn)
+    one = one_experience(config, gate)
     blocks = ceil(block / gate)
     judged = records_judged(range(blocks), (), config).values()
 
@@ -128,13 +122,50 @@ def _sized(config: GateConfig, *, gate: int, sealed: int, block: int) -> Sized:
         blocks,
         sum(min(gate, most) for most in judged),
         ceil(int(stats.floor_n(config.margin, first)) / gate),
-        len(unit),
-        config.margin if gate >= block else margin,
-        None if by_itself else unseen,
+        one.neighbours,
+        one.margin,
+        one.unseen,
         audited,
         ceil(1000 * max(before) - 1e-9) / 1000 if before else None,
         kept,
     )
+
+
+@dataclass(frozen=True)
+class One:
+    """What one experience may lose, in a pipeline whose experiences all have as many gate records."""
+
+    neighbours: int
+    """Experiences that are judged as one at the margin that follows; 1: each is judged by itself."""
+    margin: float
+    """What these may lose less than."""
+    unseen: float | None
+    """Loss on one of them that could go unseen; None: it is judged by itself."""
+
+    @property
+    def loss(self) -> float:
+        """What the experience may lose and pass nevertheless."""
+        return self.margin if self.unseen is None else self.unseen
+
+
+def one_experience(config: GateConfig, gate: int) -> One:
+    """What an experience with so many gate records, at least 1, is held to in a pipeline of many."""
+    gate = min(gate, config.holdout_records)
+    first = stats.spent(config.alpha, 1)
+
+    def settled(records: int) -> float:
+        return float(retention.single_margins(np.array([records]), config, alpha=first)[0])
+
+    if gate >= retention.records_of_block(config, config.margin, alpha=first):
+        return One(1, config.margin, None)
+    if gate >= retention.records_of_single(config, alpha=first):
+        return One(1, settled(gate), None)
+    planned = config.model_copy(update={"alpha": first})
+    past = Alike(config.max_holdouts, gate)
+    unit = retention.past_units(past.history, past.sizes, config, planned=first)[0].members
+    family = past.experiences + sum(len(members) > 1 for members in judged_together(past, planned)[0])
+    unseen = retention.unseen_loss(gate, alpha=config.alarm_alpha / family, churn=config.planned_churn)
+    return One(len(unit), settled(gate * len(unit)), unseen)
 
 
 def _questions(experiences: int, sealed: int, config: GateConfig) -> list[budget.Question]:

@@ -18,7 +18,7 @@ from service.api import reference
 from service.api.app import create_app
 from service.errors import SettingsError
 from service.settings import Settings
-from service.state.database import updates
+from service.state.database import pipelines, updates
 from streams.state.manifest import Commit, DeadLetter, Manifest, Span
 from streams.wire.decode import JsonRecord
 from tests.support.api_parts import Api, declare, running_api, spec, unchanged
@@ -83,7 +83,8 @@ def test_serving_requests_imports_nothing_heavy(tmp_path: Path) -> None:
         "                {'id': 'a', 'features': [1, 2], 'label': 'up'}]})\n"
         "            assert (await http.get('/openapi.json')).status_code == 200\n"
         "asyncio.run(use())\n"
-        "heavy = ('torch', 'ray', 'mlflow', 'avalanche', 'sklearn', 'scipy', 'matplotlib')\n"
+        # scipy is loaded by the first declaration, whose gate it plans.
+        "heavy = ('torch', 'ray', 'mlflow', 'avalanche', 'sklearn', 'matplotlib')\n"
         "print([name for name in heavy if name in sys.modules])\n"
     )
     done = subprocess.run(
@@ -331,7 +332,51 @@ def test_a_pipeline_is_shown_with_its_defaults_and_listed(api: Api) -> None:
     assert view["spec"]["gate"]["margin"] == 0.02
     assert (view["experiences"], view["pending_records"], view["champion_version"]) == (0, 0, None)
     assert view["dead_letters"] == {}
-    assert view in api.http.get("/v1/pipelines").json()
+    assert {**view, "gate_plan": None} in api.http.get("/v1/pipelines").json()
+
+
+def test_a_declaration_says_what_its_gate_means_and_shows_it_again(api: Api) -> None:
+    answer = api.http.post("/v1/pipelines", json=spec("planned", gate={"preset": "eager"}))
+    assert answer.status_code == 201, answer.text
+    view = answer.json()
+    found = view["gate_plan"]
+    assert found["sentence"].startswith("With 1,000 records an experience, about ")
+    assert (found["records"], found["gate_records"], found["sealed_records"]) == (1000, 250, 200)
+    ((asked),) = found["asked"]
+    assert asked["low"] < asked["per_100"] < asked["high"]
+    assert (asked["churn"], asked["bound"], found["unseen_loss"]) == (0.06, "about", 0.134)
+    assert (found["notes"], found["hopeless"]) == ([], None)
+    assert (view["spec"]["gate"]["preset"], view["spec"]["gate"]["margin"]) == ("eager", 0.03)
+    assert api.http.get("/v1/pipelines/planned").json() == view
+
+
+def test_a_hopeless_gate_is_refused_unless_it_is_accepted(api: Api) -> None:
+    tiny = {"kind": "records", "records": 40}
+    with unchanged(api):
+        answer = api.http.post("/v1/pipelines", json=spec("tiny", trigger=tiny))
+        problem = api.refuses(answer, 422, "pipeline-hopeless")
+        assert "With 40 records an experience, at least" in problem["detail"]
+        assert "records ask about at most 10 of 100" in problem["fix"]
+        assert "accept: true" in problem["fix"]
+        for wrong in ("yes please", 2, None):
+            refused = api.http.post("/v1/pipelines", json=spec("tiny", trigger=tiny, gate={"accept": wrong}))
+            api.refuses(refused, 422, "pipeline-invalid")
+    answer = api.http.post("/v1/pipelines", json=spec("tiny", trigger=tiny, gate={"accept": True}))
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["gate_plan"]["hopeless"] in problem["detail"]
+
+
+def test_a_pipeline_of_an_earlier_release_goes_on_with_a_hopeless_gate(api: Api) -> None:
+    declare(api, "earlier", trigger={"records": 40}, gate={"accept": True})
+    with api.engine.begin() as connection:
+        stored = connection.execute(sa.select(pipelines.c.spec).where(pipelines.c.name == "earlier")).scalar()
+        assert stored is not None
+        gate = {name: value for name, value in stored["gate"].items() if name not in ("preset", "accept")}
+        query = sa.update(pipelines).where(pipelines.c.name == "earlier")
+        connection.execute(query.values(spec={**stored, "gate": gate}))
+    view = api.http.get("/v1/pipelines/earlier").json()
+    assert (view["spec"]["gate"]["preset"], view["spec"]["gate"]["accept"]) == ("balanced", False)
+    assert "would wait for a person" in view["gate_plan"]["hopeless"]
 
 
 def test_a_pipeline_shows_what_was_refused_once_it_was_read(api: Api) -> None:

@@ -3,14 +3,12 @@
 import json
 import math
 import re
-from inspect import signature
 from typing import Any
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from service.commands.gate import gate_plan
 from service.errors import HoldfastError
 from service.gate import stats
 from service.gate.base import (
@@ -276,17 +274,10 @@ def test_simulate_reports_lifetimes() -> None:
 
 
 def test_plan_assumes_what_a_pipeline_has_that_says_nothing() -> None:
-    """The command has the numbers itself: reading them from the config would load it at every start."""
-    assumed = {name: each.default for name, each in signature(gate_plan).parameters.items()}
-    gate, split = GateConfig(), Split()
-    assert (assumed["gate"], assumed["audit"]) == (split.gate, split.audit)
-    assert (assumed["margin"], assumed["alpha"], assumed["budget"], assumed["churn"]) == (
-        gate.margin,
-        gate.alpha,
-        gate.budget,
-        gate.planned_churn,
-    )
-    assert assumed["records"] is None
+    found = planned()
+    assert found["gate"] == GateConfig().model_dump(mode="json")
+    assert found["split"] == Split().model_dump()
+    assert found["records"] is None
 
 
 def test_plan_says_what_a_size_gets() -> None:
