@@ -146,8 +146,8 @@ RANKS: Mapping[str, str] = {
         discriminant weight_averages
     """,
     "service.gate": """
-        pairs batch_evidence presets config base schema stats sentences comparisons screen obsolete measures
-        holdouts suspects blocks guards.batch guards.judgements guards.retention guards.learning
+        pairs batch_evidence presets config base schema stats proportions sentences comparisons screen obsolete
+        measures holdouts suspects blocks guards.batch guards.judgements guards.retention guards.learning
         guards.classes guards.groups guards.quality guards.robustness guards.cost guards.seeds
         guards.budget decide
         simulation.rule simulation.rates simulation.lifetimes simulation.planning simulation.questions
@@ -157,8 +157,9 @@ RANKS: Mapping[str, str] = {
         database migrations.env migrations.versions.v0001_first migrations.versions.v0002_streams
         migrations.versions.v0003_looks migrations.versions.v0004_details
         migrations.versions.v0005_margins migrations.versions.v0006_words
-        migrations.versions.v0007_words migrations.versions.v0008_inputs presence
-        pipelines backlog jobs inputs ledger endings claims
+        migrations.versions.v0007_words migrations.versions.v0008_inputs
+        migrations.versions.v0009_causes presence
+        pipelines backlog jobs inputs outcomes ledger endings claims
         champions freezes holdouts
     """,
     "service.training": "answers inspection tasks checkpoint origin screening served trainer repeats pool",
@@ -172,8 +173,8 @@ RANKS: Mapping[str, str] = {
         bodies.streams bodies.updates pipelines holdouts records streams updates reference app
     """,
     "service.commands": """
-        mlflow_pages up demo demo_small pipelines reproduction streams holdouts declared_gate gate_tables
-        gate_questions presets gate
+        mlflow_pages up demo demo_small outcomes pipelines reproduction streams holdouts declared_gate
+        gate_tables gate_questions presets gate
     """,
 }
 """The modules of each package, lowest first: one may import what stands before it."""

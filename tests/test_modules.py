@@ -21,6 +21,7 @@ COVERED_BY = {
     "service.commands.gate_tables": "tests/service/test_cli.py",
     "service.commands.holdouts": "tests/service/test_cli.py",
     "service.commands.mlflow_pages": "tests/service/commands/test_demo.py",
+    "service.commands.outcomes": "tests/service/test_cli.py",
     "service.commands.pipelines": "tests/service/test_cli.py",
     "service.commands.streams": "tests/service/test_cli.py",
     "service.commands.up": "tests/service/test_cli.py",

@@ -11,6 +11,7 @@ from service.api.bodies.pipelines import (
     ExperienceView,
     GatePlanView,
     LedgerView,
+    OutcomesView,
     PipelineView,
     RollbackRequest,
 )
@@ -21,7 +22,7 @@ from service.declaration import gate_plan, require_hope
 from service.errors import ChampionMissingError
 from service.ingest.sources import pushed_partition, require_allowed
 from service.pipelines import PipelineSpec, parse
-from service.state import backlog, champions, jobs, ledger, pipelines
+from service.state import backlog, champions, jobs, ledger, outcomes, pipelines
 from service.updates import decisions
 from streams.state.manifest import Manifest
 from streams.state.tables import reading
@@ -53,21 +54,24 @@ def create(document: Annotated[dict[str, Any], Body()], engine: Engine, settings
     require_hope(spec)
     with engine.begin() as connection:
         pipelines.create(connection, spec)
-    return _view(engine, spec, plan=True)
+    return _view(engine, spec, outcomes.Outcomes(), plan=True)
 
 
 @router.get("", summary="List pipelines")
 def list_all(engine: Engine) -> list[PipelineView]:
     with reading(engine) as connection:
-        declared = [pipelines.load_spec(connection, name) for name in pipelines.names(connection)]
-    return [_view(engine, spec) for spec in declared]
+        names = pipelines.names(connection)
+        declared = [pipelines.load_spec(connection, name) for name in names]
+        counted = outcomes.latest(connection, names)
+    return [_view(engine, spec, counted[spec.name]) for spec in declared]
 
 
 @router.get("/{pipeline}", summary="One pipeline and its state")
 def show(pipeline: PipelineName, engine: Engine) -> PipelineView:
     with reading(engine) as connection:
         spec = pipelines.load_spec(connection, pipeline)
-    return _view(engine, spec, plan=True)
+        counted = outcomes.latest(connection, [pipeline])
+    return _view(engine, spec, counted[pipeline], plan=True)
 
 
 @router.get("/{pipeline}/experiences", summary="Experiences and their states")
@@ -143,7 +147,9 @@ def _champion(connection: sa.Connection, pipeline: str) -> ChampionView:
     return ChampionView.of(present, version)
 
 
-def _view(engine: sa.Engine, spec: PipelineSpec, *, plan: bool = False) -> PipelineView:
+def _view(
+    engine: sa.Engine, spec: PipelineSpec, counted: outcomes.Outcomes, *, plan: bool = False
+) -> PipelineView:
     manifest = Manifest(engine)
     pushed = pushed_partition(spec) if spec.pushable else None
     with reading(engine) as connection:
@@ -157,4 +163,5 @@ def _view(engine: sa.Engine, spec: PipelineSpec, *, plan: bool = False) -> Pipel
         dead_letters=manifest.count_dead_letters(spec.name),
         champion_version=present.version if present else None,
         live_updates=live,
+        outcomes=OutcomesView.of(counted),
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from service.commands.outcomes import outcome_lines
 from service.errors import HoldfastError, SettingsError
 from service.settings import Settings
 
@@ -58,12 +59,26 @@ def pipeline_list(json_output: Json = False, url: Url = None) -> None:
     if json_output:
         return print_json(views)
     for view in views:
-        champion = f"champion v{view['champion_version']}" if view["champion_version"] else "no champion"
-        waiting = f", {view['pending_records']} records wait to be cut" if view["pending_records"] else ""
-        count = view["experiences"]
-        typer.echo(
-            f"{view['spec']['name']}: {champion}, {count} experience{'' if count == 1 else 's'}{waiting}"
-        )
+        typer.echo(_state_of(view))
+
+
+def _state_of(view: Any) -> str:
+    champion = f"champion v{view['champion_version']}" if view["champion_version"] else "no champion"
+    waiting = f", {view['pending_records']} records wait to be cut" if view["pending_records"] else ""
+    count = view["experiences"]
+    return f"{view['spec']['name']}: {champion}, {count} experience{'' if count == 1 else 's'}{waiting}"
+
+
+@pipeline_app.command("status")
+def pipeline_status(pipeline: str, json_output: Json = False, url: Url = None) -> None:
+    """Show a pipeline's state, and how many of its updates were promoted, asked about and rejected."""
+    with open_client(url) as client:
+        view = client.get(path_of(pipeline))
+    if json_output:
+        return print_json(view)
+    typer.echo(_state_of(view))
+    for line in outcome_lines(view["outcomes"]):
+        typer.echo(line)
 
 
 @pipeline_app.command("show")

@@ -205,6 +205,12 @@ class Verdict:
         return tuple(each for each in self.findings if each.guard == BUDGET and "look" in each.numbers)
 
     @property
+    def cause(self) -> str | None:
+        """Guard of the finding that decided a review or a rejection; None: promoted."""
+        open_ = (each for each in self.findings if each.answer != "pass")
+        return next((each.guard for each in open_ if each.sentence == self.reason), None)
+
+    @property
     def freezes(self) -> bool:
         """Whether an audit was made and did not pass, which stops promotion."""
         return any(each.answer != "pass" for each in self.audit)

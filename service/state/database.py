@@ -63,8 +63,10 @@ updates = sa.Table(
     sa.Column("run_id", sa.String(64)),
     sa.Column("decision", sa.JSON),
     sa.Column("error", sa.Text),
+    sa.Column("cause", sa.String(64)),
     sa.UniqueConstraint("pipeline", "request_key"),
     sa.Index("ix_updates_state_created_at", "state", "created_at"),
+    sa.Index("ix_updates_pipeline_finished_at", "pipeline", "finished_at"),
     # The database itself holds the promise that one update of a pipeline runs at a time.
     sa.Index(
         "uq_updates_one_running",

@@ -60,6 +60,8 @@ class Update:
     decision: Mapping[str, Any] | None
     """A person's decision, with `choice` (approve, reject or cancel), `by`, `reason` and `at`."""
     error: str | None
+    cause: str | None = None
+    """Guard of the finding that decided a review or a rejection; None: promoted, or no verdict yet."""
 
     @property
     def cancelled(self) -> bool:

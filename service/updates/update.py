@@ -127,6 +127,7 @@ class Updater:
             "progress": None,
             "outcome": verdict.outcome,
             "reason": verdict.reason,
+            "cause": verdict.cause,
             "verdict": verdict.as_dict(),
             "accuracy": {str(index): value for index, value in accuracies(result.challenger).items()},
             "version": version,

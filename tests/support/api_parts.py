@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 import sqlalchemy as sa
+from pydantic import SecretStr
 
 from service.gate.base import Answer, Finding, Note, Outcome, Verdict
 from service.ingest.ingester import PipelineIngest
@@ -83,7 +84,10 @@ def unchanged(api: Api) -> Iterator[None]:
 def running_api(home: Path, **environment: str) -> Iterator[Api]:
     """The API as a process of its own, until the block ends."""
     home.mkdir(parents=True, exist_ok=True)
-    settings = Settings(home=home, port=free_port())
+    database_url = environment.get("HOLDFAST_DATABASE_URL")
+    settings = Settings(
+        home=home, port=free_port(), database_url=SecretStr(database_url) if database_url else None
+    )
     own = {"HOLDFAST_HOME": str(home), "HOLDFAST_PORT": str(settings.port), **environment}
     started = time.monotonic()
     with (home / "api.log").open("wb") as log:
@@ -149,22 +153,27 @@ def ingest(api: Api, pipeline: str) -> None:
     role.close()
 
 
-def learn(api: Api, pipeline: str, outcome: Literal["promote", "review", "reject"]) -> str:
-    """One update from its records to its verdict: what ingest and dispatcher write, without the training."""
+def request(api: Api, pipeline: str) -> str:
+    """Ask for an update of new records over HTTP; answers its id."""
     push(api, pipeline)
     answer = api.http.post(f"/v1/pipelines/{pipeline}/updates", json={})
     assert answer.status_code == 202, answer.text
-    return settle(api, pipeline, answer.json()["update"], outcome)
+    return str(answer.json()["update"])
 
 
-def _verdict(outcome: Outcome) -> Verdict:
+def learn(api: Api, pipeline: str, outcome: Outcome, *, guard: str = "retention") -> str:
+    """One update from its records to its verdict: what ingest and dispatcher write, without the training."""
+    return settle(api, pipeline, request(api, pipeline), outcome, guard=guard)
+
+
+def _verdict(outcome: Outcome, guard: str) -> Verdict:
     answers: dict[Outcome, Answer] = {"promote": "pass", "review": "undecided", "reject": "fail"}
-    finding = Finding("retention", answers[outcome], "experience 0: as the test says", 0, {"n": 5})
+    finding = Finding(guard, answers[outcome], "experience 0: as the test says", 0, {"n": 5})
     return Verdict(outcome, finding.sentence, (finding,), (Note("budget", "budget: nothing is sealed"),))
 
 
-def settle(api: Api, pipeline: str, requested: str, outcome: Literal["promote", "review", "reject"]) -> str:
-    """The rest of an update that was asked for over HTTP."""
+def settle(api: Api, pipeline: str, requested: str, outcome: Outcome, *, guard: str = "retention") -> str:
+    """The rest of an update that was asked for over HTTP; the guard is that of the finding that decides."""
     ingest(api, pipeline)
     update = claims.claim(api.engine, "test", lease_seconds=60, max_attempts=3)
     assert update is not None
@@ -210,7 +219,8 @@ def settle(api: Api, pipeline: str, requested: str, outcome: Literal["promote", 
                 "state": "review" if outcome == "review" else "done",
                 "outcome": outcome,
                 "reason": "test",
-                "verdict": _verdict(outcome).as_dict(),
+                "cause": _verdict(outcome, guard).cause,
+                "verdict": _verdict(outcome, guard).as_dict(),
                 "version": number,
                 "run_id": f"run-{number}",
                 "finished_at": time.time(),

@@ -8,8 +8,10 @@ from pydantic import Field
 
 from service.api.bodies.base import Body, ReasonRequest, moment
 from service.api.parameters import MAX_INTEGER
+from service.gate.proportions import exact_interval
 from service.pipelines import PipelineSpec
 from service.state import champions, ledger
+from service.state.outcomes import LATEST, Outcomes
 from streams.state.manifest import ExperienceRow
 
 if TYPE_CHECKING:
@@ -77,6 +79,65 @@ class GatePlanView(Body):
         )
 
 
+class RateView(Body):
+    """How many updates had one outcome, and how many of 100 that is."""
+
+    count: int = Field(description="Updates that were counted.")
+    per_100: float | None = Field(description="Of 100 updates; null: none was judged yet.")
+    low: float = Field(description="Of 100 updates in the long run, at least: exact 95 % interval.")
+    high: float = Field(description="Of 100 updates in the long run, at most.")
+
+    @staticmethod
+    def of(count: int, judged: int) -> "RateView":
+        low, high = (round(100 * limit, 2) for limit in exact_interval(count, judged))
+        per_100 = round(100 * count / judged, 2) if judged else None
+        return RateView(count=count, per_100=per_100, low=low, high=high)
+
+
+class LeftOutView(Body):
+    """Updates that ended without a verdict since the oldest one that is counted."""
+
+    nothing_to_learn: int = Field(description="No record had arrived.")
+    failed: int = Field(description="An error, or a champion that was moved meanwhile.")
+    cancelled: int = Field(description="By a person.")
+
+
+class OutcomesView(Body):
+    """What the gate decided of the latest updates, whatever a person decided afterwards."""
+
+    updates: int = Field(description=f"Latest updates with a verdict, at most {LATEST}.")
+    promoted: RateView
+    asked: RateView = Field(description="The gate asked a person.")
+    rejected: RateView
+    asked_by: Mapping[str, RateView] = Field(
+        description="Guard of the finding that decided, and the questions that it caused; they add up to "
+        "`asked`. `unknown`: the stored verdict does not say."
+    )
+    rejected_by: Mapping[str, RateView] = Field(description="The same of rejections.")
+    left_out: LeftOutView
+
+    @staticmethod
+    def of(outcomes: Outcomes) -> "OutcomesView":
+        judged = outcomes.judged
+
+        def rates(by_cause: Mapping[str, int]) -> dict[str, RateView]:
+            return {cause: RateView.of(count, judged) for cause, count in by_cause.items()}
+
+        return OutcomesView(
+            updates=judged,
+            promoted=RateView.of(outcomes.promoted, judged),
+            asked=RateView.of(sum(outcomes.asked.values()), judged),
+            rejected=RateView.of(sum(outcomes.rejected.values()), judged),
+            asked_by=rates(outcomes.asked),
+            rejected_by=rates(outcomes.rejected),
+            left_out=LeftOutView(
+                nothing_to_learn=outcomes.nothing_to_learn,
+                failed=outcomes.failed,
+                cancelled=outcomes.cancelled,
+            ),
+        )
+
+
 class PipelineView(Body):
     """A pipeline and its current state."""
 
@@ -93,6 +154,7 @@ class PipelineView(Body):
     )
     champion_version: int | None = Field(description="null: no version was promoted yet.")
     live_updates: int = Field(description="Updates queued, running, or awaiting a decision.")
+    outcomes: OutcomesView
 
 
 class ExperienceView(Body):

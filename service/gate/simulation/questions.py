@@ -278,8 +278,7 @@ class Pipeline:
         seen.rejected += verdict.outcome == "reject"
         seen.freezes += verdict.freezes
         if verdict.outcome == "review":
-            decided = next(each for each in verdict.findings if each.sentence == verdict.reason)
-            seen.causes[decided.guard] += 1
+            seen.causes[str(verdict.cause)] += 1
         self.looks.update([each.experience for each in evidence.past] + new)
         if verdict.audit and evidence.audit is not None:
             looked = [each.experience for each in evidence.audit.answers]

@@ -12,6 +12,7 @@ from service.gate.base import (
     DataEvidence,
     Evidence,
     Finding,
+    Freeze,
     GateConfig,
     NearDuplicates,
     PairedAnswers,
@@ -220,6 +221,17 @@ def test_first_version_for_a_person() -> None:
     verdict = decide(evidence, GateConfig(first_update="review"))
     assert verdict.outcome == "review"
     assert "asks that a person approves it" in verdict.reason
+
+
+def test_the_cause_is_the_guard_of_the_finding_that_decided() -> None:
+    assert decide(GOOD, CONFIG).cause is None
+    assert decide(replace(GOOD, past=(PAST[0], DROP)), CONFIG).cause == "retention"
+    assert decide(replace(GOOD, past=()), CONFIG).cause == "retention"
+    learnt = Evidence(DataEvidence(600, 0), new=(first(600, majority=60, right=540),), first=True)
+    assert decide(learnt, GateConfig(first_update="review")).cause == "first_update"
+    shifted = CONFIG.model_copy(update={"on_shift": "review"})
+    assert decide(replace(GOOD, shift=SHIFTED), shifted).cause == "shift"
+    assert decide(replace(GOOD, freeze=Freeze("u-1", None)), CONFIG).cause == "freeze"
 
 
 def test_a_guard_that_raises_goes_to_review_and_is_named() -> None:

@@ -1,5 +1,6 @@
 """Migrations, and how each database is opened."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from alembic.migration import MigrationContext
 
 from service.errors import DatabaseAwayError, SettingsError
 from service.state import database as module
-from service.state import holdouts
+from service.state import holdouts, jobs, outcomes
 from service.state.database import answering, connect, lock_pipeline, migrate, now
+from service.state.outcomes import Outcomes
 from service.training.answers import details
 from streams.state import status
 from streams.state.dead_letters import get
@@ -172,6 +174,51 @@ def test_reported_records_without_a_match_keep_their_number_under_the_new_name(
     with engine.begin() as connection:
         assert status.read(connection, "a").pending == {"records": 3, "waiting": 2}
         assert status.read(connection, "b").pending == {}
+    engine.dispose()
+
+
+def test_updates_of_earlier_releases_get_the_guard_that_decided_from_their_verdicts(
+    empty_database_url: str,
+) -> None:
+    engine = connect(empty_database_url)
+    migrate(engine, revision="0008")
+    found = [
+        {"guard": "values", "answer": "pass", "sentence": "the worst of them"},
+        {"guard": "retention", "answer": "undecided", "sentence": "experience 0 may have lost"},
+        {"guard": "budget", "answer": "undecided", "sentence": "the worst of them"},
+    ]
+    verdict = json.dumps({"reason": "the worst of them", "findings": found})
+    other = json.dumps({"reason": "in other words", "findings": found})
+    stored: list[tuple[str, str | None, str | None]] = [
+        ("a", "review", verdict),
+        ("b", "reject", verdict),
+        ("c", "promote", verdict),
+    ]
+    # One whose verdict does not say it, and one that has none.
+    stored += [("d", "review", other), ("e", None, None)]
+    # More than are read at a time.
+    stored += [(f"f{number:03}", "review", verdict) for number in range(250)]
+    columns = "id, pipeline, requested_by, wants_cut, state, attempt, failures, not_before, created_at"
+    insert = sa.text(
+        f"INSERT INTO updates ({columns}, experiences, outcome, verdict, finished_at) "
+        "VALUES (:id, 'p', 'test', :no, 'done', 1, 0, 0, 1.5, '[]', :outcome, :verdict, 2.5)"
+    )
+    with engine.begin() as connection:
+        connection.execute(sa.text("INSERT INTO pipelines VALUES ('p', '{}', 0)"))
+        for name, outcome, document in stored:
+            values = {"id": name, "no": False, "outcome": outcome, "verdict": document}
+            connection.execute(insert, values)
+    migrate(engine)
+    assert differences(engine) == []
+    counted = {"budget": 251, "unknown": 1}
+    for _ in range(2):
+        with engine.begin() as connection:
+            assert [jobs.get(connection, name).cause for name in "abcde"] == ["budget"] * 2 + [None] * 3
+            latest = outcomes.latest(connection, ["p"], last=1000)["p"]
+            assert latest == Outcomes(1, asked=counted, rejected={"budget": 1}, nothing_to_learn=1)
+        migrate_down(engine, "0008")
+        migrate(engine)
+    assert differences(engine) == []
     engine.dispose()
 
 

@@ -40,9 +40,15 @@ def test_updates_of_the_release_before_are_kept_and_have_no_inputs(empty_databas
     update_id = enqueue(engine)
     with engine.begin() as connection:
         assert not inputs.are_kept(connection)
-    before = read(engine, update_id)
+        # This release's own reader wants columns that an older database has not.
+        (before,) = connection.execute(sa.text("SELECT * FROM updates")).mappings()
     migrate(engine)
-    assert read(engine, update_id) == before
+    after = vars(read(engine, update_id))
+    assert after.pop("cause") is None
+    assert {name: after[name] for name in ("id", "pipeline", "state", "created_at")} == {
+        name: before[name] for name in ("id", "pipeline", "state", "created_at")
+    }
+    assert set(after) == set(before)
     with engine.begin() as connection:
         assert inputs.are_kept(connection)
         assert inputs.read(connection, update_id) == {}

@@ -105,7 +105,7 @@ def test_what_was_rejected_is_learnt_with_the_next_experience_and_then_parked(
     assert claims.claim(each.engine, "w", lease_seconds=60, max_attempts=3) is None
     assert each.learn(digits(2, angle=90)).outcome == "reject"
     third = each.updates()[2]
-    assert (list(third.experiences), third.base_version) == ([1, 2], 1)
+    assert (list(third.experiences), third.base_version, third.cause) == ([1, 2], 1, "retention")
     assert each.states() == {0: "learnt", 1: "parked", 2: "carried"}
     assert [entry.action for entry in each.ledger()] == ["promote", "reject", "reject"]
 
@@ -230,7 +230,10 @@ def test_a_rejected_review_is_parked_and_learnt_when_asked_for(make: Callable[..
     assert each.states() == {0: "parked"}
     each.ask([0])
     assert each.run().outcome == "review"
-    assert [each.read(done.id).version for done in each.updates()] == [1, 2]
+    assert [(done.version, done.cause) for done in each.updates()] == [
+        (1, "first_update"),
+        (2, "first_update"),
+    ]
 
 
 def test_a_person_gets_what_few_records_cannot_settle(make: Callable[..., Home]) -> None:
