@@ -128,7 +128,7 @@ FLOORS = (
 RANKS: Mapping[str, str] = {
     "streams.wire": "base rules features rows tables csv arrow_sizes arrow decode",
     "streams.triggers": """
-        detectors event_time base records shift performance cost any_of catalog
+        detectors event_time base bursts records shift performance cost any_of catalog
     """,
     "streams.store": "objects files experiences",
     "streams.state": "tables status dead_letters experiences offsets waiting pushed manifest",

@@ -101,16 +101,17 @@ class _Fired:
 class AnyOfWatch(RecordWatch):
     """Lets every trigger follow the records until one fires, and cuts once the minima allow it.
 
-    After a cut the trigger that made it goes on from its own state, and the others start again.
+    After a cut the trigger that made it goes on from its own state, and the others start again, with what
+    lasts of theirs.
     """
 
     def __init__(self, config: AnyOfTrigger, state: TriggerState, context: TriggerContext) -> None:
         super().__init__(config.kind)
         self._config = config
         kept: Mapping[str, TriggerState] = state.get("triggers", {})
-        self._children = [
-            child.watch(kept.get(str(index), {}), context) for index, child in enumerate(config.any)
-        ]
+        states = [kept.get(str(index), {}) for index in range(len(config.any))]
+        self._children = [child.watch(each, context) for child, each in zip(config.any, states, strict=True)]
+        self._lasting = [child.lasting(each) for child, each in zip(config.any, states, strict=True)]
         self._clock = EventClock(MAX_JUMP_SECONDS, state.get("clock"))
         self._last_reading = self._clock.reading
         self._last_arrival: float = state.get("arrival", math.nan)
@@ -210,12 +211,15 @@ class AnyOfWatch(RecordWatch):
 
     def _cut_of(self, fired: _Fired, records: int, at: float, clock: EventClock) -> Cut:
         exact = records == fired.cut.records
-        kept = {str(fired.index): fired.cut.state} if exact and fired.cut.state else {}
+        lasting = self._config.any[fired.index].lasting(fired.cut.state)
+        kept = {fired.index: fired.cut.state if exact else lasting}
         held = f" Held by {' and '.join(fired.held_by)} until {records:,} records." if fired.held_by else ""
         state = self._state(at, clock, kept)
         return self._cut(records, fired.cut.reason + held, state=state, **_decision_of(fired))
 
-    def _state(self, at: float, clock: EventClock, triggers: Mapping[str, TriggerState]) -> TriggerState:
+    def _state(self, at: float, clock: EventClock, kept: Mapping[int, TriggerState]) -> TriggerState:
+        states = {**dict(enumerate(self._lasting)), **kept}
+        triggers = {str(index): state for index, state in states.items() if state}
         return {"clock": clock.state(), "arrival": at, "triggers": triggers}
 
     def _state_now(self, now: float) -> TriggerState:

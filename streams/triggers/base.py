@@ -182,6 +182,10 @@ class TriggerConfig(BaseModel):
         """
         return 1, None
 
+    def lasting(self, state: TriggerState) -> TriggerState:
+        """The part of a saved state that stays true when the next cut is another trigger's, or is delayed."""
+        return {}
+
     def watch(self, state: TriggerState, context: TriggerContext) -> RecordWatch:
         """A watch that begins just after the cut that saved this state; the state is empty before the first.
 

@@ -1,13 +1,15 @@
 """Sequential detectors of a rise in a known error rate, on a stream of right (0) and wrong (1) answers.
 
 Both are given the rate that is still acceptable, and so need fewer records than detectors that estimate it.
-Both are set up by the average run length: the average number of records to a false alarm at that rate.
+Both are set up by the average run length: the average number of records to a false alarm at that rate. Where
+errors come in bursts, both need the block length of the answers (`bursts`) to keep it; 1 is no bursts.
 Their arithmetic is the same however the answers are chunked, to the last bit, and their state is JSON-able.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import exp, expm1, sqrt
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -18,6 +20,10 @@ LOWEST_RATE, HIGHEST_RATE = 0.005, 0.95
 """An acceptable error rate outside of these is moved to the nearest of them."""
 ALTERNATIVES = (0.02, 0.05, 0.1, 0.2, 0.4)
 """Increases that the e-detector bets on, as shares of what remains up to an error rate of 1."""
+LARGEST = 8192
+"""Largest threshold of a CUSUM for bursts whose run length is computed exactly, in a second or two."""
+MARGIN = 1.05
+"""An extrapolated run length may be too long by this factor."""
 FINEST_STEP = 60
 """The CUSUM's smaller step is at most this many of its units."""
 
@@ -42,6 +48,10 @@ class Detector(Protocol):
         """
         ...
 
+    def correct(self, block_length: float) -> None:
+        """From the next answer on, expect answers of this block length; the evidence so far stays."""
+        ...
+
     def state(self) -> Mapping[str, Any]:
         """JSON-able; `from_state` goes on from it."""
         ...
@@ -60,6 +70,11 @@ class CusumPlan:
     threshold: int
     run_length: float
     """Exact average number of records to an alarm at the acceptable rate."""
+    increase: float = 0.0
+    declared: float = 0.0
+    """With `increase`, what it is designed for; 0 in states of earlier releases, which stay as they are."""
+    block_length: float = 1.0
+    """Of the answers that the run length holds for."""
 
 
 class Cusum:
@@ -70,14 +85,22 @@ class Cusum:
         self._value = value
 
     @classmethod
-    def designed(cls, acceptable: float, *, increase: float, run_length: float) -> Self:
+    def designed(
+        cls, acceptable: float, *, increase: float, run_length: float, block_length: float = 1.0
+    ) -> Self:
         """One that finds a rise by `increase` soonest, and has this average run length at `acceptable`."""
-        return cls(cusum_plan(acceptable, increase, run_length))
+        return cls(cusum_plan(acceptable, increase, run_length, block_length))
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
         """The detector as it was."""
         return cls(CusumPlan(**state["plan"]), state["value"])
+
+    def correct(self, block_length: float) -> None:
+        """See `Detector`: only the threshold changes."""
+        plan = self.plan
+        if plan.declared:
+            self.plan = cusum_plan(plan.acceptable, plan.increase, plan.declared, block_length)
 
     @property
     def statistic(self) -> float:
@@ -112,23 +135,42 @@ class EDetector:
     """Shiryaev-Roberts e-detector (Shin, Ramdas and Rinaldo 2022), a mixture over several sizes of rise.
 
     Its average run length is guaranteed without a model, as long as no answer is wrong with more than the
-    acceptable rate, given those before it. Errors that come in bursts break that, and alarm more often.
+    acceptable rate, given those before it. Errors that come in bursts break that. With a block length b, each
+    answer bets the b-th root: where answers that are b apart are independent, the product over all of them is
+    the geometric mean of b products of independent bets, whose mean is at most 1 (Hoelder's inequality).
     """
 
     def __init__(
-        self, acceptable: float, *, run_length: float, values: Sequence[float] | None = None
+        self,
+        acceptable: float,
+        *,
+        run_length: float,
+        block_length: float = 1.0,
+        values: Sequence[float] | None = None,
     ) -> None:
         self._acceptable = bounded_rate(acceptable)
         self._run_length = float(run_length)
+        self._values = [0.0] * len(ALTERNATIVES) if values is None else list(values)
+        self.correct(block_length)
+
+    def correct(self, block_length: float) -> None:
+        """From the next answer on, bet as answers of this block length allow."""
+        self._block_length = block_length
         rates = [self._acceptable + share * (1.0 - self._acceptable) for share in ALTERNATIVES]
-        self._for_wrong = [rate / self._acceptable for rate in rates]
-        self._for_right = [(1.0 - rate) / (1.0 - self._acceptable) for rate in rates]
-        self._values = [0.0] * len(rates) if values is None else list(values)
+        root = 1.0 / block_length
+        self._for_wrong = [(rate / self._acceptable) ** root for rate in rates]
+        self._for_right = [((1.0 - rate) / (1.0 - self._acceptable)) ** root for rate in rates]
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
         """The detector as it was."""
-        return cls(state["acceptable"], run_length=state["run_length"], values=state["values"])
+        return cls(
+            state["acceptable"],
+            run_length=state["run_length"],
+            # States of earlier releases have none.
+            block_length=state.get("block_length", 1.0),
+            values=state["values"],
+        )
 
     @property
     def statistic(self) -> float:
@@ -159,6 +201,7 @@ class EDetector:
         return {
             "acceptable": self._acceptable,
             "run_length": self._run_length,
+            "block_length": self._block_length,
             "values": list(self._values),
         }
 
@@ -169,28 +212,49 @@ def bounded_rate(rate: float) -> float:
 
 
 @lru_cache(maxsize=64)
-def cusum_plan(acceptable: float, increase: float, run_length: float) -> CusumPlan:
-    """The one with the smallest threshold whose exact average run length is at least `run_length`."""
+def cusum_plan(acceptable: float, increase: float, run_length: float, block_length: float = 1.0) -> CusumPlan:
+    """The one with the smallest threshold whose exact average run length is at least `run_length`.
+
+    With a block length above 1, the equations are solved for thresholds up to `LARGEST`; above that, the run
+    length is extrapolated.
+    """
     rate = bounded_rate(acceptable)
     up, down = _steps(rate, min(rate + increase, (1.0 + rate) / 2))
+
+    def length(threshold: int) -> float:
+        return average_run_length(rate, up=up, down=down, threshold=threshold, block_length=block_length)
+
+    most = LARGEST if block_length > 1.0 else np.inf
     low, high = 0, up
-    while average_run_length(rate, up=up, down=down, threshold=high) < run_length:
-        low, high = high, 2 * high
+    while length(high) < run_length:
+        if high == most:
+            growth = _growth(rate, up, down, block_length)
+            ends = (length(high // 2), length(high))
+            return CusumPlan(
+                rate, up, down, *_extrapolated(run_length, growth, ends), increase, run_length, block_length
+            )
+        low, high = high, int(min(2 * high, most))
     while high - low > 1:
         middle = (low + high) // 2
-        if average_run_length(rate, up=up, down=down, threshold=middle) < run_length:
+        if length(middle) < run_length:
             low = middle
         else:
             high = middle
-    return CusumPlan(rate, up, down, high, average_run_length(rate, up=up, down=down, threshold=high))
+    return CusumPlan(rate, up, down, high, length(high), increase, run_length, block_length)
 
 
-def average_run_length(rate: float, *, up: int, down: int, threshold: int) -> float:
+def average_run_length(
+    rate: float, *, up: int, down: int, threshold: int, block_length: float = 1.0
+) -> float:
     """Exact average number of answers from 0 to the threshold, when each is wrong with this rate.
 
     The sum is a Markov chain on 0 .. threshold - 1. With E its expected times to the alarm,
     E[i] = 1 + rate E[i + up] + (1 - rate) E[max(i - down, 0)]: a banded system of equations.
+    With a block length b above 1, the answers are a Markov chain themselves, the one of two states with that
+    rate and the autocorrelations ((b - 1) / (b + 1)) ** lag, whose sum gives b; the one before them is wrong.
     """
+    if block_length > 1.0:
+        return _run_length_in_bursts(rate, up, down, threshold, block_length)
     above = min(up, threshold - 1)
     below = min(down, threshold - 1)
     bands = np.zeros((above + below + 1, threshold))
@@ -200,6 +264,87 @@ def average_run_length(rate: float, *, up: int, down: int, threshold: int) -> fl
         inside = targets < threshold
         np.subtract.at(bands, (above + states[inside] - targets[inside], targets[inside]), chance)
     return float(solve_banded((below, above), bands, np.ones(threshold))[0])
+
+
+def _run_length_in_bursts(rate: float, up: int, down: int, threshold: int, block_length: float) -> float:
+    """The states are pairs: the sum, and whether the answer before was wrong.
+
+    Counted from just after a wrong answer, which is the shortest: so a detector starts after its own alarm.
+    """
+    correlation = (block_length - 1.0) / (block_length + 1.0)
+    wrong_after_right = (1.0 - correlation) * rate
+    above = 2 * min(up, threshold - 1) + 1
+    below = 2 * min(down, threshold - 1) + 1
+    bands = np.zeros((above + below + 1, 2 * threshold))
+    bands[above] = 1.0
+    sums = np.arange(threshold)
+    for before, wrong in ((0, wrong_after_right), (1, correlation + wrong_after_right)):
+        for answer, targets, chance in (
+            (1, sums + up, wrong),
+            (0, np.maximum(sums - down, 0), 1.0 - wrong),
+        ):
+            inside = targets < threshold
+            rows, columns = 2 * sums[inside] + before, 2 * targets[inside] + answer
+            np.subtract.at(bands, (above + rows - columns, columns), chance)
+    return float(solve_banded((below, above), bands, np.ones(2 * threshold))[1])
+
+
+def _extrapolated(run_length: float, growth: float, ends: tuple[float, float]) -> tuple[int, float]:
+    """The threshold, and its run length, by those at half of `LARGEST` and at `LARGEST`.
+
+    For a sum in small steps the run length is k (exp(g h) - 1 - g h) at the threshold h. The overshoot of a
+    walk with large steps moves h by a constant (Siegmund, "Sequential Analysis" (1985), chapter 10).
+    """
+
+    def shape(threshold: float) -> float:
+        return expm1(growth * threshold) - growth * threshold
+
+    low, high = 0.0, float(LARGEST)
+    for _ in range(60):
+        shift = (low + high) / 2.0
+        if shape(LARGEST + shift) / shape(LARGEST // 2 + shift) > ends[1] / ends[0]:
+            low = shift
+        else:
+            high = shift
+    scale = ends[1] / shape(LARGEST + high)
+    below, above = LARGEST, 2 * LARGEST
+    while scale * shape(above + high) < MARGIN * run_length:
+        below, above = above, 2 * above
+    while above - below > 1:
+        middle = (below + above) // 2
+        if scale * shape(middle + high) < MARGIN * run_length:
+            below = middle
+        else:
+            above = middle
+    return above, scale * shape(above + high) / MARGIN
+
+
+def _growth(rate: float, up: int, down: int, block_length: float) -> float:
+    """The g at which exp(g * threshold) is how the run length grows.
+
+    It makes 1 the largest eigenvalue of the chain's transitions, each times exp(g * step): below it that
+    eigenvalue is less than 1, since the sum falls on average.
+    """
+    correlation = (block_length - 1.0) / (block_length + 1.0)
+    wrong_after_right = (1.0 - correlation) * rate
+    wrong_after_wrong = correlation + wrong_after_right
+
+    def largest(growth: float) -> float:
+        wrong, right = exp(growth * up), exp(-growth * down)
+        trace = wrong_after_wrong * wrong + (1.0 - wrong_after_right) * right
+        determinant = correlation * wrong * right
+        return (trace + sqrt(max(0.0, trace**2 - 4.0 * determinant))) / 2.0
+
+    low, high = 0.0, 1.0 / up
+    while largest(high) < 1.0:
+        low, high = high, 2.0 * high
+    for _ in range(60):
+        middle = (low + high) / 2.0
+        if largest(middle) < 1.0:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def _steps(acceptable: float, risen: float) -> tuple[int, int]:

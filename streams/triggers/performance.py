@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from streams.records import Records
 from streams.triggers.base import Cut, Judge, RecordWatch, TriggerConfig, TriggerContext, TriggerState
+from streams.triggers.bursts import Bursts
 
 if TYPE_CHECKING:
     from streams.triggers.detectors import Detector
@@ -34,7 +35,8 @@ class PerformanceTrigger(TriggerConfig):
         10_000,
         ge=100,
         le=100_000_000,
-        description="Average number of records to a false alarm, at the highest error rate that is accepted.",
+        description="Average number of records to a false alarm, at the highest error rate that is accepted; "
+        "in bursts of errors too, once they are measured.",
     )
     first: int = Field(
         1000, ge=1, le=10_000_000, description="Records of an experience while there is no champion."
@@ -58,14 +60,22 @@ class PerformanceTrigger(TriggerConfig):
 
     def watch(self, state: TriggerState, context: TriggerContext) -> RecordWatch:
         """See `TriggerConfig`."""
-        return PerformanceWatch(self, context)
+        return PerformanceWatch(self, state, context)
+
+    def lasting(self, state: TriggerState) -> TriggerState:
+        """See `TriggerConfig`: all of it, since bursts are measured on answers, wherever a cut is made."""
+        return state
 
 
 class PerformanceWatch(RecordWatch):
-    """Runs a detector over the champion's answers to all records; a new champion restarts it."""
+    """Runs a detector over the champion's answers to all records; a new champion restarts it.
 
-    def __init__(self, config: PerformanceTrigger, context: TriggerContext) -> None:
+    Its state is what was measured of bursts of errors, which outlives cuts and champions.
+    """
+
+    def __init__(self, config: PerformanceTrigger, state: TriggerState, context: TriggerContext) -> None:
         super().__init__(config.kind)
+        self._bursts = Bursts.from_state(state.get("bursts", {}))
         self._config = config
         self._context = context
         self._detector: Detector | None = None
@@ -90,6 +100,7 @@ class PerformanceWatch(RecordWatch):
             return self._cut(
                 config.at_most,
                 f"{config.at_most:,} records have arrived without an alarm.",
+                state=self._state(),
                 alarm=False,
                 judged=self._judged,
                 version=self._version,
@@ -100,6 +111,12 @@ class PerformanceWatch(RecordWatch):
         first = self._config.first
         return self._cut(first, f"{first:,} records have arrived, and there is no champion yet.", first=True)
 
+    def _state(self) -> TriggerState:
+        return {"bursts": self._bursts.state()}
+
+    def _state_now(self, now: float) -> TriggerState:
+        return self._state()
+
     def _judge(self, judge: Judge, records: Records) -> Cut | None:
         """Follow the champion's answers; the cut of an alarm, which may have to wait for more records."""
         if judge.version != self._version:
@@ -107,25 +124,50 @@ class PerformanceWatch(RecordWatch):
         assert self._detector is not None, "a detector is started for every champion"
         room = max(0, self._config.at_most - self.seen)
         wrong = judge.wrong(records.features[:room], records.labels[:room])
-        index = self._detector.see(wrong)
+        index = self._detect(wrong)
         answered = wrong if index is None else wrong[: index + 1]
         self._judged += len(answered)
         self._latest = np.concatenate([self._latest, answered[-LATEST:]])[-LATEST:]
         return None if index is None else self._alarmed(self.seen + index + 1, self._detector, judge)
 
+    def _detect(self, wrong: NDArray[np.bool_]) -> int | None:
+        """The index of the alarm; the detector is corrected between two answers when bursts are measured."""
+        assert self._detector is not None, "a detector is started for every champion"
+        start = 0
+        while start < len(wrong):
+            piece = wrong[start : start + self._bursts.until_measured]
+            index = self._detector.see(piece)
+            if self._bursts.see(piece if index is None else piece[: index + 1]):
+                self._correct()
+            if index is not None:
+                return start + index
+            start += len(piece)
+        return None
+
     def _start(self, judge: Judge) -> None:
         # Not at the top of the module: a config must be readable without scipy.
         from streams.triggers.detectors import Cusum, EDetector, bounded_rate
 
-        config = self._config
+        config, length = self._config, self._bursts.length or 1.0
         self._version, self._judged, self._latest = judge.version, 0, self._latest[:0]
+        self._bursts.follow(judge.version)
         self._acceptable = bounded_rate(judge.error_rate + config.tolerance)
         if config.detector == "cusum":
             self._detector = Cusum.designed(
-                self._acceptable, increase=config.increase, run_length=config.false_alarm_every
+                self._acceptable,
+                increase=config.increase,
+                run_length=config.false_alarm_every,
+                block_length=length,
             )
         else:
-            self._detector = EDetector(self._acceptable, run_length=config.false_alarm_every)
+            self._detector = EDetector(
+                self._acceptable, run_length=config.false_alarm_every, block_length=length
+            )
+
+    def _correct(self) -> None:
+        """Go on with the evidence so far, judged by the block length as it is measured now."""
+        assert self._detector is not None, "a detector is started for every champion"
+        self._detector.correct(self._bursts.length or 1.0)
 
     def _alarmed(self, alarmed_at: int, detector: "Detector", judge: Judge) -> Cut:
         config = self._config
@@ -135,6 +177,7 @@ class PerformanceWatch(RecordWatch):
             f"Version {judge.version} got {wrong:,} of the last {latest:,} records wrong; at most "
             f"{self._acceptable:.1%} is accepted ({config.detector}, one false alarm in "
             f"{config.false_alarm_every:,} records).",
+            state=self._state(),
             alarm=True,
             alarmed_at=alarmed_at,
             detector=config.detector,
@@ -147,6 +190,7 @@ class PerformanceWatch(RecordWatch):
             latest=latest,
             latest_wrong=wrong,
             false_alarm_every=config.false_alarm_every,
+            block_length=self._bursts.length,
         )
 
 

@@ -82,11 +82,16 @@ def saved(state: TriggerState) -> Any:
 
 
 def cuts_of(
-    config: TriggerConfig, records: Records, *, chunk: int = 1_000_000, around: TriggerContext = ALONE
+    config: TriggerConfig,
+    records: Records,
+    *,
+    chunk: int = 1_000_000,
+    around: TriggerContext = ALONE,
+    state: TriggerState | None = None,
 ) -> list[Cut]:
     """All cuts, as the ingest loop makes them: a new watch after each, from its saved state."""
     found: list[Cut] = []
-    state: TriggerState = {}
+    state = state or {}
     while len(records):
         sizes = [chunk] * (len(records) // chunk)
         cut = fed(config.watch(state, around), records, sizes)
