@@ -146,9 +146,9 @@ RANKS: Mapping[str, str] = {
         discriminant weight_averages
     """,
     "service.gate": """
-        pairs batch_evidence presets config base schema stats proportions sentences comparisons screen obsolete
-        measures holdouts suspects blocks guards.batch guards.judgements guards.retention guards.learning
-        guards.classes guards.groups guards.quality guards.robustness guards.cost guards.seeds
+        pairs batch_evidence presets config base schema stats proportions sentences comparisons screen
+        obsolete measures holdouts suspects blocks guards.batch guards.judgements guards.retention
+        guards.learning guards.classes guards.groups guards.quality guards.robustness guards.cost guards.seeds
         guards.budget decide
         simulation.rule simulation.rates simulation.lifetimes simulation.planning simulation.questions
         simulation.asked_table simulation.asked simulation.declared
