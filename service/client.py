@@ -66,6 +66,10 @@ class Client:
         path = f"/v1/pipelines/{segment(pipeline)}/records"
         return self._call("POST", path, content=b"\n".join(lines), headers=headers)
 
+    def send(self, path: str, content: bytes, *, media_type: str) -> Any:
+        """The JSON answer of a POST whose body is a file of records."""
+        return self._call("POST", path, content=content, headers={"Content-Type": media_type})
+
     def follow(self, update: str, *, timeout_seconds: float = 600.0) -> Iterator[Mapping[str, Any]]:
         """Yield the update repeatedly, until it has finished or awaits a decision.
 

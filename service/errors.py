@@ -14,6 +14,8 @@ HoldfastError
 ├── DecisionConflictError      the update does not await a decision, or its base has moved
 ├── FreezeConflictError        promotion is not frozen
 ├── HoldoutUnknownError, HoldoutConflictError
+├── GoldenUnfitError           the records cannot be a golden set of this pipeline
+├── StoreAwayError             the experience store cannot be read or written
 ├── CancelConflictError        the update has ended, awaits a decision, or is being recorded
 ├── ChampionMissingError, VersionUnfitError
 ├── ChampionMovedError         a compare-and-set of the champion row failed
@@ -131,6 +133,14 @@ class HoldoutUnknownError(HoldfastError):
 
 class HoldoutConflictError(HoldfastError):
     status, slug, title = 409, "holdout-conflict", "The holdout is in that state already"
+
+
+class GoldenUnfitError(HoldfastError):
+    status, slug, title = 422, "golden-unfit", "Those records cannot be such a set"
+
+
+class StoreAwayError(HoldfastError):
+    status, slug, title = 503, "store-away", "The experience store cannot be used"
 
 
 class CancelConflictError(HoldfastError):

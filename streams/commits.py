@@ -51,6 +51,7 @@ class Committer:
         dead_letters: Sequence[DeadLetter],
         experience: CutExperience | None = None,
         duplicates: int = 0,
+        held_out: int = 0,
         waiting: WaitingCommit | None = None,
     ) -> Committed:
         """Move the offsets of these partitions to these cursors, and store the rest in the same transaction.
@@ -70,6 +71,7 @@ class Committer:
                 classes=names,
                 waiting=waiting,
                 duplicates=duplicates,
+                held_out=held_out,
             ),
             also=self._also,
         )

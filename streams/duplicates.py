@@ -25,7 +25,8 @@ class DuplicateWindow:
 
     def __init__(self, window: int) -> None:
         """`window`: how many accepted records back an id is known, at least; 0: none is."""
-        self._window = window
+        self.window = window
+        """How many accepted records back an id is known, at least."""
         self._runs: list[_Columns] = []
         self._next = 0
         self._ends: list[int] = []
@@ -33,7 +34,7 @@ class DuplicateWindow:
     @property
     def wanted(self) -> bool:
         """Whether the window is longer than 0."""
-        return self._window > 0
+        return self.window > 0
 
     def committed(self, rows: int) -> None:
         """Note that the oldest `rows` records outside of experiences were committed as one experience."""
@@ -82,7 +83,7 @@ class DuplicateWindow:
     def _oldest(self) -> int:
         """The ordinal that the window begins at: the start of the first experience that reaches into it."""
         total = self._ends[-1] if self._ends else 0
-        index = int(np.searchsorted(self._ends, total - self._window, side="right"))
+        index = int(np.searchsorted(self._ends, total - self.window, side="right"))
         return self._ends[index - 1] if index else 0
 
     def _insert(self, columns: _Columns) -> None:

@@ -28,11 +28,13 @@ from streams.base import (
 from streams.breaker import BadShare, CircuitBreaker
 from streams.commits import Committer
 from streams.duplicates import DuplicateWindow
+from streams.held_out import HELD_OUT, HeldOut
 from streams.joining import Pair
-from streams.late_labels import Completed, LateLabels
+from streams.late_labels import Completed, LateLabels, late_labels
 from streams.pending import Chunk, Pending, part_records
+from streams.recall import recall_ids
 from streams.records import Records
-from streams.split import PARTS, Split, parts_of
+from streams.split import PARTS, Split
 from streams.state.dead_letters import DeadLetter, dead_letter_of
 from streams.state.manifest import (
     AlsoInTransaction,
@@ -80,9 +82,11 @@ class Ingest:
         manifest: Manifest,
         also: AlsoInTransaction | None = None,
         context: TriggerContext | None = None,
+        held_out: Callable[[], HeldOut] = HeldOut,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Open the source at the committed cursors. `also` runs in the transaction of every experience.
+        `held_out` is called once the stream's revision is read: whoever adds ids later raises that revision.
 
         Raises:
             SourceError: the source cannot be opened; `DataLostError` where it no longer holds what comes
@@ -101,18 +105,18 @@ class Ingest:
         self._bad_share = BadShare(config.breaker, pipeline)
         self._committer = Committer(pipeline, schema, manifest=manifest, also=also)
         self._seen_ids = DuplicateWindow(config.duplicate_window)
-        self._late = LateLabels(schema, store=store, seen_ids=self._seen_ids) if schema.late_labels else None
+        self._held_out = held_out()
+        self._late = late_labels(schema, store=store, seen_ids=self._seen_ids, held_out=self._held_out)
         self._refused: list[DeadLetter] = []
         self._came = self._newly_refused = 0
-        self._untrimmed = False
-        self._forget_at = 0.0
+        self._untrimmed, self._forget_at = False, 0.0
         self._read = dict(self._committer.cursors)
         self._pending = Pending(
             config.trigger,
             replace(context or TriggerContext(), reference=self._reference),
             state=manifest.trigger_state(pipeline),
         )
-        self._recall_ids(config.duplicate_window)
+        recall_ids(self._seen_ids, pipeline, schema, manifest=manifest, store=store)
         self._recall_unmatched()
         record_bytes = schema.size * np.dtype(schema.dtype).itemsize
         self._polled = min(_MOST_POLLED, max(_LEAST_POLLED, _POLL_BYTES // record_bytes))
@@ -203,9 +207,9 @@ class Ingest:
         dropped = np.zeros(0, dtype=np.int64)
         if len(batch.ids):
             # These ids are file names and offsets, which a later file of the same name has as well.
-            self._seen_ids.pass_over(len(records))
+            self._seen_ids.pass_over(int((~self._held_out.among(records.ids)).sum()))
         elif self._seen_ids.wanted and len(records):
-            new = self._seen_ids.add(records.ids)
+            new = self._held_out.new(records.ids, self._seen_ids)
             if not new.all():
                 dropped = np.cumsum(new, dtype=np.int64)[~new]
                 records, positions = records.take(new), select(positions, np.flatnonzero(new))
@@ -234,7 +238,7 @@ class Ingest:
                 partition=batch.partition if batch else "",
                 records=records,
                 positions=positions,
-                parts=parts_of(records.split_keys, self._split),
+                parts=self._held_out.parts(records, self._split),
                 arrived_at=batch.arrived_at if batch else np.nan,
                 dropped=np.zeros(0, dtype=np.int64) if dropped is None else dropped,
                 pairs=pairs,
@@ -244,15 +248,18 @@ class Ingest:
     def _cut(self, cut: Cut) -> ExperienceRow:
         taken = self._pending.taken_by(cut)
         experience = self._write(taken, cut)
+        held_out = sum(int((chunk.parts == HELD_OUT).sum()) for chunk in taken)
         if self._late is None:
             # Each partition moves to its last record in the cut, and not past payloads refused after that: so
             # the slice is the same wherever a poll happened to end.
             moves = {chunk.partition: chunk.positions[-1] for chunk in taken if len(chunk)}
             duplicates = sum(len(chunk.dropped) for chunk in taken)
-            row = self._commit(moves, experience=experience, duplicates=duplicates).experience
+            row = self._commit(
+                moves, experience=experience, duplicates=duplicates, held_out=held_out
+            ).experience
         else:
             pairs = [pair for chunk in taken for pair in chunk.pairs]
-            row = self._commit_late(self._late, pairs, experience).experience
+            row = self._commit_late(self._late, pairs, experience, held_out=held_out).experience
         assert row is not None, "a commit with an experience returns its row"
         self._pending.cut_made(cut)
         self._seen_ids.committed(row.rows)
@@ -286,11 +293,15 @@ class Ingest:
         return self._read[partition]
 
     def _commit_late(
-        self, late: LateLabels, pairs: Sequence[Pair], experience: CutExperience | None
+        self, late: LateLabels, pairs: Sequence[Pair], experience: CutExperience | None, *, held_out: int = 0
     ) -> Committed:
         prepared = late.prepare(pairs, cut=experience is not None, now=self._clock())
         committed = self._commit(
-            prepared.moves, experience=experience, duplicates=prepared.duplicates, waiting=prepared.waiting
+            prepared.moves,
+            experience=experience,
+            duplicates=prepared.duplicates,
+            held_out=held_out,
+            waiting=prepared.waiting,
         )
         late.committed(prepared, committed.waiting)
         return committed
@@ -301,6 +312,7 @@ class Ingest:
         *,
         experience: CutExperience | None = None,
         duplicates: int = 0,
+        held_out: int = 0,
         waiting: WaitingCommit | None = None,
     ) -> Committed:
         committed = self._committer.commit(
@@ -308,6 +320,7 @@ class Ingest:
             dead_letters=self._refused,
             experience=experience,
             duplicates=duplicates,
+            held_out=held_out,
             waiting=waiting,
         )
         self._refused = []
@@ -376,20 +389,6 @@ class Ingest:
         if not last or last[0].train_removed_at is not None:
             return None
         return self._store.open(last[0].train.digest, index=last[0].index).inputs
-
-    def _recall_ids(self, window: int) -> None:
-        recalled: list[ExperienceRow] = []
-        index = len(self._manifest.experiences(self._pipeline)) if window else 0
-        while index and sum(row.rows for row in recalled) < window:
-            index -= 1
-            row = self._manifest.experience(self._pipeline, index)
-            assert row is not None, "indices have no gaps"
-            recalled.append(row)
-        for row in reversed(recalled):
-            for part in (row.train, row.gate, row.audit):
-                if part is not row.train or row.train_removed_at is None:
-                    self._seen_ids.add(self._store.records(part.digest, self._schema).ids)
-            self._seen_ids.committed(row.rows)
 
     def _recall_unmatched(self) -> None:
         if self._late is not None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from streams.base import RawBatch, RecordSchema
 from streams.duplicates import DuplicateWindow
+from streams.held_out import HeldOut
 from streams.joining import Join, Joined, Pair, WaitingChange, WaitingPart
 from streams.records import FEATURES_ONLY, Records
 from streams.state.experiences import Part
@@ -50,11 +51,14 @@ class LateCommit:
 class LateLabels:
     """The unmatched records of one ingest. Not thread-safe."""
 
-    def __init__(self, schema: RecordSchema, *, store: ExperienceStore, seen_ids: DuplicateWindow) -> None:
+    def __init__(
+        self, schema: RecordSchema, *, store: ExperienceStore, seen_ids: DuplicateWindow, held_out: HeldOut
+    ) -> None:
         """Adds the ids of complete records to `seen_ids`; the caller notes there what was committed."""
         self._schema = schema
         self._store = store
         self._seen_ids = seen_ids
+        self._held_out = held_out
         self._join = Join(schema)
         self._dropped: list[int] = []
         """Arrival numbers of the dropped records that no commit has counted yet."""
@@ -139,7 +143,7 @@ class LateLabels:
         records, pairs = joined.records, joined.pairs
         self._dropped += joined.repeated
         if self._seen_ids.wanted and len(records):
-            new = self._seen_ids.add(records.ids)
+            new = self._held_out.new(records.ids, self._seen_ids)
             again = [pair for pair, is_new in zip(pairs, new, strict=True) if not is_new]
             # Count as many as were sent: unjoined, each of the two would have been dropped.
             self._dropped += [
@@ -150,3 +154,12 @@ class LateLabels:
             pairs = [pair for pair, is_new in zip(pairs, new, strict=True) if is_new]
         chosen = slice(0) if came.carries is None else came.carries == FEATURES_ONLY
         return Completed(records, pairs, came.features[chosen])
+
+
+def late_labels(
+    schema: RecordSchema, *, store: ExperienceStore, seen_ids: DuplicateWindow, held_out: HeldOut
+) -> LateLabels | None:
+    """The unmatched records of a stream whose labels may come late; None: they may not."""
+    if not schema.late_labels:
+        return None
+    return LateLabels(schema, store=store, seen_ids=seen_ids, held_out=held_out)

@@ -36,13 +36,17 @@ FLOORS = (
         "each of these asks one question about records, and can be read and tested without the others",
     ),
     Floor(
+        ("streams.held_out",),
+        "which records are never trained on is a question of ids, asked before they are split",
+    ),
+    Floor(
         ("streams.pending", "streams.store", "streams.state"),
         "bytes do not know rows and rows do not know bytes: their order of writes is ingest's alone",
     ),
     Floor(("streams.sources",), "a source reads and decodes; it neither cuts nor stores experiences"),
     Floor(
-        ("streams.late_labels", "streams.commits"),
-        "joining late labels and fencing commits are two questions that ingest alone puts together",
+        ("streams.late_labels", "streams.commits", "streams.recall"),
+        "joining late labels, fencing commits and recalling ids are questions that ingest puts together",
     ),
     Floor(("streams.catalog",), "the catalog names the sources, and is named by whoever declares one"),
     Floor(
@@ -146,9 +150,10 @@ RANKS: Mapping[str, str] = {
         discriminant weight_averages
     """,
     "service.gate": """
-        pairs batch_evidence presets config base schema stats proportions sentences comparisons screen
-        obsolete measures holdouts suspects blocks guards.batch guards.judgements guards.retention
-        guards.learning guards.classes guards.groups guards.quality guards.robustness guards.cost guards.seeds
+        pairs golden batch_evidence presets config base schema stats sizes proportions sentences comparisons
+        screen obsolete measures holdouts suspects blocks guards.batch guards.judgements guards.retention
+        guards.learning guards.classes guards.golden guards.groups guards.quality guards.robustness
+        guards.cost guards.seeds
         guards.budget decide
         simulation.rule simulation.rates simulation.lifetimes simulation.planning simulation.questions
         simulation.asked_table simulation.asked simulation.declared
@@ -158,19 +163,19 @@ RANKS: Mapping[str, str] = {
         migrations.versions.v0003_looks migrations.versions.v0004_details
         migrations.versions.v0005_margins migrations.versions.v0006_words
         migrations.versions.v0007_words migrations.versions.v0008_inputs
-        migrations.versions.v0009_causes presence
+        migrations.versions.v0009_causes migrations.versions.v0010_golden presence
         pipelines backlog jobs inputs outcomes ledger endings claims
-        champions freezes holdouts
+        champions freezes holdouts golden
     """,
     "service.training": "answers inspection tasks checkpoint origin screening served trainer repeats pool",
-    "service.ingest": "sources retention bodies push status replay champion_answers ingester",
+    "service.ingest": "sources retention bodies push golden relabel status replay champion_answers ingester",
     "service.updates": """
-        decisions requests inputs results past plan comparison input_checks verification reproduction
-        publication update dispatcher
+        golden_sets decisions requests inputs results past golden_plan plan comparison input_checks
+        verification reproduction publication update dispatcher
     """,
     "service.api": """
         problems limits parameters bodies.base bodies.health bodies.pipelines bodies.holdouts
-        bodies.streams bodies.updates pipelines holdouts records streams updates reference app
+        bodies.streams bodies.updates pipelines golden holdouts records streams updates reference app
     """,
     "service.commands": """
         mlflow_pages up demo demo_small outcomes pipelines reproduction streams holdouts declared_gate
@@ -231,6 +236,7 @@ GATE_MAY_IMPORT = {
     "dataclasses",
     "functools",
     "math",
+    "statistics",
     "typing",
 }
 

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
 
-from service.api import holdouts, pipelines, problems, records, reference, streams, updates
+from service.api import golden, holdouts, pipelines, problems, records, reference, streams, updates
 from service.api.bodies.health import Alive, Ready, RoleView
 from service.api.limits import SecureAnswers
 from service.api.parameters import Engine
@@ -51,7 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     problems.install(app)
     app.add_middleware(SecureAnswers)
-    for part in (pipelines, holdouts, records, streams, updates, reference):
+    for part in (pipelines, golden, holdouts, records, streams, updates, reference):
         app.include_router(part.router)
     app.include_router(health)
     app.openapi = lambda: reference.describe(app)  # type: ignore[method-assign]  # FastAPI's documented hook

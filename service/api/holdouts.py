@@ -6,12 +6,19 @@ import sqlalchemy as sa
 from fastapi import APIRouter, Path
 
 from service.api.bodies.base import ReasonRequest
-from service.api.bodies.holdouts import FreezeView, HoldoutMargin, HoldoutsView, HoldoutView
+from service.api.bodies.holdouts import (
+    FreezeView,
+    GoldenMargin,
+    GoldenView,
+    HoldoutMargin,
+    HoldoutsView,
+    HoldoutView,
+)
 from service.api.bodies.pipelines import EntryView
 from service.api.limits import JsonRoute
 from service.api.parameters import MAX_INTEGER, Engine, PipelineName
-from service.state import champions, freezes, holdouts, pipelines
-from service.updates import decisions
+from service.state import champions, freezes, golden, holdouts, pipelines
+from service.updates import decisions, golden_sets
 from service.updates.past import records_judged
 from streams.state.manifest import Manifest
 from streams.state.tables import reading
@@ -19,13 +26,38 @@ from streams.state.tables import reading
 router = APIRouter(prefix="/v1/pipelines", tags=["holdouts"], route_class=JsonRoute)
 
 Experience = Annotated[int, Path(ge=0, le=MAX_INTEGER, description="Index of the experience.")]
+Golden = Annotated[str, Path(pattern=r"^[a-z][a-z0-9-]{0,62}$", description="Name of the golden set.")]
 
 
 @router.get("/{pipeline}/holdouts", summary="List past holdouts")
 def list_all(pipeline: PipelineName, engine: Engine) -> HoldoutsView:
-    """The holdouts of experiences that the champion learnt, oldest first, with the looks left for each."""
+    """Holdouts of experiences that the champion learnt, oldest first, and golden sets."""
     with reading(engine) as connection:
         return _view(connection, engine, pipeline)
+
+
+@router.post("/{pipeline}/holdouts/golden/{name}/margin", summary="Set the margin of a golden set")
+def set_golden_margin(pipeline: PipelineName, name: Golden, body: GoldenMargin, engine: Engine) -> EntryView:
+    """What an update may lose on it, from the next one on. Who set it and why goes to the ledger."""
+    with reading(engine) as connection:
+        pipelines.load_spec(connection, pipeline)
+    return EntryView.of(
+        golden_sets.set_margin(engine, pipeline, name, margin=body.margin, by=body.decided_by)
+    )
+
+
+@router.post("/{pipeline}/holdouts/golden/{name}/{marking}", summary="Retire or restore a golden set")
+def mark_golden(
+    pipeline: PipelineName,
+    name: Golden,
+    marking: golden_sets.GoldenMarking,
+    body: ReasonRequest,
+    engine: Engine,
+) -> EntryView:
+    """Updates are not compared on a retired set; its records stay out of training."""
+    with reading(engine) as connection:
+        pipelines.load_spec(connection, pipeline)
+    return EntryView.of(golden_sets.mark(engine, pipeline, name, marking=marking, by=body.decided_by))
 
 
 @router.post("/{pipeline}/holdouts/{experience}/margin", summary="Give a holdout a margin of its own")
@@ -64,6 +96,12 @@ def unfreeze(pipeline: PipelineName, body: ReasonRequest, engine: Engine) -> Ent
     return EntryView.of(decisions.unfreeze(engine, pipeline, by=body.decided_by))
 
 
+def _golden(connection: sa.Connection, pipeline: str) -> list[GoldenView]:
+    looks = holdouts.count_looks(connection, pipeline, part="golden")
+    sets = golden.of_pipeline(connection, pipeline)
+    return [GoldenView.of(each, looks.get(each.number, 0)) for each in sets]
+
+
 def _view(connection: sa.Connection, engine: sa.Engine, pipeline: str) -> HoldoutsView:
     spec = pipelines.load_spec(connection, pipeline)
     champion = champions.current(connection, pipeline)
@@ -96,4 +134,5 @@ def _view(connection: sa.Connection, engine: sa.Engine, pipeline: str) -> Holdou
             )
             for index in sorted(learnt)
         ],
+        golden=_golden(connection, pipeline),
     )

@@ -129,6 +129,7 @@ def _view(engine: sa.Engine, pipeline: str) -> StreamView:
         unmatched_records=int(found.state.pending.get("unmatched", 0)),
         backlog_records=found.backlog_records,
         duplicates=found.state.duplicates,
+        held_out=found.state.held_out,
         aged_out=found.state.aged_out,
         dead_letters=found.dead_letters,
         replayed_dead_letters=found.replayed_dead_letters,

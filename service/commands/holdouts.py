@@ -1,6 +1,8 @@
 """Commands on past holdouts, and the command that lifts a freeze."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote, urlencode
 
 import typer
 
@@ -8,17 +10,31 @@ from service.commands.pipelines import By, Json, Reason, Url, open_client, path_
 from service.gate.sentences import with_unit
 
 holdout_app = typer.Typer(
-    help="List past holdouts; retire or pin one, or set its margin.",
+    help="List holdouts; add a golden set; correct, retire or pin a holdout, or set its margin.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 Experience = Annotated[int, typer.Argument(min=0, help="Index of the experience.")]
+Holdout = Annotated[str, typer.Argument(help="Index of the experience, or name of the golden set.")]
+
+MEDIA_TYPES = {
+    ".ndjson": "application/x-ndjson",
+    ".jsonl": "application/x-ndjson",
+    ".json": "application/json",
+    ".msgpack": "application/msgpack",
+    ".arrow": "application/vnd.apache.arrow.stream",
+    ".arrows": "application/vnd.apache.arrow.stream",
+}
+"""Endings of files that records are sent from, each with its media type."""
+RecordsFile = Annotated[
+    Path, typer.Argument(exists=True, dir_okay=False, help=f"Records: {', '.join(MEDIA_TYPES)}.")
+]
 
 
 @holdout_app.command("list")
 def holdout_list(pipeline: str, json_output: Json = False, url: Url = None) -> None:
-    """List the past holdouts of a pipeline, with the looks left for each."""
+    """List the past holdouts of a pipeline, with the looks left for each, and its golden sets."""
     with open_client(url) as client:
         view = client.get(path_of(pipeline, "holdouts"))
     if json_output:
@@ -35,6 +51,8 @@ def holdout_list(pipeline: str, json_output: Json = False, url: Url = None) -> N
         )
     if not view["holdouts"]:
         typer.echo("No past holdout yet: nothing was promoted.")
+    for each in view["golden"]:
+        typer.echo(_golden_line(each))
     if view["freeze"]:
         last = view["freeze"]["last_audited"]
         passed = f"; the last that passed is v{last}" if last else "; none has passed yet"
@@ -43,22 +61,69 @@ def holdout_list(pipeline: str, json_output: Json = False, url: Url = None) -> N
         )
 
 
+@holdout_app.command("add")
+def holdout_add(
+    pipeline: str,
+    file: RecordsFile,
+    name: Annotated[str, typer.Option("--name", help="Name of the golden set: a-z, 0-9 and -.")],
+    reason: Reason,
+    margin: Annotated[
+        float | None, typer.Option("--margin", help="An update may lose less than this share on it.")
+    ] = None,
+    none_lost: Annotated[
+        bool, typer.Option("--none-lost", help="In place of a margin: no right answer may be lost.")
+    ] = False,
+    by: By = "anonymous",
+    url: Url = None,
+) -> None:
+    """Add a golden set: records that are never trained on, and that every update is compared on."""
+    if (margin is None) != none_lost:
+        raise typer.BadParameter("give either --margin or --none-lost")
+    asked = {"name": name, "reason": reason, "by": by}
+    asked |= {"none_lost": "true"} if margin is None else {"margin": str(margin)}
+    added = _send(pipeline, ("holdouts",), asked, file, url)
+    golden = added["golden"]
+    held = "no right answer may be lost" if margin is None else f"margin {with_unit(margin, digits=2)}"
+    typer.echo(f"Golden set {name} has {golden['records']} records, {held}; they are never trained on.")
+    _say_what_it_takes(added)
+
+
+@holdout_app.command("relabel")
+def holdout_relabel(
+    pipeline: str,
+    experience: Experience,
+    file: RecordsFile,
+    reason: Reason,
+    by: By = "anonymous",
+    url: Url = None,
+) -> None:
+    """Correct labels of a past holdout: FILE gives ids and labels; a golden set takes its place."""
+    path = ("holdouts", str(experience), "relabel")
+    added = _send(pipeline, path, {"reason": reason, "by": by}, file, url)
+    golden = added["golden"]
+    typer.echo(
+        f"The holdout of experience {experience} is retired; golden set {golden['name']} of "
+        f"{golden['records']} records takes its place, margin {with_unit(golden['margin'], digits=2)}."
+    )
+    _say_what_it_takes(added)
+
+
 @holdout_app.command("retire")
 def holdout_retire(
-    pipeline: str, experience: Experience, reason: Reason, by: By = "anonymous", url: Url = None
+    pipeline: str, experience: Holdout, reason: Reason, by: By = "anonymous", url: Url = None
 ) -> None:
     """Stop judging updates on a holdout whose labels are no longer true, or that is exhausted."""
     _mark(pipeline, experience, "retire", reason=reason, by=by, url=url)
-    typer.echo(f"The holdout of experience {experience} is retired.")
+    typer.echo(f"{_named(experience)} is retired.")
 
 
 @holdout_app.command("restore")
 def holdout_restore(
-    pipeline: str, experience: Experience, reason: Reason, by: By = "anonymous", url: Url = None
+    pipeline: str, experience: Holdout, reason: Reason, by: By = "anonymous", url: Url = None
 ) -> None:
     """Judge updates on a retired holdout again."""
     _mark(pipeline, experience, "restore", reason=reason, by=by, url=url)
-    typer.echo(f"The holdout of experience {experience} is evidence again.")
+    typer.echo(f"{_named(experience)} is evidence again.")
 
 
 @holdout_app.command("pin")
@@ -66,7 +131,7 @@ def holdout_pin(
     pipeline: str, experience: Experience, reason: Reason, by: By = "anonymous", url: Url = None
 ) -> None:
     """Always judge a holdout whole, however many come after it."""
-    _mark(pipeline, experience, "pin", reason=reason, by=by, url=url)
+    _mark(pipeline, str(experience), "pin", reason=reason, by=by, url=url)
     typer.echo(f"The holdout of experience {experience} is pinned.")
 
 
@@ -75,31 +140,42 @@ def holdout_unpin(
     pipeline: str, experience: Experience, reason: Reason, by: By = "anonymous", url: Url = None
 ) -> None:
     """Let a pinned holdout be archived when newer ones arrive."""
-    _mark(pipeline, experience, "unpin", reason=reason, by=by, url=url)
+    _mark(pipeline, str(experience), "unpin", reason=reason, by=by, url=url)
     typer.echo(f"The holdout of experience {experience} is no longer pinned.")
 
 
 @holdout_app.command("margin")
 def holdout_margin(
     pipeline: str,
-    experience: Experience,
-    margin: Annotated[str, typer.Argument(help="A share (0.05 is 5 points), or `default`: the pipeline's.")],
+    experience: Holdout,
+    margin: Annotated[
+        str,
+        typer.Argument(
+            help="A share (0.05 is 5 points); `default`: the pipeline's; of a golden set, `none-lost`."
+        ),
+    ],
     reason: Reason,
     by: By = "anonymous",
     url: Url = None,
 ) -> None:
     """Set the margin of one holdout: what an update may lose on it."""
+    golden = not experience.isdecimal()
+    unset = "none-lost" if golden else "default"
     try:
-        own = None if margin == "default" else float(margin)
+        own = None if margin == unset else float(margin)
     except ValueError:
         own = 0.0
     if own is not None and not 0 < own < 1:
-        raise typer.BadParameter("write a share such as 0.05 (5 points), or default", param_hint="MARGIN")
+        raise typer.BadParameter(f"write a share such as 0.05 (5 points), or {unset}", param_hint="MARGIN")
     with open_client(url) as client:
         body = {"reason": reason, "by": by, "margin": own}
-        client.post(path_of(pipeline, "holdouts", str(experience), "margin"), body)
+        client.post(path_of(pipeline, "holdouts", *_segments(experience), "margin"), body)
+    if own is None and golden:
+        typer.echo(f"{_named(experience)} may lose no right answer from now on.")
+        return
     now = "the pipeline's" if own is None else with_unit(own, digits=2)
-    typer.echo(f"The margin of the holdout of experience {experience} is {now} from now on.")
+    of = _named(experience)
+    typer.echo(f"The margin of {of[0].lower()}{of[1:]} is {now} from now on.")
 
 
 def unfreeze(pipeline: str, reason: Reason, by: By = "anonymous", url: Url = None) -> None:
@@ -109,6 +185,57 @@ def unfreeze(pipeline: str, reason: Reason, by: By = "anonymous", url: Url = Non
     typer.echo(f"Promotion of {pipeline} is free again.")
 
 
-def _mark(pipeline: str, experience: int, marking: str, *, reason: str, by: str, url: str | None) -> None:
+def _mark(pipeline: str, holdout: str, marking: str, *, reason: str, by: str, url: str | None) -> None:
     with open_client(url) as client:
-        client.post(path_of(pipeline, "holdouts", str(experience), marking), {"reason": reason, "by": by})
+        path = path_of(pipeline, "holdouts", *_segments(holdout), marking)
+        client.post(path, {"reason": reason, "by": by})
+
+
+def _segments(holdout: str) -> tuple[str, ...]:
+    """The path of a holdout: digits are an experience, anything else names a golden set."""
+    return (holdout,) if holdout.isdecimal() else ("golden", quote(holdout, safe=""))
+
+
+def _named(holdout: str) -> str:
+    return f"The holdout of experience {holdout}" if holdout.isdecimal() else f"Golden set {holdout}"
+
+
+def _golden_line(view: Any) -> str:
+    held = "none lost" if view["margin"] is None else f"margin {with_unit(view['margin'], digits=2)}"
+    since = f"since v{view['since_version']}" if view["since_version"] else "since before the first version"
+    anchor = f"anchor v{view['anchor_version']}" if view["anchor_version"] else "no anchor yet"
+    retired = ", retired" if view["retired"] else ""
+    return (
+        f"golden set {view['name']}: {view['records']} records, {held}, {since}, {anchor}, "
+        f"{view['looks']} looks{retired}"
+    )
+
+
+def _send(pipeline: str, path: tuple[str, ...], asked: dict[str, str], file: Path, url: str | None) -> Any:
+    media_type = MEDIA_TYPES.get(file.suffix.lower())
+    if media_type is None:
+        raise typer.BadParameter(
+            f"{file.name} has none of the endings {', '.join(MEDIA_TYPES)}", param_hint="FILE"
+        )
+    with open_client(url) as client:
+        target = f"{path_of(pipeline, *path)}?{urlencode(asked)}"
+        return client.send(target, file.read_bytes(), media_type=media_type)
+
+
+def _say_what_it_takes(added: Any) -> None:
+    records, takes = added["golden"]["records"], added["takes"]
+    if takes and records < takes["fewest"]:
+        typer.echo(
+            f"No update can pass with so few: the margin takes at least {takes['fewest']} records, and about "
+            f"{takes['likely']} for most updates that lose nothing. Until then a person decides each update."
+        )
+    elif takes and records < takes["likely"]:
+        typer.echo(
+            f"It takes about {takes['likely']} records for most updates that lose nothing to pass; with "
+            "fewer, a person is asked more often."
+        )
+    if added["unchecked_experiences"]:
+        typer.echo(
+            f"Not checked against {added['unchecked_experiences']} experiences whose train parts were "
+            "removed: make sure that none of these records was in them."
+        )

@@ -224,6 +224,8 @@ def _status(view: Any) -> Iterator[str]:
         )
     if view["duplicates"]:
         yield f"  {view['duplicates']} duplicates were dropped"
+    if view["held_out"]:
+        yield f"  {view['held_out']} records were dropped because a golden set holds their id"
     counts = ", ".join(f"{count} {reason}" for reason, count in view["dead_letters"].items())
     replayed = (
         f"; {view['replayed_dead_letters']} more were replayed" if view["replayed_dead_letters"] else ""

@@ -20,6 +20,7 @@ from service.gate.config import Attack as Attack
 from service.gate.config import GateConfig as GateConfig
 from service.gate.config import Metric as Metric
 from service.gate.config import Share as Share
+from service.gate.golden import GoldenAnswers as GoldenAnswers
 from service.gate.pairs import Bits as Bits
 from service.gate.pairs import Column as Column
 from service.gate.pairs import Details as Details
@@ -159,6 +160,8 @@ class Evidence:
     number."""
     classes: tuple[str, ...] = ()
     """Names by class id; empty: findings name the ids."""
+    golden: tuple[GoldenAnswers, ...] = ()
+    """One for each golden set that is not retired."""
     data_findings: tuple["Finding", ...] = ()
     """What the data guard found on `data`, where it judged before learning; empty: `decide` asks it."""
 

@@ -24,6 +24,7 @@ from service.gate.base import (
 from service.gate.blocks import history_of
 from service.gate.guards import batch as batch_guards
 from service.gate.guards import budget, classes, cost, groups, quality, robustness, seeds
+from service.gate.guards import golden as golden_guard
 from service.gate.guards import learning as learning_guard
 from service.gate.guards import retention as retention_guard
 
@@ -46,6 +47,7 @@ AFTER_LEARNING: tuple[tuple[str, Guard], ...] = (
     ("retention", retention_guard.retention),
     ("learning", learning_guard.learning),
     ("rare classes", classes.rare_classes),
+    ("golden", golden_guard.golden),
     ("freeze", budget.frozen),
     ("groups", groups.groups),
     ("negative flips", quality.negative_flips),
@@ -237,6 +239,11 @@ def _severity(finding: Finding) -> float:
 def _summary(evidence: Evidence, findings: Sequence[Finding]) -> str:
     """Why the challenger may go out: "all 4 past holdouts kept within 5 points; experience 4 learnt"."""
     learnt = f"{say.experiences(sorted(each.experience for each in evidence.new))} learnt"
+    if evidence.golden and not evidence.first:
+        count = len(evidence.golden)
+        learnt += (
+            f"; golden set {evidence.golden[0].name} kept" if count == 1 else f"; {count} golden sets kept"
+        )
     if not evidence.past:
         return f"{learnt}; no past holdouts yet"
     margins = [each.numbers.get("margin", 0.0) for each in findings if each.guard == "retention"]

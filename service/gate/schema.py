@@ -69,6 +69,7 @@ NUMBERS: Mapping[str, str] = {
     "champion_bytes": "Bytes of the served network.",
     "challenger_bytes": "Bytes of the served network.",
     "seconds": "That learning took.",
+    "golden": "Number of the golden set that it is about: 0, 1, 2 ... within the pipeline.",
     "seeds": "Seeds that learnt the update, the challenger's own among them.",
     "worst_seed": "The seed that the numbers are about.",
     "accuracy_lowest": "Of all seeds, on all holdouts together.",

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 import structlog
 
 from service.errors import PipelineUnreadableError
+from service.ingest import golden
 from service.ingest.champion_answers import PipelineContext
 from service.ingest.retention import Upkeep
 from service.ingest.sources import build_source
@@ -156,6 +157,7 @@ class PipelineIngest:
                 manifest=Manifest(self._engine),
                 also=self._queue,
                 context=self._context.trigger_context(),
+                held_out=lambda: golden.held_out(self._engine, self._store, self.name),
             )
         return self._ingest
 

@@ -80,7 +80,7 @@ def _decoded(spec: PipelineSpec, labels: LabelMap, batch: RawBatch) -> Records:
     """
     decoded = decode(batch, spec.record_schema, labels)
     if decoded.rejected:
-        raise _refused(decoded, len(batch.positions))
+        raise refused(decoded, len(batch.positions))
     return decoded.records
 
 
@@ -101,7 +101,8 @@ def _problem(engine: sa.Engine, spec: PipelineSpec, sent: int, limit: int) -> Ho
     return None
 
 
-def _refused(decoded: Decoded, sent: int) -> RecordsInvalidError:
+def refused(decoded: Decoded, sent: int) -> RecordsInvalidError:
+    """The refusal of a request of `sent` records, with the first that do not fit."""
     errors = [
         {"record": int(bad.position), "reason": bad.reason, "detail": bad.detail}
         for bad in decoded.rejected[:SHOWN_ERRORS]

@@ -15,7 +15,7 @@ import structlog
 from service.errors import PipelineUnreadableError
 from service.pipelines import PipelineSpec
 from service.settings import Settings
-from service.state import backlog, champions, jobs, pipelines
+from service.state import backlog, champions, golden, jobs, pipelines
 from service.state.database import lock_pipeline, now
 from streams.state.manifest import ExperienceRow, Manifest
 from streams.state.tables import reading
@@ -43,10 +43,11 @@ class Upkeep:
         """Run now; returns the names of the removed files."""
         with reading(self._engine) as connection:
             names = pipelines.names(connection)
+            kept = golden.digests(connection)
         for name in names:
             self._remove_unneeded(name)
         removed = self._store.collect_garbage(
-            Manifest(self._engine).digests(), grace_seconds=self._settings.orphan_grace_seconds
+            Manifest(self._engine).digests() | kept, grace_seconds=self._settings.orphan_grace_seconds
         )
         if removed:
             log.info("files removed that nothing needs", files=len(removed))

@@ -153,6 +153,22 @@ holdout_states = sa.Table(
     sa.Column("margin", sa.Double),
 )
 
+golden_sets = sa.Table(
+    "golden_sets",
+    METADATA,
+    sa.Column("pipeline", sa.String(63), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("name", sa.String(63), nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("records", sa.Integer, nullable=False),
+    sa.Column("margin", sa.Double, comment="Null: no right answer may be lost."),
+    sa.Column("since_version", sa.Integer),
+    sa.Column("anchor_version", sa.Integer),
+    sa.Column("retired", sa.Boolean, nullable=False),
+    sa.Column("added_at", sa.Double, nullable=False),
+    sa.UniqueConstraint("pipeline", "name"),
+)
+
 ledger = sa.Table(
     "ledger",
     METADATA,

@@ -15,7 +15,8 @@ import sqlalchemy as sa
 from service.gate.base import Bits, Details
 from service.state.database import answers, holdout_states, looks, now
 
-Part = Literal["gate", "audit"]
+Part = Literal["gate", "audit", "golden"]
+"""Under `golden`, the number of a golden set stands where an experience's index does."""
 FORM = 1
 """Version of the packed details. Details of another version read as none, and are computed again."""
 

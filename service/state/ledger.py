@@ -21,6 +21,8 @@ Action = Literal[
     "pin",
     "unpin",
     "margin",
+    "golden",
+    "relabel",
 ]
 
 GENESIS = "0" * 64

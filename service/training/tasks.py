@@ -54,6 +54,15 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class Anchored:
+    """Golden sets that share an anchor, whose checkpoint answers them."""
+
+    folder: Path
+    """The anchor's folder."""
+    sets: tuple[Stored, ...]
+
+
+@dataclass(frozen=True)
 class Task:
     """Everything a trainer needs to know; paths are on storage that all workers share."""
 
@@ -80,6 +89,12 @@ class Task:
     once."""
     references: tuple[Screen, ...]
     """Screens of the experiences that the champion learnt."""
+    golden: tuple[Stored, ...] = ()
+    """Golden sets, each by its number in place of an experience; all records are answered."""
+    missing_golden: tuple[int, ...] = ()
+    """Golden sets on which the champion's answers are not stored: they are computed here, once."""
+    golden_anchors: tuple[Anchored, ...] = ()
+    """Golden sets on which the answers of an anchor that is not the champion are not stored."""
     sealed: tuple[Stored, ...] = ()
     """Audit parts of the past holdouts and of the new ones."""
     repeat: int = 0
@@ -137,6 +152,12 @@ class Result:
     """Answers of the champion; without one, of the majority class of the training part."""
     sealed: dict[int, Bits] = field(default_factory=dict)
     """The challenger's answers on the audit parts; only an audit reads them."""
+    golden: dict[int, Bits] = field(default_factory=dict)
+    """The challenger's answers on golden sets, by number."""
+    golden_baseline: dict[int, Bits] = field(default_factory=dict)
+    """The champion's, where they were not stored."""
+    golden_anchors: dict[int, Bits] = field(default_factory=dict)
+    """The anchors', where they were not stored and their checkpoints could be read."""
     near_duplicates: dict[int, NearDuplicates] = field(default_factory=dict)
     """Past holdout -> near duplicates of its records in the new data."""
     train_accuracy: float | None = None

@@ -191,9 +191,9 @@ def _learn(
     """
     holdouts = _Holdouts.of(task, store)
     baseline = _baseline(task, learner, batch, holdouts)
+    golden = _Golden.before(task, learner, store)
     compares = task.champion is not None and task.gate.needs_champion
     served_champion = learner.served_network() if compares else None
-
     report = learner.learn(batch, _step_progress(on_progress))
     challenger = learner
     on_progress({"stage": "answering holdouts"})
@@ -202,6 +202,7 @@ def _learn(
     train_right = answer(challenger, batch).bits
     challenger.save(scratch / LEARNER_FOLDER)
     export(challenger, task.stream, scratch / SERVED_FILE)
+    golden_right, golden_anchors = golden.after(task, challenger, store)
     on_progress({"stage": "comparing with the champion"})
     disturbed, rounds = compare_served(task, served_champion, challenger, holdouts.all)
     return replace(
@@ -210,6 +211,9 @@ def _learn(
         challenger=_bits(answered),
         baseline=_bits(baseline),
         sealed=sealed,
+        golden=golden_right,
+        golden_baseline=golden.baseline,
+        golden_anchors=golden_anchors,
         near_duplicates={
             each.index: near_duplicates(each.inputs, each.labels, batch.inputs, batch.labels)
             for each in holdouts.past
@@ -232,6 +236,43 @@ def _baseline(task: Task, learner: Learner, batch: Experience, holdouts: _Holdou
     if task.champion is None:
         return {holdout.index: Answers(majority_right(batch, holdout)) for holdout in unanswered}
     return {holdout.index: answer(learner, holdout) for holdout in unanswered}
+
+
+@dataclass(frozen=True)
+class _Golden:
+    """The golden sets that an update is judged on, and the champion's answers that were not stored."""
+
+    sets: Sequence[Experience]
+    baseline: dict[int, Bits]
+
+    @staticmethod
+    def before(task: Task, champion: Learner, store: ExperienceStore) -> "_Golden":
+        """Opened and answered before the champion learns; a fresh learner answers nothing."""
+        sets = _opened(store, task.golden)
+        missing = task.missing_golden if task.champion else ()
+        return _Golden(
+            sets, {each.index: answer(champion, each).bits for each in sets if each.index in missing}
+        )
+
+    def after(
+        self, task: Task, challenger: Learner, store: ExperienceStore
+    ) -> tuple[dict[int, Bits], dict[int, Bits]]:
+        """The answers of the challenger, and those of anchors that were not stored."""
+        return {each.index: answer(challenger, each).bits for each in self.sets}, _golden_anchors(task, store)
+
+
+def _golden_anchors(task: Task, store: ExperienceStore) -> dict[int, Bits]:
+    """Answers of anchors on golden sets; without those whose checkpoint cannot be read any more."""
+    found: dict[int, Bits] = {}
+    for each in task.golden_anchors:
+        try:
+            anchor = load_learner(each.folder)
+        except StrategyError:
+            # Without its answers the gate asks a person.
+            continue
+        anchor.widen(task.stream.classes)
+        found |= {golden.index: answer(anchor, golden).bits for golden in _opened(store, each.sets)}
+    return found
 
 
 def _running(task: Task, report: LearnReport, train_right: Bits, *, rounds: Rounds, scratch: Path) -> Running:

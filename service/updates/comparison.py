@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from service.gate.base import Audit, Evidence, PairedAnswers, PastExperience, Repeat
+from service.gate.base import Audit, Evidence, GoldenAnswers, PairedAnswers, PastExperience, Repeat
 from service.state.holdouts import Audits
 from service.storage import StoreLocation
-from service.training.tasks import Result, Stored, Task
+from service.training.tasks import Anchored, Result, Stored, Task
+from service.updates.golden_plan import PlannedGolden
 from service.updates.plan import Plan
 from strategies.network_choice import Installation
 
@@ -43,6 +44,9 @@ def task_of(
         ),
         missing_baselines=plan.unanswered,
         references=tuple(plan.references.values()),
+        golden=tuple(map(_stored, plan.golden)),
+        missing_golden=tuple(each.number for each in plan.golden if each.past is None),
+        golden_anchors=_unanswered_anchors(plan, folder_of),
         sealed=tuple(
             Stored(index, plan.rows[index].audit.digest, records)
             for index, records in {**plan.judged, **dict.fromkeys(plan.experiences, limit)}.items()
@@ -51,6 +55,19 @@ def task_of(
         installation=installation,
         inputs=plan.inputs,
     )
+
+
+def _stored(golden: PlannedGolden) -> Stored:
+    return Stored(golden.number, golden.part.digest)
+
+
+def _unanswered_anchors(plan: Plan, folder_of: Callable[[str], Path]) -> tuple[Anchored, ...]:
+    """Anchors that must answer golden sets, each with its sets."""
+    sets: dict[str, list[Stored]] = {}
+    for each in plan.golden:
+        if each.anchored_by and each.anchor is None:
+            sets.setdefault(each.anchored_by, []).append(_stored(each))
+    return tuple(Anchored(folder_of(update_id), tuple(its)) for update_id, its in sets.items())
 
 
 def evidence_of(plan: Plan, result: Result, *, repeats: Sequence[Repeat]) -> Evidence:
@@ -78,6 +95,7 @@ def evidence_of(plan: Plan, result: Result, *, repeats: Sequence[Repeat]) -> Evi
         shift=result.shift,
         data_findings=result.data_findings,
         classes=plan.classes,
+        golden=tuple(_golden(plan, result, each) for each in plan.golden),
         history=tuple(
             PastExperience(each.experience, each.gate_records, archived=each.archived) for each in plan.learnt
         ),
@@ -98,6 +116,21 @@ def _paired(plan: Plan, result: Result, index: int) -> PairedAnswers:
         groups=records.groups if records else {},
         baseline_details=result.baseline_details.get(index, plan.past_details.get(index)),
         challenger_details=result.challenger_details.get(index),
+    )
+
+
+def _golden(plan: Plan, result: Result, golden: PlannedGolden) -> GoldenAnswers:
+    number = golden.number
+    return GoldenAnswers(
+        number=number,
+        name=golden.name,
+        records=golden.part.rows,
+        baseline=result.golden_baseline.get(number, golden.past) if plan.champion else None,
+        challenger=result.golden.get(number),
+        anchor=result.golden_anchors.get(number, golden.anchor),
+        anchor_version=golden.anchor_version,
+        margin=golden.margin,
+        looks=golden.looks,
     )
 
 

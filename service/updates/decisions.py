@@ -20,6 +20,7 @@ from service.state import backlog, champions, endings, freezes, holdouts, jobs, 
 from service.state.database import lock_pipeline, now
 from service.state.ledger import By
 from service.state.pipelines import load_spec
+from service.updates import golden_sets
 
 Choice = Literal["approve", "reject"]
 Marking = Literal["retire", "restore", "pin", "unpin"]
@@ -60,6 +61,8 @@ def _approve(connection: sa.Connection, update: jobs.Update, by: By) -> ledger.E
             f"Update {update.id} made no version, so there is nothing to promote.",
             fix="Reject it, or start a new update.",
         )
+    # A refused promotion undoes this with it.
+    golden_sets.approve_losses(connection, update.pipeline, update.verdict, version=update.version)
     try:
         return champions.promote(
             connection,

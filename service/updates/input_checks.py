@@ -62,11 +62,19 @@ def checked_parts(store: ExperienceStore, plan: Plan, removed_at: Mapping[int, f
         checks.append(_part(store, index, parts.gate, kind="gate part"))
         if parts.audit.rows:
             checks.append(_part(store, index, parts.audit, kind="audit part"))
-    return checks
+    return checks + [
+        _named_part(store, f"golden set {each.name}", each.number, each.part, kind="golden set")
+        for each in plan.golden
+    ]
 
 
 def _part(store: ExperienceStore, index: int, part: Part, *, kind: str, gone: str = "") -> Check:
-    name = f"experience {index}, {kind}"
+    return _named_part(store, f"experience {index}, {kind}", index, part, kind=kind, gone=gone)
+
+
+def _named_part(
+    store: ExperienceStore, name: str, index: int, part: Part, *, kind: str, gone: str = ""
+) -> Check:
     try:
         store.open(part.digest, index=index)
     except ExperienceDamagedError as error:

@@ -106,6 +106,26 @@ class Anchor:
 
 
 @dataclass(frozen=True)
+class Golden:
+    """A golden set that the update is judged on."""
+
+    number: int
+    name: str
+    part: Part
+    margin: float | None
+    """None: no right answer may be lost."""
+    looks: int
+    past: Kept | None
+    """The champion's answers, if they were stored at planning time."""
+    anchor_version: int | None
+    """None: no version has been promoted yet."""
+    anchored_by: str | None
+    """The update that made the anchor; None: there is none, or the champion is the anchor."""
+    anchor: Kept | None
+    """The anchor's answers, if they were stored at planning time."""
+
+
+@dataclass(frozen=True)
 class Learnt:
     """An experience that the champion learnt, retired or not; the gate's blocks follow from all of them."""
 
@@ -144,6 +164,8 @@ class PlanDocument:
     """Digest of these screens."""
     failed_audits: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Holdout -> audits that did not pass, and the runs of them; none are left out."""
+    golden: tuple[Golden, ...] = ()
+    """Golden sets that are not retired; empty: there were none, or an earlier release planned the update."""
     learnt: tuple[Learnt, ...] = ()
     """In the order in which the lineage learnt them; empty: an earlier release planned the update."""
     form: int = FORM

@@ -15,6 +15,8 @@ from service.state.holdouts import Audits, Part
 from service.state.inputs import Name, StoredDocument
 from service.state.jobs import Update
 from service.state.pipelines import load_spec
+from service.updates import golden_plan
+from service.updates.golden_plan import PlannedGolden
 from service.updates.inputs import (
     Anchor,
     Base,
@@ -67,6 +69,8 @@ class Plan:
     """Holdout -> earlier updates that were compared on it."""
     audits: Mapping[int, Audits]
     """Holdout -> earlier updates that were compared on its sealed part."""
+    golden: tuple[PlannedGolden, ...]
+    """Golden sets, by number; retired ones are left out."""
     learnt: tuple[Learnt, ...]
     """Experiences that the champion learnt, retired ones too, in the order of the lineage."""
     attempt: int
@@ -172,6 +176,9 @@ def _new_plan(connection: sa.Connection, manifest: Manifest, update: Update) -> 
         gate_anchors={index: bits for index, (_, bits) in gate_anchors.items()},
         looks=holdouts.count_looks(connection, pipeline, excluding=update.id),
         audits=holdouts.count_audits(connection, pipeline, excluding=update.id),
+        golden=golden_plan.planned(
+            connection, pipeline, lineage[-1] if lineage else None, excluding=update.id
+        ),
         learnt=learnt_by(lineage, parts, marks, spec.gate),
         attempt=1 + jobs.earlier_tries(connection, update),
         last_audited=max((each.version for each in lineage if each.update_id in passed), default=None),
@@ -208,6 +215,7 @@ def _document(plan: Plan) -> PlanDocument:
             for index, each in _of(plan.audits, plan.judged).items()
             if each.failures
         },
+        golden=golden_plan.documents(plan.golden),
         learnt=plan.learnt,
         attempt=plan.attempt,
         last_audited=plan.last_audited,
@@ -263,6 +271,7 @@ def stored_plan(connection: sa.Connection, update: Update, stored: Mapping[Name,
         gate_anchors=_stored_anchors(connection, lineage, document, part="gate"),
         looks=document.looks,
         audits=_audits(document),
+        golden=golden_plan.stored(connection, pipeline, lineage[-1] if lineage else None, document.golden),
         learnt=document.learnt,
         attempt=document.attempt,
         last_audited=document.last_audited,

@@ -33,6 +33,7 @@ from service.training.origin import installed
 from service.training.tasks import OnProgress, Result, Stored, Task, read_result
 from service.updates import input_checks as check
 from service.updates.comparison import evidence_of, task_of
+from service.updates.golden_plan import given_again
 from service.updates.input_checks import Check
 from service.updates.inputs import PlanDocument, decode, kept_bits, kept_details, screens_digest
 from service.updates.plan import Plan, stored_plan
@@ -165,13 +166,21 @@ def _require_verdict(update: Update) -> None:
 def _inputs(connection: sa.Connection, update: Update, stored: Mapping[Name, StoredDocument]) -> _Inputs:
     plan = stored_plan(connection, update, stored)
     made_by = {}
-    for anchor in sorted(set(plan.anchored_by.values())):
+    golden = {each.anchored_by for each in plan.golden if each.anchored_by}
+    for anchor in sorted({*plan.anchored_by.values(), *golden}):
         result = stored_inputs.read(connection, anchor).get("result")
         made_by[anchor] = decode(result, ResultDocument).origin.made if result and result.intact else {}
     return _Inputs(
         update=update,
         # Stored answers are compared with those that are given again, and serve nothing else.
-        plan=replace(plan, past={}, past_details={}, anchors={}, gate_anchors={}),
+        plan=replace(
+            plan,
+            past={},
+            past_details={},
+            anchors={},
+            gate_anchors={},
+            golden=tuple(each.without_answers() for each in plan.golden),
+        ),
         document=decode(stored["plan"], PlanDocument),
         result=decode(stored["result"], ResultDocument),
         anchors=made_by,
@@ -295,6 +304,8 @@ def _anchors(task: Task, found: _Inputs, settings: Settings) -> _Anchors:
     gate: dict[int, Bits] = {}
     for update_id in found.anchors:
         its = {index: each for index, each in found.document.anchors.items() if each.update_id == update_id}
+        if not its:
+            continue  # an anchor of golden sets alone, which the trainer asks
         parts = [Stored(index, rows[index].audit.digest, each.answers.records) for index, each in its.items()]
         sealed |= trainer.answers_of(settings.checkpoints / update_id, parts, task)
         parts = [
@@ -330,6 +341,7 @@ def _answers(found: _Inputs, result: Result, anchors: _Anchors) -> list[Check]:
             for index, each in wanted.anchors.items()
             if each.gate and (bits := anchors.gate.get(index)) is not None
         ),
+        *given_again(wanted.golden, result.golden_baseline, result.golden_anchors),
     ]
     detail = "the stored answers are not those that the checkpoint gives"
     return [

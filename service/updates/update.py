@@ -24,6 +24,7 @@ from service.storage import store_location
 from service.training import repeats
 from service.training.tasks import OnProgress, Result, Task, is_done, read_result
 from service.updates.comparison import evidence_of, task_of
+from service.updates.golden_plan import answered_by
 from service.updates.inputs import encode
 from service.updates.plan import Plan, make_plan
 from service.updates.publication import accuracies, publication
@@ -162,6 +163,15 @@ class Updater:
                 answered=result.baseline,
                 details=result.baseline_details,
             )
+            holdouts.save(
+                connection,
+                pipeline,
+                version=plan.champion.version,
+                answered=result.golden_baseline,
+                part="golden",
+            )
+        for anchor, answered in answered_by(plan.golden, result.golden_anchors).items():
+            holdouts.save(connection, pipeline, version=anchor, answered=answered, part="golden")
         if version is not None:
             champions.add_version(
                 connection,
@@ -180,6 +190,7 @@ class Updater:
                 details=result.challenger_details,
             )
             holdouts.save(connection, pipeline, version=version, answered=result.sealed, part="audit")
+            holdouts.save(connection, pipeline, version=version, answered=result.golden, part="golden")
 
     def start_over(self, update: Update, error: ChampionMovedError) -> None:
         """End an update whose champion was moved meanwhile; queue one against the present champion."""
@@ -241,6 +252,10 @@ def _count_looks(connection: sa.Connection, plan: Plan, result: Result, verdict:
     # Each try until one is promoted also looks at the new holdouts.
     seen = [*plan.judged, *plan.experiences]
     holdouts.note_looks(connection, pipeline, update_id=update_id, experiences=seen, passed=passed)
+    compared = [each.number for each in plan.golden] if plan.champion else []
+    holdouts.note_looks(
+        connection, pipeline, update_id=update_id, experiences=compared, part="golden", passed=passed
+    )
     if not verdict.audit:
         return
     looked = [index for index in plan.judged if plan.rows[index].audit.rows]

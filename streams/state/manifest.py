@@ -67,6 +67,8 @@ class Commit:
     waiting: WaitingCommit | None = None
     duplicates: int = 0
     """Records dropped because their id had been seen: added to the stream's count."""
+    held_out: int = 0
+    """Records dropped because a golden set holds their id: the same."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,13 @@ class Manifest:
             _add_classes(connection, pipeline, commit.classes)
             part = None if waiting is None else waiting_rows.save(connection, pipeline, waiting, now)
             aged_out = 0 if waiting is None else waiting.aged_out
-            stream_status.add_counts(connection, pipeline, duplicates=commit.duplicates, aged_out=aged_out)
+            stream_status.add_counts(
+                connection,
+                pipeline,
+                duplicates=commit.duplicates,
+                held_out=commit.held_out,
+                aged_out=aged_out,
+            )
             row = None
             if commit.experience is not None:
                 row = experience_rows.add(connection, pipeline, commit.moves, commit.experience, now)

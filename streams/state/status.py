@@ -32,6 +32,8 @@ class StreamState:
     """Records that ingest has read and not yet cut, as last noted."""
     duplicates: int = 0
     """Records dropped because their id had been seen within the window."""
+    held_out: int = 0
+    """Records dropped because a golden set of the pipeline holds their id."""
     aged_out: int = 0
     """Unmatched records that waited too long for their label or their features."""
 
@@ -50,6 +52,7 @@ def read(connection: sql.Connection, pipeline: str) -> StreamState:
         revision=row.revision,
         pending=dict(row.pending),
         duplicates=row.duplicates,
+        held_out=row.held_out,
         aged_out=row.aged_out,
     )
 
@@ -73,13 +76,15 @@ def note_pending(connection: sql.Connection, pipeline: str, pending: Mapping[str
     _write(connection, pipeline, {"pending": dict(pending)})
 
 
-def add_counts(connection: sql.Connection, pipeline: str, *, duplicates: int, aged_out: int) -> None:
-    """Add dropped duplicates and aged-out records to the counts. The stream must have its row."""
-    if duplicates or aged_out:
+def add_counts(
+    connection: sql.Connection, pipeline: str, *, duplicates: int, held_out: int, aged_out: int
+) -> None:
+    """Add records that were dropped, or aged out, to the counts. The stream must have its row."""
+    added = {"duplicates": duplicates, "held_out": held_out, "aged_out": aged_out}
+    if any(added.values()):
         table = STREAM_STATES
         changed = sql.update(table).where(table.c.pipeline == pipeline)
-        more = {"duplicates": table.c.duplicates + duplicates, "aged_out": table.c.aged_out + aged_out}
-        connection.execute(changed.values(**more))
+        connection.execute(changed.values({name: table.c[name] + count for name, count in added.items()}))
 
 
 def raise_revision(connection: sql.Connection, pipeline: str, *, expected: int) -> bool:
@@ -96,6 +101,13 @@ def raise_revision(connection: sql.Connection, pipeline: str, *, expected: int) 
     except sql.exc.IntegrityError:
         return False
     return True
+
+
+def fence(connection: sql.Connection, pipeline: str) -> None:
+    """Raise the revision, so that an ingest which has read the one before opens again before it commits."""
+    found = read(connection, pipeline).revision
+    while not raise_revision(connection, pipeline, expected=found):
+        found = read(connection, pipeline).revision
 
 
 def _write(connection: sql.Connection, pipeline: str, values: Mapping[str, Any]) -> None:
@@ -125,5 +137,6 @@ def _new(pipeline: str) -> dict[str, Any]:
         "since": 0.0,
         "pending": {},
         "duplicates": 0,
+        "held_out": 0,
         "aged_out": 0,
     }

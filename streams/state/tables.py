@@ -75,6 +75,13 @@ STREAM_STATES = sql.Table(
     sql.Column("since", sql.Double, nullable=False),
     sql.Column("pending", sql.JSON, nullable=False, comment="What ingest has read and not yet cut."),
     sql.Column("duplicates", sql.BigInteger, nullable=False, comment="Dropped: their id had been seen."),
+    sql.Column(
+        "held_out",
+        sql.BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="Dropped: a golden set holds their id.",
+    ),
     sql.Column("aged_out", sql.BigInteger, nullable=False, comment="Unmatched records that waited too long."),
 )
 CLASSES = sql.Table(

@@ -11,9 +11,12 @@ import pytest
 import sqlalchemy as sql
 
 from streams import late_labels
-from streams.base import RawBatch, RecordSchema, SourceError
+from streams.base import FencedError, RawBatch, RecordSchema, SourceError
+from streams.held_out import HeldOut
 from streams.ingest import Ingest, IngestConfig
+from streams.records import text_column
 from streams.split import Split, part_of
+from streams.state import status
 from streams.state.manifest import ExperienceRow
 from streams.triggers.catalog import RecordsTrigger
 from tests.support.ingest_environment import JOINED, PIPELINE, Environment, FragileSource
@@ -557,3 +560,34 @@ def test_features_of_what_waits_are_shown_to_the_trigger_once(environment: Envir
     environment.step()
     environment.step()
     assert seen == [0.0]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("window", [0, 50])
+def test_a_held_out_record_whose_features_or_label_wait_is_never_learnt(
+    tmp_path: Path, restart: bool, window: int
+) -> None:
+    environment = joined(tmp_path, window=window)
+    for name in "abc":
+        environment.send(name, "features")
+    environment.step()
+    environment.held_out = HeldOut([text_column(["b"])])
+    with environment.engine.begin() as connection:
+        status.fence(connection, PIPELINE)
+    for name in "abcd":
+        environment.send(name, "label")
+    environment.send("d", "features")
+    with pytest.raises(FencedError):
+        environment.cut()
+    environment.crash()
+    if restart:
+        environment.step()
+        environment.crash()
+    row = environment.cut()
+    assert row is not None
+    ids = environment.store.open(row.train.digest, index=0).record_ids.tolist()
+    assert sorted(ids) == ["a", "c", "d"]
+    with environment.engine.begin() as connection:
+        state = status.read(connection, PIPELINE)
+    assert (state.held_out, state.duplicates) == (1, 0)
+    assert environment.manifest.count_waiting(PIPELINE) == 0

@@ -18,6 +18,7 @@ import sqlalchemy as sql
 
 from streams.base import RecordSchema
 from streams.breaker import CircuitBreaker
+from streams.held_out import HeldOut
 from streams.ingest import Ingest, IngestConfig
 from streams.joining import WaitingPart
 from streams.records import COMPLETE, FEATURES_ONLY, LABEL_ONLY, Records
@@ -144,6 +145,7 @@ class Environment:
         self.window = window
         self.breaker = breaker or CircuitBreaker(max_bad_share=1.0)
         self.split = split
+        self.held_out = HeldOut()
         self.bomb = Bomb()
         self.manifest = Manifest(self.engine, clock=lambda: self.now)
         self.store = FragileStore(folder / "experiences", self.bomb)
@@ -195,6 +197,7 @@ class Environment:
             store=self.store,
             manifest=self.manifest,
             also=self._queue,
+            held_out=lambda: self.held_out,
             clock=lambda: self.now,
         )
 

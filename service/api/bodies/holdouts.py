@@ -1,19 +1,115 @@
 """Bodies of past holdouts and of the freeze."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from datetime import datetime
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, StringConstraints, model_validator
 
-from service.api.bodies.base import Body, ReasonRequest
+from service.api.bodies.base import Body, ReasonRequest, moment
+from service.api.bodies.pipelines import EntryView
+from service.ingest.golden import Added, Sizes
+from service.state.golden import GoldenSet
+
+Margin = Annotated[float, Field(gt=0, lt=1)]
+GoldenName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,62}$"),
+    Field(description="Up to 63 of a-z, 0-9 and -, the first of them a letter."),
+]
 
 
 class HoldoutMargin(ReasonRequest):
     """The margin of one past holdout: the accuracy that an update may lose on it."""
 
-    margin: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+    margin: Margin | None = Field(
         description="A share: 0.05 is 5 points. null: the pipeline's `gate.margin`."
     )
+
+
+class GoldenRequest(ReasonRequest):
+    """Parameters of a golden set that is added."""
+
+    name: GoldenName
+    margin: Margin | None = Field(
+        None, description="What an update may truly lose less than on it. A share: 0.05 is 5 points."
+    )
+    none_lost: bool = Field(False, description="True, in place of a margin: no right answer may be lost.")
+
+    @model_validator(mode="after")
+    def _has_one(self) -> Self:
+        if (self.margin is None) != self.none_lost:
+            raise ValueError("name either margin or none_lost=true")
+        return self
+
+
+class GoldenMargin(ReasonRequest):
+    """The margin of a golden set from now on."""
+
+    margin: Margin | None = Field(description="A share: 0.05 is 5 points. null: no right answer may be lost.")
+
+
+class GoldenView(Body):
+    """A golden set: curated records that are never trained on, and that every update is compared on."""
+
+    name: str
+    number: int = Field(description="0, 1, 2 ... within the pipeline; findings name it as `golden`.")
+    records: int
+    margin: float | None = Field(description="null: no right answer may be lost.")
+    since_version: int | None = Field(description="The champion when it was added; null: there was none.")
+    anchor_version: int | None = Field(
+        description="The version that updates are compared with as well; null: the first that is promoted."
+    )
+    added_at: datetime
+    looks: int = Field(description="Updates that were compared on it.")
+    retired: bool = Field(description="True: updates are no longer compared on it.")
+
+    @staticmethod
+    def of(golden: GoldenSet, looks: int) -> "GoldenView":
+        return GoldenView(
+            name=golden.name,
+            number=golden.number,
+            records=golden.part.rows,
+            margin=golden.margin,
+            since_version=golden.since_version,
+            anchor_version=golden.anchor_version,
+            added_at=moment(golden.added_at),
+            looks=looks,
+            retired=golden.retired,
+        )
+
+
+class SizesView(Body):
+    """How many records a margin takes, at the first try of an update."""
+
+    fewest: int = Field(description="With fewer, no update can pass: a person decides each.")
+    likely: int = Field(description="With so many, an update that lost nothing passes 8 times in 10.")
+
+    @staticmethod
+    def of(sizes: Sizes) -> "SizesView":
+        return SizesView(fewest=sizes.fewest, likely=sizes.likely)
+
+
+class GoldenAdded(Body):
+    """A golden set that was added, or that took the place of a relabelled holdout."""
+
+    golden: GoldenView
+    entry: EntryView = Field(description="Its entry in the ledger.")
+    takes: SizesView | None = Field(
+        description="How many records its margin takes; null: no right answer may be lost."
+    )
+    unchecked_experiences: int = Field(
+        description="Experiences whose ids are not known any more: their train parts were removed."
+    )
+
+    @staticmethod
+    def of(added: Added) -> "GoldenAdded":
+        return GoldenAdded(
+            golden=GoldenView.of(added.golden, 0),
+            entry=EntryView.of(added.entry),
+            takes=SizesView.of(added.sizes) if added.sizes else None,
+            unchecked_experiences=added.unchecked,
+        )
 
 
 class FreezeView(Body):
@@ -46,3 +142,4 @@ class HoldoutsView(Body):
     pipeline: str
     freeze: FreezeView | None = Field(description="Not null: promotion is frozen.")
     holdouts: Sequence[HoldoutView]
+    golden: Sequence[GoldenView] = Field(description="Golden sets, in the order in which they were added.")

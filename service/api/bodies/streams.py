@@ -50,6 +50,7 @@ class StreamView(Body):
     unmatched_records: int = Field(description="Features that wait for a label, and labels for features.")
     backlog_records: int | None = Field(description="Pushed and not yet cut; null: nothing is pushed here.")
     duplicates: int = Field(description="Records dropped because their id had come within the window.")
+    held_out: int = Field(description="Records dropped because a golden set holds their id.")
     aged_out: int = Field(description="Features or labels dropped because no match came in time.")
     dead_letters: Mapping[str, int] = Field(description="By reason; without those that were replayed.")
     replayed_dead_letters: int = Field(description="Dead letters that were put back into the stream.")

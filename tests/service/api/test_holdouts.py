@@ -45,7 +45,7 @@ def frozen(api: Api, pipeline: str) -> None:
 
 def test_holdouts_are_listed_and_marked_and_the_ledger_tells(api: Api, pipeline: str) -> None:
     path = f"/pipelines/{pipeline}/holdouts"
-    assert get(api, path) == {"pipeline": pipeline, "freeze": None, "holdouts": []}
+    assert get(api, path) == {"pipeline": pipeline, "freeze": None, "holdouts": [], "golden": []}
     learn(api, pipeline, "promote")
     learn(api, pipeline, "promote")
     first, second = get(api, path)["holdouts"]

@@ -29,6 +29,7 @@ from tests.service.gate.guards.test_all_guards import ALL, GOOD, disturbed, repe
 from tests.service.gate.guards.test_budget import answers as sealed
 from tests.service.gate.guards.test_budget import evidence as audited
 from tests.service.gate.guards.test_cost import TIMES, WHOLE
+from tests.service.gate.guards.test_golden import answers as golden
 from tests.service.gate.test_decide import SHIFTED
 from tests.support.gate_parts import CLEAN, first
 
@@ -75,6 +76,9 @@ def verdicts() -> Iterator[Verdict]:
         replace(GOOD, data=replace(CLEAN, label_error_rate=0.9), learnt=False),
         replace(GOOD, data=replace(POISONED, sample=600), learnt=False),
         replace(GOOD, data=replace(CLEAN, records=0)),
+        replace(GOOD, golden=(golden(600), golden(40, margin=None, number=1))),
+        replace(GOOD, golden=(golden(600, lost=80), golden(30, lost=1, margin=None, number=1))),
+        replace(GOOD, golden=(golden(30), golden(30, number=1, challenger=None))),
         Evidence(CLEAN, new=(first(600, majority=60, right=540),), first=True),
         Evidence(CLEAN, new=(first(600, majority=300, right=310),), first=True),
     ):

@@ -172,8 +172,9 @@ def test_reported_records_without_a_match_keep_their_number_under_the_new_name(
         assert status.read(connection, "b").pending == {}
     migrate_down(engine, "0005")
     with engine.begin() as connection:
-        assert status.read(connection, "a").pending == {"records": 3, "waiting": 2}
-        assert status.read(connection, "b").pending == {}
+        rows = connection.execute(sa.text("SELECT pending FROM stream_states ORDER BY pipeline")).scalars()
+        kept = [json.loads(row) if isinstance(row, str) else row for row in rows]
+        assert kept == [{"records": 3, "waiting": 2}, {}]
     engine.dispose()
 
 
