@@ -199,7 +199,18 @@ def test_the_gate_page_names_every_guard_and_the_form_of_a_verdict() -> None:
     literals = {node.value for tree in sources for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     own = ("values", "labels", "anomalies", "retention", "learning", "rare_class", "first_update", "groups")
     quality = ("negative_flips", "calibration", "macro_f1", "balanced_accuracy", "auc", "brier", "robustness")
-    for finding in (*own, *quality, "train_gap", "latency", "size", "update_cost", "seeds", "disagreement"):
+    for finding in (
+        *own,
+        *quality,
+        "golden",
+        "golden_anchor",
+        "train_gap",
+        "latency",
+        "size",
+        "update_cost",
+        "seeds",
+        "disagreement",
+    ):
         assert finding in literals
         assert f"`{finding}`" in text
     (verdict,) = (json.loads(block) for block in blocks(text, "json"))
@@ -263,6 +274,8 @@ def test_the_examples_of_the_api_answer_as_documented(tmp_path: Path) -> None:
             route = re.sub(r"/u-[0-9a-f]+", "/{update}", path.replace("/sensors", "/{pipeline}"))
             route = re.sub(r"/holdouts/\d+/(?!margin)\w+$", "/holdouts/{experience}/{marking}", route)
             route = re.sub(r"/holdouts/\d+/", "/holdouts/{experience}/", route)
+            route = re.sub(r"/golden/[a-z]+/(?!margin)\w+$", "/golden/{name}/{marking}", route)
+            route = re.sub(r"/golden/[a-z]+/", "/golden/{name}/", route)
             seen.add((method, re.sub(r"/[0-9a-f]{16}$", "/{dead_letter}", route)))
             if answer:
                 documented, real = json.loads(answer), got.json()
