@@ -68,7 +68,7 @@ async def correct(
     settings: Configured,
     asked: Annotated[ReasonRequest, Query()],
 ) -> GoldenAdded:
-    """Records of the holdout by id, with their right labels. A golden set takes the holdout's place."""
+    """Records of the holdout by id, with their right labels. A golden set replaces it."""
     body = await request.body()
 
     def relabelled() -> Added:

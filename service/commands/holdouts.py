@@ -71,7 +71,7 @@ def holdout_add(
         float | None, typer.Option("--margin", help="An update may lose less than this share on it.")
     ] = None,
     none_lost: Annotated[
-        bool, typer.Option("--none-lost", help="In place of a margin: no right answer may be lost.")
+        bool, typer.Option("--none-lost", help="Instead of a margin: no right answer may be lost.")
     ] = False,
     by: By = "anonymous",
     url: Url = None,
@@ -97,13 +97,13 @@ def holdout_relabel(
     by: By = "anonymous",
     url: Url = None,
 ) -> None:
-    """Correct labels of a past holdout: FILE gives ids and labels; a golden set takes its place."""
+    """Correct labels of a past holdout: FILE gives ids and labels; a golden set replaces it."""
     path = ("holdouts", str(experience), "relabel")
     added = _send(pipeline, path, {"reason": reason, "by": by}, file, url)
     golden = added["golden"]
     typer.echo(
         f"The holdout of experience {experience} is retired; golden set {golden['name']} of "
-        f"{golden['records']} records takes its place, margin {with_unit(golden['margin'], digits=2)}."
+        f"{golden['records']} records replaces it, margin {with_unit(golden['margin'], digits=2)}."
     )
     _say_what_it_takes(added)
 

@@ -1,4 +1,4 @@
-"""Relabelled holdouts: a past holdout with corrected labels becomes a golden set in its own place."""
+"""Relabelled holdouts: a golden set with corrected labels replaces a past holdout."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -41,14 +41,14 @@ PREFIX = "relabelled"
 
 @dataclass(frozen=True)
 class _Holdout:
-    """What is relabelled: the gate part of an experience, or the set that took its place before."""
+    """What is relabelled: the gate part of an experience, or the set that replaced it before."""
 
     part: Part
     margin: float | None
     """Its own, where it has one."""
     before: GoldenSet | None
     name: str
-    """Of the set that takes its place."""
+    """Of the set that replaces it."""
 
 
 def relabel(
@@ -64,7 +64,7 @@ def relabel(
     """Retire a past holdout, and judge later updates on its records with the labels of a body.
 
     The body names records of the holdout by id, each with its label; the others keep theirs. Where the
-    holdout was relabelled before, the set that took its place is relabelled again.
+    holdout was relabelled before, the set that replaced it is relabelled again.
 
     Raises:
         PipelineUnknownError: there is no such pipeline.

@@ -34,7 +34,7 @@ class GoldenRequest(ReasonRequest):
     margin: Margin | None = Field(
         None, description="What an update may truly lose less than on it. A share: 0.05 is 5 points."
     )
-    none_lost: bool = Field(False, description="True, in place of a margin: no right answer may be lost.")
+    none_lost: bool = Field(False, description="True, instead of a margin: no right answer may be lost.")
 
     @model_validator(mode="after")
     def _has_one(self) -> Self:
@@ -91,7 +91,7 @@ class SizesView(Body):
 
 
 class GoldenAdded(Body):
-    """A golden set that was added, or that took the place of a relabelled holdout."""
+    """A golden set that was added, or that replaces a relabelled holdout."""
 
     golden: GoldenView
     entry: EntryView = Field(description="Its entry in the ledger.")

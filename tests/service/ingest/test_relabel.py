@@ -1,4 +1,4 @@
-"""Relabelled holdouts over HTTP and by command: a golden set takes the place of a past holdout."""
+"""Relabelled holdouts over HTTP and by command: a golden set replaces a past holdout."""
 
 from collections.abc import Iterator
 from itertools import count
