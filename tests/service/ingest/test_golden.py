@@ -14,6 +14,8 @@ import pytest
 import sqlalchemy as sa
 
 from service.ingest import golden
+from service.ingest.retention import Upkeep
+from service.state import golden as rows
 from service.state.database import updates
 from service.storage import store_location
 from streams.state.manifest import Manifest
@@ -214,6 +216,20 @@ def test_what_waits_or_comes_later_with_an_id_of_a_set_is_dropped_and_counted(
     held = golden.held_out(api.engine, store_location(api.settings).open(), pipeline)
     asked = pa.array(["r-0", "r-9", "r-10"])
     np.testing.assert_array_equal(held.among(asked), [True, True, False])
+
+
+def test_upkeep_keeps_the_files_of_sets_retired_or_not(api: Api, pipeline: str) -> None:
+    add(api, pipeline, some())
+    post(api, f"/pipelines/{pipeline}/holdouts/golden/curated/retire", WHY)
+    store = store_location(api.settings).open()
+    orphan = store.path("0" * 64)
+    orphan.write_bytes(b"nobody's")
+    settings = api.settings.model_copy(update={"orphan_grace_seconds": -1.0})
+    assert orphan.name in Upkeep(api.engine, settings, store).run()
+    with api.engine.begin() as connection:
+        kept = rows.digests(connection)
+    assert kept
+    assert all(store.path(digest).is_file() for digest in kept)
 
 
 def test_labels_of_an_open_set_are_those_of_the_stream(api: Api) -> None:

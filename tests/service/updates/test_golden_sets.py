@@ -1,5 +1,7 @@
 """Golden sets from their file to the verdict: judged at every update, never trained on, held to an anchor."""
 
+import json
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -24,6 +26,7 @@ from streams.records import Records
 from streams.state import status
 from streams.state.manifest import Manifest
 from streams.wire.decode import encode_json
+from tests.support.commands import holdfast
 from tests.support.gate_parts import of_guard
 from tests.support.homes import EXPIRED, NAME, Home, digits, home, silent, with_shuffled_labels
 
@@ -262,6 +265,36 @@ def test_a_crash_after_learning_judges_the_set_that_the_first_attempt_judged(
     assert each.trained.count(claimed.id) == 1
     assert one(verdict, "golden").answer == "pass"
     assert of_guard(each.learn(digits(2, angle=15)), "golden") == []
+
+
+def test_an_update_with_golden_sets_is_reproduced_and_a_changed_file_is_named(
+    make: Callable[..., Home],
+) -> None:
+    each = make(**LOOSE)
+    each.learn(digits(0))
+    added = add(each, curated())
+    add(each, curated(40, batch=3), name="few", margin=None)
+    each.learn(digits(1, angle=10))
+    last = each.learn(digits(2, angle=10))
+    assert len(of_guard(last, "golden")) == 2
+    for update in each.updates()[1:]:
+        done = reproduce(each, update.id)
+        assert done.returncode == 0, (done.stdout, done.stderr)
+        found = json.loads(done.stdout)
+        assert (found["outcome"], found["verdict"]["state"]) == ("reproduced", "same")
+        names = {known["name"] for known in found["inputs"]}
+        assert {"golden set curated", "golden set few"} <= names
+    assert update.base_version == 1 or "champion's answers on golden set curated" in names
+    path = store_location(each.settings).open().path(added.golden.part.digest)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    found = json.loads(reproduce(each, each.updates()[-1].id).stdout)
+    assert found["outcome"] == "differs"
+    assert "golden set curated" in found["reason"]
+
+
+def reproduce(each: Home, update_id: str) -> subprocess.CompletedProcess[str]:
+    place = {"HOLDFAST_HOME": str(each.settings.home), "HOLDFAST_DATABASE_URL": each.settings.database}
+    return holdfast("update", "reproduce", update_id, "--json", env=place, timeout=300)
 
 
 def test_marks_and_margins_are_decided_once_and_kept_in_the_ledger(make: Callable[..., Home]) -> None:
