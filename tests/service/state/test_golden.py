@@ -6,8 +6,7 @@ import sqlalchemy as sa
 from service.state import golden
 from streams.base import FencedError
 from streams.state import status
-from streams.state.experiences import Part
-from streams.state.manifest import Commit, Manifest
+from streams.state.manifest import Commit, Manifest, Part
 from tests.support.service_parts import NAME, add_version, declare, promote
 
 
