@@ -154,7 +154,7 @@ RANKS: Mapping[str, str] = {
         screen obsolete measures holdouts suspects blocks guards.batch guards.judgements guards.retention
         guards.learning guards.classes guards.golden guards.groups guards.quality guards.robustness
         guards.cost guards.seeds
-        guards.budget decide
+        guards.budget disputes decide
         simulation.rule simulation.rates simulation.lifetimes simulation.planning simulation.questions
         simulation.asked_table simulation.asked simulation.declared
     """,
@@ -163,14 +163,15 @@ RANKS: Mapping[str, str] = {
         migrations.versions.v0003_looks migrations.versions.v0004_details
         migrations.versions.v0005_margins migrations.versions.v0006_words
         migrations.versions.v0007_words migrations.versions.v0008_inputs
-        migrations.versions.v0009_causes migrations.versions.v0010_golden presence
+        migrations.versions.v0009_causes migrations.versions.v0010_golden
+        migrations.versions.v0011_disputes presence
         pipelines backlog jobs inputs outcomes ledger endings claims
         champions freezes holdouts golden
     """,
     "service.training": "answers inspection tasks checkpoint origin screening served trainer repeats pool",
     "service.ingest": "sources retention bodies push golden relabel status replay champion_answers ingester",
     "service.updates": """
-        golden_sets decisions requests inputs results past golden_plan plan comparison input_checks
+        golden_sets requests inputs results past decisions golden_plan plan comparison input_checks
         verification reproduction publication update dispatcher
     """,
     "service.api": """

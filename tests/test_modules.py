@@ -36,7 +36,6 @@ COVERED_BY = {
     "service.training.origin": "tests/service/updates/test_reproduction.py",
     "service.updates.comparison": "tests/service/updates/test_update.py",
     "service.updates.input_checks": "tests/service/updates/test_reproduction.py",
-    "service.updates.inputs": "tests/service/updates/test_plan.py",
     "service.updates.results": "tests/service/updates/test_update.py",
     "service.updates.verification": "tests/service/updates/test_reproduction.py",
     "strategies.learning.environment": "tests/service/updates/test_reproduction.py",

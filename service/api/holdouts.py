@@ -72,7 +72,7 @@ def set_margin(
     )
 
 
-@router.post("/{pipeline}/holdouts/{experience}/{marking}", summary="Retire, restore, pin or unpin")
+@router.post("/{pipeline}/holdouts/{experience}/{marking}", summary="Retire, pin or keep, or undo it")
 def mark(
     pipeline: PipelineName,
     experience: Experience,
@@ -80,7 +80,10 @@ def mark(
     body: ReasonRequest,
     engine: Engine,
 ) -> EntryView:
-    """Updates are not compared on a retired holdout; a pinned one is always judged whole."""
+    """Updates are not compared on a retired holdout; a pinned one is always judged whole.
+
+    Of a kept one a person says that its labels are still true, so that its rejections are no question.
+    """
     with reading(engine) as connection:
         pipelines.load_spec(connection, pipeline)
     return EntryView.of(
@@ -130,6 +133,7 @@ def _view(connection: sa.Connection, engine: sa.Engine, pipeline: str) -> Holdou
                 anchor_version=next(each.version for each in lineage if index in each.learnt),
                 retired=marks[index].retired,
                 pinned=marks[index].pinned,
+                kept=marks[index].kept,
                 margin=marks[index].margin or spec.gate.margin,
             )
             for index in sorted(learnt)

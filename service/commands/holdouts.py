@@ -10,7 +10,7 @@ from service.commands.pipelines import By, Json, Reason, Url, open_client, path_
 from service.gate.sentences import with_unit
 
 holdout_app = typer.Typer(
-    help="List holdouts; add a golden set; correct, retire or pin a holdout, or set its margin.",
+    help="List holdouts; add a golden set; correct, retire, pin or keep a holdout, or set its margin.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -40,7 +40,7 @@ def holdout_list(pipeline: str, json_output: Json = False, url: Url = None) -> N
     if json_output:
         return print_json(view)
     for each in view["holdouts"]:
-        marks = "".join(f", {mark}" for mark in ("retired", "pinned") if each[mark])
+        marks = "".join(f", {mark}" for mark in ("retired", "pinned", "kept") if each[mark])
         audits = f"{each['audits']} audits"
         if each["failed_audits"]:
             audits += f" of which {each['failed_audits']} did not pass"
@@ -142,6 +142,24 @@ def holdout_unpin(
     """Let a pinned holdout be archived when newer ones arrive."""
     _mark(pipeline, str(experience), "unpin", reason=reason, by=by, url=url)
     typer.echo(f"The holdout of experience {experience} is no longer pinned.")
+
+
+@holdout_app.command("keep")
+def holdout_keep(
+    pipeline: str, experience: Experience, reason: Reason, by: By = "anonymous", url: Url = None
+) -> None:
+    """Say that a holdout's labels are still true, so that its rejections are no question."""
+    _mark(pipeline, experience, "keep", reason=reason, by=by, url=url)
+    typer.echo(f"The holdout of experience {experience} is kept: its rejections stand, until it moves again.")
+
+
+@holdout_app.command("unkeep")
+def holdout_unkeep(
+    pipeline: str, experience: Experience, reason: Reason, by: By = "anonymous", url: Url = None
+) -> None:
+    """Be asked about a holdout again that was kept."""
+    _mark(pipeline, experience, "unkeep", reason=reason, by=by, url=url)
+    typer.echo(f"The holdout of experience {experience} is no longer kept.")
 
 
 @holdout_app.command("margin")

@@ -1,6 +1,6 @@
 """The values that the gate works on: evidence in, findings and a verdict out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from typing import Any, Literal, NamedTuple
@@ -37,6 +37,8 @@ GATE_VERSION = 2
 another finding: another answer, number or sentence."""
 BUDGET = "budget"
 """Name of the guard that judges the sealed audit parts."""
+DISPUTE = "dispute"
+"""Name of the finding that turns a rejection into a question."""
 PROMISE = "promise"
 """What notes on the promises of a promotion are about."""
 
@@ -162,6 +164,13 @@ class Evidence:
     """Names by class id; empty: findings name the ids."""
     golden: tuple[GoldenAnswers, ...] = ()
     """One for each golden set that is not retired."""
+    disputed: tuple[int, ...] = ()
+    """Experiences of the retention findings that failed in the verdict right before, against the same
+    champion."""
+    kept: tuple[int, ...] = ()
+    """Experiences of whose holdouts a person said that the labels are still true."""
+    kept_shifted: tuple[int, ...] = ()
+    """Of these, the ones that were kept when batches were shifted already, against the same champion."""
     data_findings: tuple["Finding", ...] = ()
     """What the data guard found on `data`, where it judged before learning; empty: `decide` asks it."""
 
@@ -175,10 +184,24 @@ class Finding(NamedTuple):
     experience: int | None = None
     # The union keeps whole numbers whole when a stored finding is read back.
     numbers: Mapping[str, int | float] = {}
+    experiences: tuple[int, ...] = ()
+    """Those that were judged together; empty: it is about `experience` alone, or about none."""
+
+    @property
+    def about(self) -> frozenset[int]:
+        """Every experience that it is about."""
+        alone = () if self.experience is None else (self.experience,)
+        return frozenset(self.experiences or alone)
 
     def storable(self) -> "Finding":
         """The finding with the numbers that JSON can hold; evidence that is no number is left to words."""
         return self._replace(numbers=_json_numbers(self.numbers))
+
+
+def failed_on(findings: Sequence[Finding]) -> tuple[int, ...]:
+    """Experiences of the retention findings that failed, by number; the next verdict's `disputed`."""
+    failed = [each for each in findings if each.guard == "retention" and each.answer == "fail"]
+    return tuple(sorted(frozenset[int]().union(*(each.about for each in failed))))
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from math import inf
 
 import numpy as np
 
+from service.gate import disputes, stats
 from service.gate import sentences as say
-from service.gate import stats
 from service.gate.base import (
     MOST_WORST,
     Audit,
@@ -73,6 +73,7 @@ def decide(
 ) -> Verdict:
     """Promote, review or reject: any fail rejects, else anything undecided goes to review.
 
+    A rejection by past holdouts that also stopped the update before becomes a question (`gate.disputes`).
     Promotion needs a pass from every finding, and at least one finding on the challenger itself.
     """
     findings, notes = _run(before, evidence, config)
@@ -99,6 +100,9 @@ def decide(
         except (TypeError, ValueError, AttributeError) as error:
             findings.append(_broken("summary", error))
             outcome = _fold(findings)
+    elif outcome == "reject" and (asked := _disputed(evidence, config, findings)):
+        findings.append(asked)
+        outcome, reason = "review", asked.sentence
     reason = reason or _deciding(findings, outcome).sentence
     return Verdict(outcome, reason, tuple(findings), tuple(notes), _worst(evidence, findings))
 
@@ -115,6 +119,14 @@ def _twice(evidence: Evidence) -> list[Finding]:
             why = f"experience {', '.join(sorted(twice))} is more than once among the {name}"
             found.append(Finding("gate", "undecided", f"{why}; run the update again"))
     return found
+
+
+def _disputed(evidence: Evidence, config: GateConfig, findings: Sequence[Finding]) -> Finding | None:
+    """The question that a rejection becomes; None: it stays one, as it does where the evidence is broken."""
+    try:
+        return disputes.question(evidence, _of_attempt(config, evidence.attempt), findings)
+    except (TypeError, ValueError, AttributeError):
+        return None
 
 
 _SHOWN_FOR = {"anomalies": "outliers", "labels": "mislabelled"}
@@ -184,6 +196,8 @@ def _sound(finding: Finding) -> Finding:
     """The finding, checked: a guard that gives no sentence has not answered."""
     if not finding.sentence or finding.answer not in _ANSWERS:
         raise ValueError(f"it answered {finding.answer!r} with the sentence {finding.sentence!r}")
+    if finding.experiences:
+        finding = finding._replace(experiences=tuple(map(int, finding.experiences)))
     if finding.experience is None or type(finding.experience) is int:
         return finding
     if not isinstance(finding.experience, np.integer):

@@ -23,6 +23,7 @@ NUMBERS: Mapping[str, str] = {
     "n_needed": "Records that would settle an undecided question, or that it takes at least.",
     "looks": "Updates that were compared on this holdout, this one among them.",
     "looks_left": "Looks until the holdout is exhausted.",
+    "shifted": "1: the batch is shifted; 0: no shift was found, or there are too few records.",
     "pooled": "Experiences that were judged together here, as one block or as one unit.",
     "twins": "Records of the holdout that have a near duplicate in the new data.",
     "relabelled": "Of these, those whose near duplicate carries another label.",
@@ -119,6 +120,7 @@ def schema() -> dict[str, Any]:
         sentence=_text("The answer in words, with what to do next."),
         experience=_maybe("integer", "The one that it is about; null: several, or none."),
         numbers=numbers,
+        experiences=_list_of({"type": "integer"}, "Those that were judged together; empty: one, or none."),
     )
     note = _object(
         "Information that does not influence the outcome.",
@@ -132,7 +134,11 @@ def schema() -> dict[str, Any]:
         **_object(
             "What the gate says of an update, and why.",
             schema={"const": VERDICT_SCHEMA, "description": "The schema and its version."},
-            outcome=_one_of(get_args(Outcome), "Any fail rejects, else anything undecided goes to review."),
+            outcome=_one_of(
+                get_args(Outcome),
+                "Any fail rejects, unless a finding `dispute` makes it a question; else anything undecided "
+                "goes to review.",
+            ),
             reason=_text("The sentence of the finding that decided."),
             findings=_list_of(finding, "One an answered question, in the order of the guards."),
             notes=_list_of(note, "Information that does not influence the outcome."),
@@ -185,5 +191,5 @@ def _maybe(kind: str, description: str) -> dict[str, Any]:
     return {"type": [kind, "null"], "description": description}
 
 
-def _list_of(items: dict[str, Any], description: str) -> dict[str, Any]:
+def _list_of(items: Mapping[str, Any], description: str) -> dict[str, Any]:
     return {"type": "array", "items": items, "description": description}

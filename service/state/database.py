@@ -151,6 +151,8 @@ holdout_states = sa.Table(
     sa.Column("retired", sa.Boolean, nullable=False),
     sa.Column("pinned", sa.Boolean, nullable=False),
     sa.Column("margin", sa.Double),
+    sa.Column("kept", sa.Boolean, nullable=False),
+    sa.Column("kept_through", sa.Integer),
 )
 
 golden_sets = sa.Table(

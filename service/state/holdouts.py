@@ -4,7 +4,7 @@ Answers are a right/wrong bit a record, with details that some guards need; they
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from typing import Literal
 
@@ -31,9 +31,15 @@ class Mark:
     """It is always judged whole, however many come after it."""
     margin: float | None = None
     """Its own margin; None: the pipeline's."""
+    kept: bool = False
+    """A person said that its labels are still true: its rejections are no question."""
+    kept_through: int | None = None
+    """The champion's version against which batches were shifted already when it was kept; None: none was."""
 
 
 UNMARKED = Mark()
+_MARKS = tuple(each.name for each in fields(Mark))
+"""Columns of the marks, by their names."""
 
 
 def save(
@@ -219,22 +225,29 @@ def marks(connection: sa.Connection, pipeline: str) -> dict[int, Mark]:
     """Experience -> its mark, of those that have one."""
     columns = holdout_states.c
     rows = connection.execute(
-        sa.select(columns.experience, columns.retired, columns.pinned, columns.margin).where(
-            columns.pipeline == pipeline
-        )
+        sa.select(columns.experience, *(columns[name] for name in _MARKS)).where(columns.pipeline == pipeline)
     )
-    return {row.experience: Mark(retired=row.retired, pinned=row.pinned, margin=row.margin) for row in rows}
+    return {row.experience: Mark(**{name: getattr(row, name) for name in _MARKS}) for row in rows}
 
 
 def set_mark(connection: sa.Connection, pipeline: str, *, experience: int, mark: Mark) -> None:
     """Write a holdout's mark, under the pipeline's lock."""
     where = sa.and_(holdout_states.c.pipeline == pipeline, holdout_states.c.experience == experience)
-    values = {"retired": mark.retired, "pinned": mark.pinned, "margin": mark.margin}
+    values = asdict(mark)
     changed = connection.execute(sa.update(holdout_states).where(where).values(**values))
     if not changed.rowcount:
         connection.execute(
             sa.insert(holdout_states).values(pipeline=pipeline, experience=experience, **values)
         )
+
+
+def end_keeping(connection: sa.Connection, pipeline: str, experiences: Collection[int]) -> None:
+    """Take the mark of kept holdouts back: a person is asked about them again."""
+    connection.execute(
+        sa.update(holdout_states)
+        .where(holdout_states.c.pipeline == pipeline, holdout_states.c.experience.in_(experiences))
+        .values(kept=False, kept_through=None)
+    )
 
 
 def pack(said: Details) -> bytes:

@@ -252,6 +252,29 @@ def earlier_tries(connection: sa.Connection, update: Update) -> int:
     return sum(not wanted.isdisjoint(row.experiences) for row in rows)
 
 
+def verdict_before(
+    connection: sa.Connection, pipeline: str, *, base_version: int, excluding: str = ""
+) -> Mapping[str, Any] | None:
+    """The newest verdict on a challenger of this champion version, but the one of the update `excluding`.
+
+    None: there is none. Verdicts on batches that were stopped before they were learnt do not count.
+    """
+    columns = updates.c
+    row = connection.execute(
+        sa.select(columns.verdict)
+        .where(
+            columns.pipeline == pipeline,
+            columns.id != excluding,
+            columns.base_version == base_version,
+            columns.version.is_not(None),
+            columns.outcome.is_not(None),
+        )
+        .order_by(columns.finished_at.desc(), columns.created_at.desc())
+        .limit(1)
+    ).first()
+    return row.verdict if row else None
+
+
 def live(connection: sa.Connection, pipeline: str) -> int:
     """How many updates of a pipeline have not ended."""
     count = connection.execute(

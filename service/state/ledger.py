@@ -20,6 +20,8 @@ Action = Literal[
     "restore",
     "pin",
     "unpin",
+    "keep",
+    "unkeep",
     "margin",
     "golden",
     "relabel",

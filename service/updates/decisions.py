@@ -1,9 +1,9 @@
 """Decisions of people: approve, reject, cancel, roll back, unfreeze, and marks on holdouts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
@@ -21,9 +21,10 @@ from service.state.database import lock_pipeline, now
 from service.state.ledger import By
 from service.state.pipelines import load_spec
 from service.updates import golden_sets
+from service.updates.past import is_shifted
 
 Choice = Literal["approve", "reject"]
-Marking = Literal["retire", "restore", "pin", "unpin"]
+Marking = Literal["retire", "restore", "pin", "unpin", "keep", "unkeep"]
 
 
 def decide_review(engine: sa.Engine, update_id: str, *, choice: Choice, by: By) -> ledger.Entry:
@@ -221,26 +222,25 @@ def unfreeze(engine: sa.Engine, pipeline: str, *, by: By) -> ledger.Entry:
 def mark_holdout(
     engine: sa.Engine, pipeline: str, experience: int, *, marking: Marking, by: By
 ) -> ledger.Entry:
-    """Retire a holdout (no longer judged on), pin it (always judged whole), or undo either.
+    """Retire a holdout (no longer judged on), pin it (always judged whole), keep it, or undo any of these.
+
+    To keep it is to say that its labels are still true, so that its rejections are no question.
 
     Raises:
         HoldoutUnknownError: the champion learnt no such experience, so it has no past holdout.
         HoldoutConflictError: it is marked so already.
     """
-    changes = {
-        "retire": {"retired": True},
-        "restore": {"retired": False},
-        "pin": {"pinned": True},
-        "unpin": {"pinned": False},
-    }
     with engine.begin() as connection:
         before, version = _holdout(connection, pipeline, experience)
-        after = replace(before, **changes[marking])
+        after = replace(before, **_CHANGES[marking])
         if after == before:
             raise HoldoutConflictError(
                 f"The holdout of experience {experience} cannot be {_MARKED[marking]}: it is so already.",
                 fix="Read GET /v1/pipelines/{pipeline}/holdouts.",
             )
+        if marking == "keep":
+            verdict = jobs.verdict_before(connection, pipeline, base_version=version)
+            after = replace(after, kept_through=version if verdict and is_shifted(verdict) else None)
         holdouts.set_mark(connection, pipeline, experience=experience, mark=after)
         recorded = replace(by, reason=f"holdout of experience {experience}: {by.reason}")
         return ledger.append(
@@ -292,4 +292,19 @@ def _holdout(connection: sa.Connection, pipeline: str, experience: int) -> tuple
     return holdouts.marks(connection, pipeline).get(experience, holdouts.UNMARKED), version.version
 
 
-_MARKED = {"retire": "retired", "restore": "restored", "pin": "pinned", "unpin": "unpinned"}
+_CHANGES: Mapping[Marking, Mapping[str, Any]] = {
+    "retire": {"retired": True},
+    "restore": {"retired": False},
+    "pin": {"pinned": True},
+    "unpin": {"pinned": False},
+    "keep": {"kept": True},
+    "unkeep": {"kept": False, "kept_through": None},
+}
+_MARKED = {
+    "retire": "retired",
+    "restore": "restored",
+    "pin": "pinned",
+    "unpin": "unpinned",
+    "keep": "kept",
+    "unkeep": "taken back",
+}

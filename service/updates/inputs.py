@@ -168,6 +168,12 @@ class PlanDocument:
     """Golden sets that are not retired; empty: there were none, or an earlier release planned the update."""
     learnt: tuple[Learnt, ...] = ()
     """In the order in which the lineage learnt them; empty: an earlier release planned the update."""
+    disputed: tuple[int, ...] = ()
+    """Experiences of the retention findings that failed in the verdict before."""
+    kept: tuple[int, ...] = ()
+    """Holdouts whose labels a person said are still true."""
+    kept_shifted: tuple[int, ...] = ()
+    """Of these, the ones that were kept when batches were shifted already."""
     form: int = FORM
 
 

@@ -1,13 +1,15 @@
 """What an update is judged on: stored answers on past holdouts, those of the anchors, and what was learnt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
-from service.gate.base import Bits, Details, GateConfig
+from service.gate.base import Bits, Details, Finding, GateConfig, failed_on
 from service.gate.holdouts import archive
 from service.gate.holdouts import records_judged as holdout_records
-from service.state import holdouts
+from service.state import holdouts, jobs
 from service.state.champions import Version
 from service.updates.inputs import Learnt, Parts
 
@@ -71,6 +73,49 @@ def learnt_by(
         )
         for index in order
     )
+
+
+@dataclass(frozen=True)
+class Dispute:
+    """What earlier verdicts and people said of the past holdouts that an update may be rejected by."""
+
+    disputed: tuple[int, ...] = ()
+    """Experiences of the retention findings that failed in the verdict before, against the same champion."""
+    kept: tuple[int, ...] = ()
+    """Holdouts whose labels a person said are still true."""
+    kept_shifted: tuple[int, ...] = ()
+    """Of these, the ones that were kept when batches were shifted already, against the same champion."""
+
+
+def dispute_of(
+    connection: sa.Connection,
+    update: jobs.Update,
+    marks: Mapping[int, holdouts.Mark],
+    judged: Collection[int],
+) -> Dispute:
+    """The dispute that an update may go on with; empty where there is no champion."""
+    base = update.base_version
+    if base is None:
+        return Dispute()
+    verdict = jobs.verdict_before(connection, update.pipeline, base_version=base, excluding=update.id)
+    kept = sorted(index for index in judged if marks.get(index, holdouts.UNMARKED).kept)
+    return Dispute(
+        disputed=failed_on(_findings(verdict)) if verdict else (),
+        kept=tuple(kept),
+        kept_shifted=tuple(index for index in kept if marks[index].kept_through == base),
+    )
+
+
+def _findings(verdict: Mapping[str, Any]) -> list[Finding]:
+    """The findings of a stored verdict; an earlier release stored no members of blocks."""
+    return [
+        Finding(**{**each, "experiences": tuple(each.get("experiences", ()))}) for each in verdict["findings"]
+    ]
+
+
+def is_shifted(verdict: Mapping[str, Any]) -> bool:
+    """Whether a stored verdict's batch was shifted; an earlier release did not store it as a number."""
+    return any(each["about"] == "shift" and each["numbers"].get("shifted") for each in verdict["notes"])
 
 
 def anchors_of(

@@ -32,7 +32,7 @@ from service.updates.inputs import (
     kept_details,
     screens_digest,
 )
-from service.updates.past import anchors_of, learnt_by, past_answers, records_judged
+from service.updates.past import Dispute, anchors_of, dispute_of, learnt_by, past_answers, records_judged
 from streams.state.manifest import Manifest
 from streams.state.tables import reading
 
@@ -80,6 +80,7 @@ class Plan:
     freeze: Freeze | None
     references: Mapping[int, Screen]
     """Screens of the experiences that the champion learnt."""
+    dispute: Dispute
     inputs: str
     """Digest of what is stored with the update; empty where there is nothing to learn."""
 
@@ -184,6 +185,7 @@ def _new_plan(connection: sa.Connection, manifest: Manifest, update: Update) -> 
         last_audited=max((each.version for each in lineage if each.update_id in passed), default=None),
         freeze=freezes.current(connection, pipeline),
         references=backlog.screens(connection, pipeline, learnt),
+        dispute=dispute_of(connection, update, marks, judged),
         inputs="",
     )
 
@@ -222,6 +224,9 @@ def _document(plan: Plan) -> PlanDocument:
         freeze=plan.freeze,
         references=tuple(plan.references),
         references_digest=screens_digest(plan.references),
+        disputed=plan.dispute.disputed,
+        kept=plan.dispute.kept,
+        kept_shifted=plan.dispute.kept_shifted,
     )
 
 
@@ -277,6 +282,7 @@ def stored_plan(connection: sa.Connection, update: Update, stored: Mapping[Name,
         last_audited=document.last_audited,
         freeze=document.freeze,
         references=backlog.screens(connection, pipeline, document.references),
+        dispute=Dispute(document.disputed, document.kept, document.kept_shifted),
         inputs=inputs_digest(stored),
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from service.errors import ChampionMovedError
-from service.gate.base import Verdict
+from service.gate.base import DISPUTE, Verdict
 from service.gate.decide import decide
 from service.registry import Registry
 from service.settings import Settings
@@ -296,6 +296,8 @@ def _act(
         previous_version=plan.base_version,
     )
     if verdict.outcome == "review":
+        asked = {index for each in verdict.findings if each.guard == DISPUTE for index in each.experiences}
+        holdouts.end_keeping(connection, pipeline, asked & set(plan.dispute.kept))
         note = f"update {plan.update.id} awaits a decision"
         backlog.mark(connection, pipeline, experiences=plan.experiences, state="review", note=note)
     elif result.stopped:

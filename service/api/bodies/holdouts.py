@@ -133,6 +133,7 @@ class HoldoutView(Body):
     anchor_version: int = Field(description="The version right after its experience was learnt.")
     retired: bool = Field(description="True: updates are no longer compared on it.")
     pinned: bool = Field(description="True: it is always judged whole, however many come after it.")
+    kept: bool = Field(description="True: its labels are still true, so its rejections are no question.")
     margin: float = Field(description="Its own margin, or else the pipeline's.")
 
 

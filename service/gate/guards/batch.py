@@ -226,6 +226,7 @@ def shift_note(seen: ShiftEvidence) -> Note:
     """The result of the shift tests as a note."""
     numbers = {f"p_{test}": p for test, p in seen.p_values.items()}
     numbers |= {
+        "shifted": int(seen.verdict == "shifted"),
         "alpha": seen.alpha,
         "distance": seen.distance,
         "reference_records": seen.reference_records,

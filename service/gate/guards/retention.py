@@ -262,7 +262,8 @@ class _Judged:
         late, left = looks_left(looks, self.config.holdout_looks)
         numbers = {**seen.numbers(more), **left, "pooled": len(pool.own), "joined": len(pool.joined)}
         experience = pool.own[0] if len(pool.own) == 1 else None
-        return Finding("retention", answer, sentence + late, experience, numbers)
+        members = tuple(sorted(pool.members))
+        return Finding("retention", answer, sentence + late, experience, numbers, members)
 
     def _judge_pool(self, pool: Pool, seen: Comparison, *, unit: bool) -> Judgement:
         name = say.experiences(pool.own)

@@ -18,6 +18,7 @@ from service.gate.base import (
     PairedAnswers,
     PastExperience,
     Verdict,
+    failed_on,
 )
 from service.gate.decide import decide
 from service.gate.holdouts import archive, records_judged
@@ -169,6 +170,7 @@ class Pipeline:
         self.waiting: dict[int, int] = {}
         """Rejected experience -> updates that it went with; it goes with the next one too."""
         self.tries = 0
+        self.disputed: tuple[int, ...] = ()
         self.next = 0
 
     def update(self) -> Verdict:
@@ -181,6 +183,7 @@ class Pipeline:
         evidence = self._evidence(new, gate, sealed, new_gate, labels)
         verdict = decide(evidence, self.config)
         self._count(new, evidence, verdict)
+        self.disputed = failed_on(verdict.findings) if verdict.outcome == "reject" else ()
         if verdict.outcome == "reject":
             self._reject(new)
             return verdict
@@ -239,6 +242,7 @@ class Pipeline:
             first=not self.version,
             attempt=1 + self.tries,
             champion=self.version or None,
+            disputed=self.disputed,
             history=self._history(archived, self.lifetime.gate_records),
             audit=self._audit(rows, gate, sealed, archived) if self.version else None,
         )

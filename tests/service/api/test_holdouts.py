@@ -51,17 +51,19 @@ def test_holdouts_are_listed_and_marked_and_the_ledger_tells(api: Api, pipeline:
     first, second = get(api, path)["holdouts"]
     assert (first["experience"], first["anchor_version"], second["anchor_version"]) == (0, 1, 2)
     assert first["judged_records"] == first["records"]
-    for marking, retired, pinned in (
-        ("pin", False, True),
-        ("retire", True, True),
-        ("unpin", True, False),
-        ("restore", False, False),
+    for marking, retired, pinned, kept in (
+        ("pin", False, True, False),
+        ("keep", False, True, True),
+        ("retire", True, True, True),
+        ("unpin", True, False, True),
+        ("unkeep", True, False, False),
+        ("restore", False, False, False),
     ):
         entry = post(api, f"{path}/0/{marking}", {"reason": "as agreed", "by": "Ada"}).json()
         assert (entry["action"], entry["actor"]) == (marking, "Ada")
         assert entry["reason"] == "holdout of experience 0: as agreed"
         now = get(api, path)["holdouts"][0]
-        assert (now["retired"], now["pinned"]) == (retired, pinned)
+        assert (now["retired"], now["pinned"], now["kept"]) == (retired, pinned, kept)
         assert now["judged_records"] == (0 if retired else now["records"])
     assert get(api, f"/pipelines/{pipeline}/ledger")["intact"]
 
@@ -97,6 +99,7 @@ def test_marks_that_cannot_be_change_nothing(api: Api, pipeline: str) -> None:
     with unchanged(api):
         api.refuses(post(api, f"{path}/7/retire", WHY), 404, "holdout-unknown")
         api.refuses(post(api, f"{path}/0/restore", WHY), 409, "holdout-conflict")
+        api.refuses(post(api, f"{path}/0/unkeep", WHY), 409, "holdout-conflict")
         api.refuses(post(api, f"{path}/0/burn", WHY), 422, "request-invalid")
         api.refuses(post(api, f"{path}/-1/pin", WHY), 422, "request-invalid")
         api.refuses(post(api, f"{path}/{10**30}/pin", WHY), 422, "request-invalid")
@@ -145,10 +148,13 @@ def test_the_commands_say_the_same(api: Api, pipeline: str) -> None:
     for command, said in (
         ("pin", "The holdout of experience 0 is pinned.\n"),
         ("unpin", "The holdout of experience 0 is no longer pinned.\n"),
+        ("keep", "The holdout of experience 0 is kept: its rejections stand, until it moves again.\n"),
+        ("unkeep", "The holdout of experience 0 is no longer kept.\n"),
+        ("keep", "The holdout of experience 0 is kept: its rejections stand, until it moves again.\n"),
         ("retire", "The holdout of experience 0 is retired.\n"),
     ):
         assert run("holdout", command, pipeline, "0", "-m", "why").stdout == said
-    assert ", retired" in run("holdout", "list", pipeline).stdout
+    assert ", retired, kept" in run("holdout", "list", pipeline).stdout
     assert run("holdout", "margin", pipeline, "0", "0.03", "-m", "why").stdout == (
         "The margin of the holdout of experience 0 is 3 points from now on.\n"
     )

@@ -328,3 +328,31 @@ def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(SettingsError, match=r"holdfast-cl\[postgres\]"):
         connect("postgresql://postgres@127.0.0.1:1/name")
+
+
+def test_marks_of_the_release_before_are_kept_and_nobody_is_made_to_keep_a_holdout(
+    empty_database_url: str,
+) -> None:
+    engine = connect(empty_database_url)
+    migrate(engine, revision="0008")
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text(
+                "INSERT INTO holdout_states (pipeline, experience, retired, pinned, margin) "
+                "VALUES ('p', 3, :no, :yes, 0.125)"
+            ),
+            {"no": False, "yes": True},
+        )
+    migrate(engine)
+    assert differences(engine) == []
+    with engine.begin() as connection:
+        assert holdouts.marks(connection, "p") == {3: holdouts.Mark(pinned=True, margin=0.125)}
+        holdouts.set_mark(connection, "p", experience=3, mark=holdouts.Mark(kept=True, kept_through=2))
+        holdouts.set_mark(connection, "p", experience=4, mark=holdouts.Mark(kept=True))
+        holdouts.end_keeping(connection, "p", {3, 9})
+        assert holdouts.marks(connection, "p") == {3: holdouts.Mark(), 4: holdouts.Mark(kept=True)}
+        holdouts.end_keeping(connection, "p", set())
+    migrate_down(engine, "0008")
+    migrate(engine)
+    assert differences(engine) == []
+    engine.dispose()
