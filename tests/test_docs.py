@@ -272,7 +272,7 @@ def test_the_examples_of_the_api_answer_as_documented(tmp_path: Path) -> None:
             method, path, got = _curl(api, command, {**variables, **other})
             assert got.status_code == int(status), (command, got.text)
             route = re.sub(r"/u-[0-9a-f]+", "/{update}", path.replace("/sensors", "/{pipeline}"))
-            route = re.sub(r"/holdouts/\d+/(?!margin)\w+$", "/holdouts/{experience}/{marking}", route)
+            route = re.sub(r"/holdouts/\d+/(?!margin|traffic)\w+$", "/holdouts/{experience}/{marking}", route)
             route = re.sub(r"/holdouts/\d+/", "/holdouts/{experience}/", route)
             route = re.sub(r"/golden/[a-z]+/(?!margin)\w+$", "/golden/{name}/{marking}", route)
             route = re.sub(r"/golden/[a-z]+/", "/golden/{name}/", route)

@@ -12,6 +12,7 @@ from service.api.bodies.holdouts import (
     GoldenView,
     HoldoutMargin,
     HoldoutsView,
+    HoldoutTraffic,
     HoldoutView,
 )
 from service.api.bodies.pipelines import EntryView
@@ -69,6 +70,18 @@ def set_margin(
         pipelines.load_spec(connection, pipeline)
     return EntryView.of(
         decisions.set_holdout_margin(engine, pipeline, experience, margin=body.margin, by=body.decided_by)
+    )
+
+
+@router.post("/{pipeline}/holdouts/{experience}/traffic", summary="Say what traffic a holdout stands for")
+def set_traffic(
+    pipeline: PipelineName, experience: Experience, body: HoldoutTraffic, engine: Engine
+) -> EntryView:
+    """A loss that less than the margin of the traffic would see becomes a question from then on."""
+    with reading(engine) as connection:
+        pipelines.load_spec(connection, pipeline)
+    return EntryView.of(
+        decisions.set_holdout_traffic(engine, pipeline, experience, traffic=body.traffic, by=body.decided_by)
     )
 
 
@@ -134,6 +147,7 @@ def _view(connection: sa.Connection, engine: sa.Engine, pipeline: str) -> Holdou
                 retired=marks[index].retired,
                 pinned=marks[index].pinned,
                 kept=marks[index].kept,
+                traffic=marks[index].traffic,
                 margin=marks[index].margin or spec.gate.margin,
             )
             for index in sorted(learnt)

@@ -7,7 +7,7 @@ from urllib.parse import quote, urlencode
 import typer
 
 from service.commands.pipelines import By, Json, Reason, Url, open_client, path_of, print_json
-from service.gate.sentences import with_unit
+from service.gate.sentences import percent_of, with_unit
 
 holdout_app = typer.Typer(
     help="List holdouts; add a golden set; correct, retire, pin or keep a holdout, or set its margin.",
@@ -41,6 +41,8 @@ def holdout_list(pipeline: str, json_output: Json = False, url: Url = None) -> N
         return print_json(view)
     for each in view["holdouts"]:
         marks = "".join(f", {mark}" for mark in ("retired", "pinned", "kept") if each[mark])
+        if each["traffic"] is not None:
+            marks = f", {percent_of(each['traffic'])} of the traffic{marks}"
         audits = f"{each['audits']} audits"
         if each["failed_audits"]:
             audits += f" of which {each['failed_audits']} did not pass"
@@ -194,6 +196,29 @@ def holdout_margin(
     now = "the pipeline's" if own is None else with_unit(own, digits=2)
     of = _named(experience)
     typer.echo(f"The margin of {of[0].lower()}{of[1:]} is {now} from now on.")
+
+
+@holdout_app.command("traffic")
+def holdout_traffic(
+    pipeline: str,
+    experience: Experience,
+    share: Annotated[str, typer.Argument(help="A share (0.01 is 1 %) from 0 to 1, or `unknown`.")],
+    reason: Reason,
+    by: By = "anonymous",
+    url: Url = None,
+) -> None:
+    """Say which share of today's traffic the records of one holdout stand for."""
+    try:
+        traffic = None if share == "unknown" else float(share)
+    except ValueError:
+        traffic = -1.0
+    if traffic is not None and not 0 <= traffic <= 1:
+        raise typer.BadParameter("write a share such as 0.01 (1 %), or unknown", param_hint="SHARE")
+    with open_client(url) as client:
+        body = {"reason": reason, "by": by, "traffic": traffic}
+        client.post(path_of(pipeline, "holdouts", str(experience), "traffic"), body)
+    now = "an unknown share" if traffic is None else percent_of(traffic)
+    typer.echo(f"The holdout of experience {experience} stands for {now} of the traffic from now on.")
 
 
 def unfreeze(pipeline: str, reason: Reason, by: By = "anonymous", url: Url = None) -> None:

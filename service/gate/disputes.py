@@ -1,7 +1,8 @@
-"""Disputes: a rejection by the same past holdouts as the one before becomes a question to a person.
+"""Disputes: rejections by past holdouts that become a question to a person.
 
 Where a concept changed in a way that near duplicates do not show (`gate.obsolete`), every update would be
 rejected by the same holdouts, for ever. So the second time a person is asked whether their labels still hold.
+A person is also asked where all that was lost is of experiences that little of today's traffic is like.
 A dispute turns a rejection into a question, and never into a promotion.
 """
 
@@ -9,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from service.gate import sentences as say
-from service.gate.base import DISPUTE, Evidence, Finding, GateConfig
+from service.gate.base import DISPUTE, TRAFFIC, Evidence, Finding, GateConfig, failed_on
+from service.gate.blocks import history_of
 from service.gate.guards import classes, judgements
 from service.gate.guards import retention as retention_guard
 
@@ -20,7 +22,8 @@ def question(evidence: Evidence, config: GateConfig, findings: Sequence[Finding]
     """The question that a rejection with these findings becomes; None: it stays a rejection.
 
     It becomes one where nothing fails but retention (and rare classes by the records of the same holdouts),
-    no finding fails on kept holdouts alone, and one that is not kept failed in the verdict before as well.
+    no finding fails on kept holdouts alone, and either one that is not kept failed in the verdict before as
+    well, or all that failed lost less than `margin` of today's traffic at worst.
 
     Args:
         config: with what this try may spend of alpha.
@@ -30,15 +33,66 @@ def question(evidence: Evidence, config: GateConfig, findings: Sequence[Finding]
     kept = _kept(evidence, config)
     if any(each.about <= kept for each in lost):
         return None
-    about = frozenset[int]().union(*(each.about for each in lost))
+    about = _about(lost)
     repeated = (about - kept) & set(evidence.disputed)
     others = [each for each in failed if each.guard != _RETENTION]
-    if not repeated or not _lost_there(others, about, evidence, config, findings):
+    seldom = [] if repeated else _seldom(lost, evidence, config)
+    about = about if repeated else _about(seldom)
+    if not about or not _lost_there(others, about, evidence, config, findings):
         return None
+    if seldom:
+        return _little_traffic(seldom)
     alone = {each.experience for each in lost if each.experience is not None and not each.experiences}
     named = sorted(alone & repeated or repeated)
     return Finding(
         DISPUTE, "undecided", _sentence(named), named[0] if len(named) == 1 else None, {}, tuple(named)
+    )
+
+
+def _about(findings: Sequence[Finding]) -> frozenset[int]:
+    return frozenset[int]().union(*(each.about for each in findings))
+
+
+def _seldom(lost: Sequence[Finding], evidence: Evidence, config: GateConfig) -> list[Finding]:
+    """The failing findings by which less than the margin of the traffic was lost at worst, if they are why.
+
+    They are where nothing fails without their experiences: a block may fail by one of its members.
+    """
+    found = []
+    for each in lost:
+        share, most = each.numbers.get("traffic"), each.numbers.get("loss_upper")
+        if share is not None and most is not None and share * most < config.margin:
+            found.append(each)
+    again = retention_guard.retention(_without(evidence, _about(found)), config) if found else ()
+    return [] if failed_on([each for each in again if isinstance(each, Finding)]) else found
+
+
+def _without(evidence: Evidence, experiences: frozenset[int]) -> Evidence:
+    """The evidence without the past holdouts of these; blocks stay as they were."""
+    rest = tuple(each for each in evidence.past if each.experience not in experiences)
+    return replace(evidence, past=rest, history=history_of(evidence.history, evidence.past))
+
+
+def _little_traffic(lost: Sequence[Finding]) -> Finding:
+    """The question on losses that little of the traffic would see; the sentence is on the worst."""
+    # An experience by itself says more than the block that it makes fail.
+    named = [each for each in lost if not each.experiences] or lost
+    worst = max(named, key=lambda each: each.numbers["traffic"] * each.numbers["loss_upper"])
+    numbers, members = worst.numbers, sorted(worst.about)
+    loss = say.between(numbers["loss_lower"], numbers["loss_upper"], numbers["margin"])
+    stands = "stands" if len(members) == 1 else "together stand"
+    sentence = (
+        f"{say.experiences(members)} lost {loss}, but {stands} for {say.percent(numbers['traffic'])} of the "
+        "traffic: approve the update if that may be lost there, else reject it"
+    )
+    about = _about(lost)
+    return Finding(
+        TRAFFIC,
+        "undecided",
+        sentence,
+        worst.experience if len(about) == 1 else None,
+        {key: numbers[key] for key in ("traffic", "loss_lower", "loss_upper", "margin")},
+        tuple(sorted(about)),
     )
 
 
@@ -67,8 +121,7 @@ def _lost_there(
     if any(each.guard != classes.GUARD for each in others):
         return False
     gone = about | retention_guard.obsolete(evidence.past, findings)
-    rest = tuple(each for each in evidence.past if each.experience not in gone)
-    again = classes.rare_classes(replace(evidence, past=rest), config)
+    again = classes.rare_classes(_without(evidence, gone), config)
     failed = [each for each in again if isinstance(each, Finding) and each.answer == "fail"]
     still = {each.numbers.get("class") for each in failed}
     return still.isdisjoint(each.numbers.get("class") for each in others)

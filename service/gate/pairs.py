@@ -117,6 +117,8 @@ class PairedAnswers:
     """By the name of the group column."""
     baseline_details: Details | None = None
     challenger_details: Details | None = None
+    traffic: float | None = None
+    """Share of today's traffic that its records stand for; None: unknown."""
 
     @property
     def n(self) -> int:

@@ -24,6 +24,7 @@ NUMBERS: Mapping[str, str] = {
     "looks": "Updates that were compared on this holdout, this one among them.",
     "looks_left": "Looks until the holdout is exhausted.",
     "shifted": "1: the batch is shifted; 0: no shift was found, or there are too few records.",
+    "traffic": "Share of today's traffic that these records stand for, where a person said so.",
     "pooled": "Experiences that were judged together here, as one block or as one unit.",
     "twins": "Records of the holdout that have a near duplicate in the new data.",
     "relabelled": "Of these, those whose near duplicate carries another label.",
@@ -136,8 +137,8 @@ def schema() -> dict[str, Any]:
             schema={"const": VERDICT_SCHEMA, "description": "The schema and its version."},
             outcome=_one_of(
                 get_args(Outcome),
-                "Any fail rejects, unless a finding `dispute` makes it a question; else anything undecided "
-                "goes to review.",
+                "Any fail rejects, unless a finding `dispute` or `traffic` makes it a question; else "
+                "anything undecided goes to review.",
             ),
             reason=_text("The sentence of the finding that decided."),
             findings=_list_of(finding, "One an answered question, in the order of the guards."),

@@ -153,6 +153,7 @@ holdout_states = sa.Table(
     sa.Column("margin", sa.Double),
     sa.Column("kept", sa.Boolean, nullable=False),
     sa.Column("kept_through", sa.Integer),
+    sa.Column("traffic", sa.Double),
 )
 
 golden_sets = sa.Table(

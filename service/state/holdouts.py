@@ -35,6 +35,8 @@ class Mark:
     """A person said that its labels are still true: its rejections are no question."""
     kept_through: int | None = None
     """The champion's version against which batches were shifted already when it was kept; None: none was."""
+    traffic: float | None = None
+    """Share of today's traffic that its records stand for; None: nobody said."""
 
 
 UNMARKED = Mark()

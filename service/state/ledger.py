@@ -25,6 +25,7 @@ Action = Literal[
     "margin",
     "golden",
     "relabel",
+    "traffic",
 ]
 
 GENESIS = "0" * 64

@@ -113,6 +113,7 @@ def _paired(plan: Plan, result: Result, index: int) -> PairedAnswers:
         challenger=result.challenger.get(index),
         # Only past holdouts have margins; a new one may have an old margin, if a rollback made it new again.
         margin=plan.margins.get(index) if index in plan.judged else None,
+        traffic=plan.traffic.get(index),
         looks=plan.looks.get(index, 0),
         near_duplicates=result.near_duplicates.get(index),
         labels=records.labels if records else None,

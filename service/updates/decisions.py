@@ -15,7 +15,7 @@ from service.errors import (
     HoldoutConflictError,
     HoldoutUnknownError,
 )
-from service.gate.sentences import with_unit
+from service.gate.sentences import percent_of, with_unit
 from service.state import backlog, champions, endings, freezes, holdouts, jobs, ledger
 from service.state.database import lock_pipeline, now
 from service.state.ledger import By
@@ -273,6 +273,36 @@ def set_holdout_margin(
             connection,
             pipeline,
             action="margin",
+            by=replace(by, reason=reason),
+            version=version,
+            previous_version=version,
+        )
+
+
+def set_holdout_traffic(
+    engine: sa.Engine, pipeline: str, experience: int, *, traffic: float | None, by: By
+) -> ledger.Entry:
+    """Say which share of today's traffic a past holdout stands for, from now on; None: it is unknown.
+
+    Raises:
+        HoldoutUnknownError: the champion learnt no such experience, so it has no past holdout.
+        HoldoutConflictError: that is its share already.
+    """
+    with engine.begin() as connection:
+        before, version = _holdout(connection, pipeline, experience)
+        share = "an unknown share" if traffic is None else percent_of(traffic)
+        if traffic == before.traffic:
+            raise HoldoutConflictError(
+                f"The holdout of experience {experience} stands for {share} of the traffic already.",
+                fix="Read GET /v1/pipelines/{pipeline}/holdouts.",
+            )
+        mark = replace(before, traffic=traffic)
+        holdouts.set_mark(connection, pipeline, experience=experience, mark=mark)
+        reason = f"holdout of experience {experience}, {share} of the traffic from now on: {by.reason}"
+        return ledger.append(
+            connection,
+            pipeline,
+            action="traffic",
             by=replace(by, reason=reason),
             version=version,
             previous_version=version,

@@ -174,6 +174,8 @@ class PlanDocument:
     """Holdouts whose labels a person said are still true."""
     kept_shifted: tuple[int, ...] = ()
     """Of these, the ones that were kept when batches were shifted already."""
+    traffic: dict[int, float] = field(default_factory=dict)
+    """Holdout -> share of the traffic that it stands for, where a person said so."""
     form: int = FORM
 
 

@@ -59,6 +59,8 @@ class Plan:
     """Past holdout -> most of its records that are judged; retired holdouts are left out."""
     margins: Mapping[int, float]
     """Holdout -> its own margin, where a person set one."""
+    traffic: Mapping[int, float]
+    """Holdout -> share of the traffic that it stands for, where a person said so."""
     anchors: Mapping[int, Bits]
     """Judged holdout -> stored answers of its anchor on the sealed part."""
     anchored_by: Mapping[int, str]
@@ -172,6 +174,7 @@ def _new_plan(connection: sa.Connection, manifest: Manifest, update: Update) -> 
         past_details=past_details,
         judged=judged,
         margins={index: mark.margin for index, mark in marks.items() if mark.margin is not None},
+        traffic={index: mark.traffic for index, mark in marks.items() if mark.traffic is not None},
         anchors={index: bits for index, (_, bits) in anchors.items()},
         anchored_by={index: by.update_id for index, (by, _) in anchors.items()},
         gate_anchors={index: bits for index, (_, bits) in gate_anchors.items()},
@@ -227,6 +230,7 @@ def _document(plan: Plan) -> PlanDocument:
         disputed=plan.dispute.disputed,
         kept=plan.dispute.kept,
         kept_shifted=plan.dispute.kept_shifted,
+        traffic=_of(plan.traffic, plan.judged),
     )
 
 
@@ -271,6 +275,7 @@ def stored_plan(connection: sa.Connection, update: Update, stored: Mapping[Name,
         },
         judged=judged,
         margins=document.margins,
+        traffic=document.traffic,
         anchors=_stored_anchors(connection, lineage, document, part="audit"),
         anchored_by={index: anchor.update_id for index, anchor in document.anchors.items()},
         gate_anchors=_stored_anchors(connection, lineage, document, part="gate"),

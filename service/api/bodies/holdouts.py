@@ -112,6 +112,14 @@ class GoldenAdded(Body):
         )
 
 
+class HoldoutTraffic(ReasonRequest):
+    """The share of today's traffic that one past holdout stands for."""
+
+    traffic: Annotated[float, Field(ge=0, le=1, strict=True)] | None = Field(
+        description="A share: 0.01 is 1 %. null: unknown."
+    )
+
+
 class FreezeView(Body):
     """The audit that stopped promotion."""
 
@@ -134,6 +142,9 @@ class HoldoutView(Body):
     retired: bool = Field(description="True: updates are no longer compared on it.")
     pinned: bool = Field(description="True: it is always judged whole, however many come after it.")
     kept: bool = Field(description="True: its labels are still true, so its rejections are no question.")
+    traffic: float | None = Field(
+        description="Share of today's traffic that its records stand for; null: nobody said."
+    )
     margin: float = Field(description="Its own margin, or else the pipeline's.")
 
 

@@ -68,6 +68,13 @@ def looks_left(looks: int, limit: int) -> tuple[str, Mapping[str, float]]:
     return late, {"looks": looks + 1, "looks_left": left}
 
 
+def traffic(answers: Sequence[PairedAnswers]) -> dict[str, float]:
+    """The number `traffic` of a finding on these: the sum of their shares; empty where one is unknown."""
+    shares = [each.traffic for each in answers]
+    known = [share for share in shares if share is not None and 0 <= share <= 1]
+    return {"traffic": min(1.0, sum(known))} if len(known) == len(shares) else {}
+
+
 def together(answers: Sequence[PairedAnswers]) -> NearDuplicates:
     """The near duplicates of several holdouts, as those of one."""
     counted = [each.near_duplicates for each in answers if each.near_duplicates is not None]

@@ -222,7 +222,8 @@ class _Judged:
             if lost or each.experience in self.by_itself:
                 answer, sentence, more = self._judge(each, its, lost=lost)
                 late, looks = looks_left(each.looks, config.holdout_looks)
-                numbers = its.numbers({**more, **looks} if more else looks)
+                traffic = judgements.traffic([each])
+                numbers = its.numbers({**more, **looks, **traffic} if more or traffic else looks)
                 findings.append(Finding("retention", answer, sentence + late, each.experience, numbers))
         return findings
 
@@ -260,7 +261,9 @@ class _Judged:
         answer, sentence, more = self._judge_pool(pool, seen, unit=unit)
         looks = max(self.sound[self.place[each]].looks for each in pool.members)
         late, left = looks_left(looks, self.config.holdout_looks)
-        numbers = {**seen.numbers(more), **left, "pooled": len(pool.own), "joined": len(pool.joined)}
+        pooled = {"pooled": len(pool.own), "joined": len(pool.joined)}
+        traffic = judgements.traffic([self.sound[self.place[each]] for each in pool.members])
+        numbers = {**seen.numbers(more), **left, **pooled, **traffic}
         experience = pool.own[0] if len(pool.own) == 1 else None
         members = tuple(sorted(pool.members))
         return Finding("retention", answer, sentence + late, experience, numbers, members)

@@ -91,6 +91,27 @@ def test_a_holdout_gets_a_margin_of_its_own_and_gives_it_back(api: Api, pipeline
     assert get(api, f"/pipelines/{pipeline}/ledger")["intact"]
 
 
+def test_a_person_says_what_traffic_a_holdout_stands_for(api: Api, pipeline: str) -> None:
+    path = f"/pipelines/{pipeline}/holdouts"
+    learn(api, pipeline, "promote")
+    assert get(api, path)["holdouts"][0]["traffic"] is None
+    entry = post(api, f"{path}/0/traffic", {"traffic": 0.01, "reason": "the log of May", "by": "Ada"}).json()
+    assert (entry["action"], entry["actor"]) == ("traffic", "Ada")
+    assert entry["reason"] == "holdout of experience 0, 1 % of the traffic from now on: the log of May"
+    assert get(api, path)["holdouts"][0]["traffic"] == 0.01
+    with unchanged(api):
+        api.refuses(post(api, f"{path}/0/traffic", {"traffic": 0.01, **WHY}), 409, "holdout-conflict")
+        api.refuses(post(api, f"{path}/3/traffic", {"traffic": 0.1, **WHY}), 404, "holdout-unknown")
+        refused: tuple[Any, ...] = (1.01, -0.1, "NaN", True, {})
+        for wrong in refused:
+            api.refuses(post(api, f"{path}/0/traffic", {"traffic": wrong, **WHY}), 422, "request-invalid")
+        api.refuses(post(api, f"{path}/0/traffic", WHY), 422, "request-invalid")
+    for share in (0, 1, None):
+        post(api, f"{path}/0/traffic", {"traffic": share, **WHY})
+        assert get(api, path)["holdouts"][0]["traffic"] == share
+    assert get(api, f"/pipelines/{pipeline}/ledger")["intact"]
+
+
 def test_marks_that_cannot_be_change_nothing(api: Api, pipeline: str) -> None:
     path = f"/pipelines/{pipeline}/holdouts"
     with unchanged(api):
@@ -162,6 +183,14 @@ def test_the_commands_say_the_same(api: Api, pipeline: str) -> None:
     assert run("holdout", "margin", pipeline, "0", "default", "-m", "why").stdout == (
         "The margin of the holdout of experience 0 is the pipeline's from now on.\n"
     )
+    assert run("holdout", "traffic", pipeline, "0", "0.015", "-m", "why").stdout == (
+        "The holdout of experience 0 stands for 1.5 % of the traffic from now on.\n"
+    )
+    assert ", 1.5 % of the traffic" in run("holdout", "list", pipeline).stdout
+    assert run("holdout", "traffic", pipeline, "0", "unknown", "-m", "why").stdout == (
+        "The holdout of experience 0 stands for an unknown share of the traffic from now on.\n"
+    )
+    assert run("holdout", "traffic", pipeline, "0", "1.5", "-m", "why").returncode == 2
     for wrong in ("much", "2", "nan"):
         refused = run("holdout", "margin", pipeline, "0", wrong, "-m", "why")
         assert refused.returncode, wrong

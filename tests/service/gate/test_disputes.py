@@ -1,5 +1,6 @@
 """Disputes: the second rejection in a row by the same holdouts is a question, and never a promotion."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from service.gate.base import (
     DISPUTE,
+    TRAFFIC,
     DataEvidence,
     Evidence,
     GateConfig,
@@ -38,10 +40,16 @@ def shift(verdict: Any) -> ShiftEvidence:
     return ShiftEvidence(verdict, 0.001, {"features": 1e-9}, 0.4, 1, 500, 500, 0.0)
 
 
+def with_traffic(evidence: Evidence, shares: Mapping[int, float | None]) -> Evidence:
+    """The evidence where these past holdouts stand for so much of the traffic."""
+    past = tuple(replace(each, traffic=shares.get(each.experience)) for each in evidence.past)
+    return replace(evidence, past=past)
+
+
 def asked(evidence: Evidence, config: GateConfig = CONFIG) -> tuple[int, ...]:
     """The experiences that a person is asked about; none: the update is rejected as before."""
     verdict = decide(evidence, config)
-    found = of_guard(verdict, DISPUTE)
+    found = of_guard(verdict, DISPUTE) or of_guard(verdict, TRAFFIC)
     if not found:
         assert verdict.outcome == "reject"
         return ()
@@ -167,6 +175,50 @@ def test_a_kept_holdout_that_fails_by_itself_rejects_what_another_would_ask_abou
     assert asked(replace(both, kept=(2,))) == ()
 
 
+def test_a_loss_that_little_of_the_traffic_would_see_is_a_question() -> None:
+    verdict = decide(with_traffic(REJECTED, {2: 0.01}), CONFIG)
+    assert verdict.outcome == "review"
+    (found,) = (each for each in of_guard(verdict, "retention") if each.experience == 2)
+    assert found.numbers["traffic"] == 0.01
+    (question,) = of_guard(verdict, TRAFFIC)
+    assert (question.experience, question.experiences) == (2, (2,))
+    assert question.numbers["traffic"] * question.numbers["loss_upper"] < CONFIG.margin
+    assert question.sentence == verdict.reason
+    assert verdict.reason == (
+        f"experience 2 lost {found.sentence.split('lost ')[1].split(';')[0]}, but stands for 1 % of the "
+        "traffic: approve the update if that may be lost there, else reject it"
+    )
+    plain = decide(REJECTED, CONFIG)
+    assert [each.sentence for each in verdict.findings[:-1]] == [each.sentence for each in plain.findings]
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0, None, float("nan"), -0.01, 1.5, float("inf")])
+def test_a_loss_that_enough_of_the_traffic_sees_or_that_nobody_weighed_is_rejected(share: Any) -> None:
+    assert asked(with_traffic(REJECTED, {2: share})) == ()
+
+
+def test_every_experience_that_fails_must_stand_for_little_traffic() -> None:
+    both = replace(REJECTED, past=(*PAST, paired(600, lost=90, experience=5)))
+    assert asked(with_traffic(both, {2: 0.01})) == ()
+    assert asked(with_traffic(both, {5: 0.01, 0: 0.0})) == ()
+    assert asked(with_traffic(both, {2: 0.01, 5: 0.02})) == (2, 5)
+
+
+def test_a_block_stands_for_the_traffic_of_its_members_together() -> None:
+    evidence = replace(REJECTED, past=SMALL)
+    assert asked(with_traffic(evidence, dict.fromkeys(range(12), 0.01))) == tuple(range(12))
+    assert asked(with_traffic(evidence, dict.fromkeys(range(12), 1 / 12))) == ()
+    assert asked(with_traffic(evidence, dict.fromkeys(range(11), 0.01))) == ()
+
+
+def test_little_traffic_excuses_no_other_failure_and_nothing_that_is_kept() -> None:
+    little = with_traffic(REJECTED, {2: 0.01})
+    assert asked(replace(little, data=replace(CLEAN, label_error_rate=0.9))) == ()
+    assert asked(replace(little, new=(paired(600, lost=300, experience=4),))) == ()
+    assert asked(replace(little, kept=(2,))) == ()
+    assert of_guard(decide(replace(little, disputed=(2,)), CONFIG), DISPUTE), "the dispute is asked first"
+
+
 NONSENSE: tuple[Any, ...] = (None, 2, "2", ("2",), (None,), (float("nan"),), ((),), ([],))
 
 
@@ -190,20 +242,30 @@ INDICES = st.lists(st.integers(-1, 20), max_size=20).map(tuple)
     kept=INDICES,
     kept_shifted=INDICES,
     moved=st.sampled_from(["shifted", "same", "undecided", None]),
+    shares=st.dictionaries(st.integers(0, 16), st.floats(0, 1) | st.just(0.001) | st.just(float("nan"))),
 )
 def test_a_dispute_turns_rejections_into_questions_and_nothing_else(
-    index: int, disputed: tuple[int, ...], kept: tuple[int, ...], kept_shifted: tuple[int, ...], moved: Any
+    index: int,
+    disputed: tuple[int, ...],
+    kept: tuple[int, ...],
+    kept_shifted: tuple[int, ...],
+    moved: Any,
+    shares: dict[int, float],
 ) -> None:
     evidence, config = random_case(11, index)
     evidence = replace(evidence, shift=shift(moved) if moved else None)
     without = decide(evidence, config)
+    evidence = with_traffic(evidence, shares)
     marked = replace(evidence, disputed=disputed, kept=kept, kept_shifted=kept_shifted)
     verdict = decide(marked, config)
     if verdict.outcome == without.outcome:
-        assert verdict == without
+        assert verdict.reason == without.reason
+        assert [each.sentence for each in verdict.findings] == [each.sentence for each in without.findings]
         return
     assert (without.outcome, verdict.outcome) == ("reject", "review")
-    assert set(of_guard(verdict, DISPUTE)[0].experiences) <= set(failed_on(without.findings)) & set(disputed)
+    (question,) = [*of_guard(verdict, DISPUTE), *of_guard(verdict, TRAFFIC)]
+    within = set(disputed) if question.guard == DISPUTE else set(shares)
+    assert set(question.experiences) <= set(failed_on(without.findings)) & within
     assert {each.guard for each in failures(verdict)} <= {"retention", "rare_class"}
 
 

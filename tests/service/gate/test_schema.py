@@ -68,6 +68,7 @@ def verdicts() -> Iterator[Verdict]:
         replace(GOOD, past=(FORGOTTEN, sound(1)), shift=TOLD),
         replace(GOOD, past=(sound(0, n=40), sound(1, n=30)), new=(sound(2, n=50),), disturbed=disturbed(20)),
         replace(GOOD, past=(replace(FORGOTTEN, near_duplicates=NearDuplicates(300, 250, 0.02)), sound(1))),
+        replace(GOOD, past=(replace(FORGOTTEN, traffic=0.01), sound(1))),
         replace(GOOD, past=(replace(sound(0), looks=9999), sound(1)), freeze=Freeze("u-1", 3)),
         replace(GOOD, running=replace(WHOLE, challenger_rounds=tuple(9 * each for each in TIMES))),
         replace(GOOD, running=Running(), repeats=()),

@@ -348,9 +348,14 @@ def test_marks_of_the_release_before_are_kept_and_nobody_is_made_to_keep_a_holdo
     with engine.begin() as connection:
         assert holdouts.marks(connection, "p") == {3: holdouts.Mark(pinned=True, margin=0.125)}
         holdouts.set_mark(connection, "p", experience=3, mark=holdouts.Mark(kept=True, kept_through=2))
+        holdouts.set_mark(connection, "p", experience=5, mark=holdouts.Mark(traffic=0.25))
         holdouts.set_mark(connection, "p", experience=4, mark=holdouts.Mark(kept=True))
         holdouts.end_keeping(connection, "p", {3, 9})
-        assert holdouts.marks(connection, "p") == {3: holdouts.Mark(), 4: holdouts.Mark(kept=True)}
+        assert holdouts.marks(connection, "p") == {
+            3: holdouts.Mark(),
+            4: holdouts.Mark(kept=True),
+            5: holdouts.Mark(traffic=0.25),
+        }
         holdouts.end_keeping(connection, "p", set())
     migrate_down(engine, "0008")
     migrate(engine)

@@ -18,6 +18,8 @@ from service.state.inputs import StoredDocument, digest_of
 from service.state.ledger import By
 from service.updates import decisions
 from service.updates.inputs import PlanDocument, decode
+from service.updates.past import Dispute
+from service.updates.plan import make_plan
 from streams.records import Records
 from tests.service.updates.test_plan import attempt_that_dies
 from tests.service.updates.test_reproduction import reproduce
@@ -137,21 +139,15 @@ def test_plans_and_verdicts_of_before_are_still_read(turned: Home) -> None:
     assert (before.disputed, before.kept, before.kept_shifted) == ((), (), ())
 
 
-def test_a_holdout_that_is_retired_in_answer_stops_nothing_more(turned: Home) -> None:
+def test_a_verdict_of_before_that_names_no_members_is_disputed_by_its_experience(turned: Home) -> None:
     reject(turned)
     first, second = turned.updates()[1:]
     assert first.verdict is not None
     for finding in first.verdict["findings"]:
         del finding["experiences"]
     with turned.engine.begin() as connection:
-        # As an earlier release stored it.
         connection.execute(sa.delete(updates).where(updates.c.id == second.id))
         connection.execute(sa.update(updates).where(updates.c.id == first.id).values(verdict=first.verdict))
-    keep(turned, "unkeep")
-    asked = turned.learn(digits(3, angle=90))
-    assert questions(asked) == [(0,)]
-    reject(turned)
-    decisions.mark_holdout(turned.engine, NAME, 0, marking="retire", by=By("Ada", "turned for good"))
-    after = turned.learn(digits(4, angle=90))
-    assert questions(after) == []
-    assert after.outcome != "reject", after
+    turned.arrive(digits(3, angle=90))
+    plan = make_plan(turned.engine, turned.claim())
+    assert plan.dispute == Dispute(disputed=(0,), kept=(0,), kept_shifted=(0,))

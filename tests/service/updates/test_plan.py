@@ -62,6 +62,8 @@ def change_everything(each: Home) -> None:
     decisions.mark_holdout(each.engine, NAME, 0, marking="retire", by=By("Ada", "old"))
     decisions.mark_holdout(each.engine, NAME, 1, marking="pin", by=By("Ada", "expensive"))
     decisions.set_holdout_margin(each.engine, NAME, 1, margin=0.01, by=By("Ada", "expensive"))
+    decisions.set_holdout_traffic(each.engine, NAME, 1, traffic=0.01, by=By("Ada", "rare"))
+    decisions.mark_holdout(each.engine, NAME, 1, marking="keep", by=By("Ada", "still true"))
     with each.engine.begin() as connection:
         for part in ("gate", "audit"):
             holdouts.note_looks(
@@ -89,7 +91,7 @@ def assert_same_plan(one: Plan, other: Plan) -> None:
             assert before.keys() == after.keys()
             for index, details in before.items():
                 np.testing.assert_array_equal(details.brier, after[index].brier)
-        elif field.name in ("looks", "audits", "margins"):
+        elif field.name in ("looks", "audits", "margins", "traffic"):
             seen = {*one.judged, *one.experiences}
             assert {key: value for key, value in before.items() if key in seen} == after
         else:
