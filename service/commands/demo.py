@@ -165,7 +165,16 @@ def _learn_the_stream(client: Client, story: Story, console: Console) -> None:
                 update = update_that_learns(client, pipeline, experience=step)
                 story.updates[pipeline].append(_summary(update, step))
                 say_outcome(console, f"{pipeline}, {angle:.0f} degrees", update)
+                if pipeline == NAIVE and step == 1 and update["outcome"] == "reject":
+                    _keep_the_first_holdout(client, console)
                 progress.advance(task)
+
+
+def _keep_the_first_holdout(client: Client, console: Console) -> None:
+    """Answer what the gate would ask of the next rejection: whether the holdout's labels are still true."""
+    reason = "I looked at upright digits: their labels are as true as they were."
+    client.post(f"/v1/pipelines/{NAIVE}/holdouts/0/keep", {"reason": reason, "by": "Ada"})
+    console.print(f"  [green]kept[/green] by Ada: the holdout of experience 0. {reason}", highlight=False)
 
 
 def _send_bad_data(client: Client, story: Story, console: Console) -> None:

@@ -151,7 +151,7 @@ def holdout_keep(
     pipeline: str, experience: Experience, reason: Reason, by: By = "anonymous", url: Url = None
 ) -> None:
     """Say that a holdout's labels are still true, so that its rejections are no question."""
-    _mark(pipeline, experience, "keep", reason=reason, by=by, url=url)
+    _mark(pipeline, str(experience), "keep", reason=reason, by=by, url=url)
     typer.echo(f"The holdout of experience {experience} is kept: its rejections stand, until it moves again.")
 
 
@@ -160,7 +160,7 @@ def holdout_unkeep(
     pipeline: str, experience: Experience, reason: Reason, by: By = "anonymous", url: Url = None
 ) -> None:
     """Be asked about a holdout again that was kept."""
-    _mark(pipeline, experience, "unkeep", reason=reason, by=by, url=url)
+    _mark(pipeline, str(experience), "unkeep", reason=reason, by=by, url=url)
     typer.echo(f"The holdout of experience {experience} is no longer kept.")
 
 

@@ -133,6 +133,6 @@ def _sentence(experiences: Sequence[int]) -> str:
     labels = f"are the labels of {'its holdout' if one else 'their holdouts'} still true"
     it = "it" if one else "them"
     return (
-        f"{stopped}: {labels}? If not, retire {it} (holdfast holdout retire); if they are, keep {it} "
-        "(holdfast holdout keep), and reject the update"
+        f"{stopped}: {labels}? If not, retire {it} (holdfast holdout retire), or correct them (holdfast "
+        f"holdout relabel); if they are, keep {it} (holdfast holdout keep), and reject the update"
     )

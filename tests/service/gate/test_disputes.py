@@ -30,7 +30,8 @@ PAST = (*(paired(600, lost=6, gained=6, experience=each) for each in (0, 1, 3)),
 REJECTED = Evidence(CLEAN, past=PAST, new=(paired(600, gained=400, experience=4),), champion=1, attempt=2)
 ASKS = (
     "experience 2 stopped this update and the one before: are the labels of its holdout still true? If not, "
-    "retire it (holdfast holdout retire); if they are, keep it (holdfast holdout keep), and reject the update"
+    "retire it (holdfast holdout retire), or correct them (holdfast holdout relabel); if they are, keep it "
+    "(holdfast holdout keep), and reject the update"
 )
 SMALL = tuple(paired(60, lost=4, experience=each) for each in range(12))
 """Each too small to be shown to have lost by itself."""
