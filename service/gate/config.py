@@ -58,7 +58,7 @@ class GateConfig(BaseModel):
         gt=0,
         le=0.1,
         description="Chance that an update which lost nothing is rejected for a loss on past experiences; "
-        "the same on the new one. Least level of the alarm in audits.",
+        "the same on the new one.",
     )
     planned_churn: float = Field(
         0.12,

@@ -200,17 +200,27 @@ def look_share(look: int, failures: int = 0, runs: int = 0) -> float:
     """Share of alpha that the look-th audit may spend, when so many before it did not pass, in so many runs.
 
     What an audit reveals is one bit, and a challenger may follow from all bits before it. Each of these
-    transcripts spends w(look) 2^-(runs + 1) 2^-failures / comb(look - 1, runs): comb(look - 1, runs) is the
-    number of ways in which the runs can begin, and their lengths weigh 2^-length each. So over all
-    transcripts and all looks, without end, no more than all of alpha is spent (the union bound). A run of
-    failures costs little more than one, since a champion that is near the limit fails several looks in a row.
-    The weights w(k) = ln c (1 / ln(c + k - 1) - 1 / ln(c + k)) sum to 1 over all k = 1, 2, ...
+    transcripts, with f failures in r runs, spends
+    w(look) 2^-(r + 1) u(f - r) / C(look - 1, r) / C(f - 1, r - 1):
+    C(look - 1, r) is the number of ways in which the runs can begin, C(f - 1, r - 1) that in which their
+    lengths add up to f, and u(e) = 1 / ((e + 1) (e + 2)) sums to 1 over e = 0, 1 ... So over all transcripts
+    and all looks, without end, no more than all of alpha is spent (the union bound). A long run of failures
+    costs little more than a short one: a champion near the limit fails several looks in a row, and must be
+    able to pass again. The weights w(k) = ln c (1 / ln(c + k - 1) - 1 / ln(c + k)) sum to 1 over all k.
     """
     runs = min(runs, look - 1)
     begun = _FIRST_LOOKS + look
     weight = log(_FIRST_LOOKS) * (1 / log(begun - 1) - 1 / log(begun))
-    ways = lgamma(look) - lgamma(runs + 1) - lgamma(look - runs)
-    return weight * exp(-ways - (runs + 1 + failures) * log(2))
+    share = weight * exp(-_log_ways(look - 1, runs) - (runs + 1) * log(2))
+    if not runs:
+        return share
+    more = max(failures - runs, 0)
+    return share / ((more + 1) * (more + 2)) * exp(-_log_ways(more + runs - 1, runs - 1))
+
+
+def _log_ways(many: int, chosen: int) -> float:
+    """ln C(many, chosen)."""
+    return lgamma(many + 1) - lgamma(chosen + 1) - lgamma(many - chosen + 1)
 
 
 def spent_at_first(alpha: float, attempt: int | None) -> float:

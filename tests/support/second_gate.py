@@ -252,9 +252,7 @@ def class_needs(alpha: float, turned: float, widest: float) -> int:
 
 def spends(block: Block, config: GateConfig) -> float:
     """What the next look at these may spend of alpha."""
-    k = max(each.looks for each in block.members) + 1
-    failures = max(each.failures for each in block.members)
-    return look_alpha(config, k, failures, max(each.failure_runs for each in block.members))
+    return min(look_alpha(config, each.looks + 1, each.failures, each.failure_runs) for each in block.members)
 
 
 def enough_for(block: Block, margin: float, config: GateConfig, power: float = BLOCK_POWER) -> bool:
@@ -326,8 +324,8 @@ def alarmed(sealed: Sequence[PairedAnswers], audit: Audit, config: GateConfig) -
     for each in sealed:
         both = count([each, gate[each.experience]] if each.experience in gate else [each])
         allowed = max(each.margin or 0, config.budget)
-        least = min(config.alarm_alpha, config.alpha)
-        shown = p_lost(both) * len(sealed) <= max(least, config.alpha / 2.0**each.failures)
+        repeated = each.failures - each.failure_runs
+        shown = p_lost(both) * len(sealed) <= config.alpha / 2.0**repeated
         if shown and both.lost - both.gained >= allowed * both.n:
             return True
     return False

@@ -109,7 +109,11 @@ def attempt_alpha(config: GateConfig, attempt: int | None) -> float:
 def look_alpha(config: GateConfig, k: int, failures: int = 0, runs: int = 0) -> float:
     """What look k may spend of alpha, after so many failures in so many runs."""
     weight = log(20) * (1 / log(19 + k) - 1 / log(20 + k))
-    return config.alpha * weight * 2.0 ** -(runs + 1) * 2.0**-failures / comb(k - 1, runs)
+    if not failures:
+        return config.alpha * weight / 2
+    extra = failures - runs
+    of_lengths = 1 / ((extra + 1) * (extra + 2)) / comb(failures - 1, runs - 1)
+    return config.alpha * weight * 2.0 ** -(runs + 1) * of_lengths / comb(k - 1, runs)
 
 
 # Blocks

@@ -205,12 +205,10 @@ class _Look:
         ]
 
     def _alpha(self, members: Sequence[int]) -> float:
-        """What this look at these experiences may spend, by all earlier looks at any of them."""
+        """What this look at these experiences may spend: the least that any of them allows."""
         looked = [self.sealed[self.place[each]] for each in members]
-        return self.config.alpha * stats.look_share(
-            max(each.looks for each in looked) + 1,
-            max(each.failures for each in looked),
-            max(each.failure_runs for each in looked),
+        return self.config.alpha * min(
+            stats.look_share(each.looks + 1, each.failures, each.failure_runs) for each in looked
         )
 
     def _anchored(self, pool: Pool) -> bool:
@@ -242,8 +240,8 @@ class _Look:
             counted[:, [self.place[each.experience] for each in gate]] += counts(gate)
         n, before, after, both = counted
         allowed = np.array([self.wider.get(each.experience, self.config.budget) for each in self.sealed])
-        failures = np.array([each.failures for each in self.sealed])
-        level = alarm_level(failures, self.config)
+        again = np.array([each.failures - each.failure_runs for each in self.sealed])
+        level = alarm_level(again, self.config)
         return bool(alarmed(before - both, after - both, n=n, budget=allowed, level=level).any())
 
     def _blind(self, pool: Pool) -> Finding:
@@ -283,14 +281,13 @@ def alarmed(
     return np.asarray((p <= level) & (lost - gained >= budget * n), dtype=np.bool_)
 
 
-def alarm_level(failures: NDArray[np.int64], config: GateConfig) -> NDArray[np.float64]:
-    """(...) Level of the alarm after so many audits that did not pass.
+def alarm_level(again: NDArray[np.int64], config: GateConfig) -> NDArray[np.float64]:
+    """(...) Level of the alarm, after so many audits that did not pass right after another that did not.
 
-    It begins at `alpha`. Each such audit halves it, down to `alarm_alpha`: what showed a loss by chance would
-    otherwise show it at the next looks too, and what is being forgotten shows more of it each time.
+    It begins at `alpha`, and each of these halves it: what showed a loss by chance would otherwise show it
+    at all later looks too, while what is being forgotten shows more of it each time.
     """
-    least = min(config.alarm_alpha, config.alpha)
-    return np.asarray(np.maximum(least, config.alpha * 0.5 ** np.minimum(failures, 64)), dtype=np.float64)
+    return np.asarray(config.alpha * 0.5 ** np.minimum(again, 64), dtype=np.float64)
 
 
 def _problem(answers: PairedAnswers, config: GateConfig) -> str | None:

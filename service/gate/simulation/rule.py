@@ -121,7 +121,7 @@ def audited(
         )
         kept &= (p <= spending).all(axis=1)
     both = n + gate[2]
-    level = budget.alarm_level(np.full(lost.shape, before.failures), config)
+    level = budget.alarm_level(np.full(lost.shape, before.failures - before.runs), config)
     alarms = budget.alarmed(
         lost + gate[0], gained + gate[1], n=np.full(lost.shape, both), budget=config.budget, level=level
     )

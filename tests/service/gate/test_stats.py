@@ -231,8 +231,9 @@ def test_later_looks_failures_and_runs_spend_less_but_never_nothing() -> None:
     shares = [stats.look_share(look) for look in (1, 2, 5, 50, 500, 10**6)]
     assert shares == sorted(shares, reverse=True)
     assert stats.look_share(5, 1, 1) == pytest.approx(stats.look_share(5) / 4 / 4)
-    assert stats.look_share(5, 2, 1) == pytest.approx(stats.look_share(5, 1, 1) / 2)
-    assert stats.look_share(5, 2, 2) < stats.look_share(5, 2, 1)
+    assert stats.look_share(5, 2, 1) == pytest.approx(stats.look_share(5, 1, 1) / 3)
+    assert stats.look_share(9, 4, 2) == pytest.approx(stats.look_share(9) / math.comb(8, 2) / 4 / 12 / 3)
+    assert stats.look_share(100, 50, 1) > stats.look_share(100, 1, 1) / 1500, "a long run can be left again"
     assert 0 < stats.look_share(10**6, 40, 1) < shares[-1]
 
 

@@ -218,13 +218,12 @@ def test_the_gate_part_helps_the_alarm_on_one_experience() -> None:
     assert audited(*sealed, gate=broken).answer == "pass", "what is not sealed is none of the audit"
 
 
-def test_an_alarm_takes_more_after_audits_that_did_not_pass() -> None:
+def test_an_alarm_takes_more_after_several_audits_in_a_row_that_did_not_pass() -> None:
     """A loss by chance is shown again and again; a true one grows."""
-    for failures, lost in ((0, 6), (1, 7), (2, 8), (3, 8), (50, 8)):
+    for failures, runs, lost in ((0, 0, 6), (1, 1, 6), (2, 1, 7), (3, 1, 8), (3, 3, 6), (30, 1, 35)):
         kept = replace(answers(1, 6000), looks=60)
-        runs = min(failures, 1)
         # One in two to the power of `lost` is the chance of so many losses and no gain.
-        assert 2 * 0.5**lost <= max(0.01, 0.05 / 2**failures) < 2 * 0.5 ** (lost - 1)
+        assert 2 * 0.5**lost <= 0.05 / 2 ** (failures - runs) < 2 * 0.5 ** (lost - 1)
         for one, answer in ((lost, "undecided"), (lost - 1, "pass")):
             old = replace(answers(0, 60, lost=one), looks=60, failures=failures, failure_runs=runs)
             assert audited(old, kept).answer == answer
