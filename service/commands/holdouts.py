@@ -7,7 +7,7 @@ from urllib.parse import quote, urlencode
 import typer
 
 from service.commands.pipelines import By, Json, Reason, Url, open_client, path_of, print_json
-from service.gate.sentences import percent_of, with_unit
+from service.gate.sentences import held_to, percent_of, with_unit
 
 holdout_app = typer.Typer(
     help="List holdouts; add a golden set; correct, retire, pin or keep a holdout, or set its margin.",
@@ -85,7 +85,7 @@ def holdout_add(
     asked |= {"none_lost": "true"} if margin is None else {"margin": str(margin)}
     added = _send(pipeline, ("holdouts",), asked, file, url)
     golden = added["golden"]
-    held = "no right answer may be lost" if margin is None else f"margin {with_unit(margin, digits=2)}"
+    held = held_to(margin)
     typer.echo(f"Golden set {name} has {golden['records']} records, {held}; they are never trained on.")
     _say_what_it_takes(added)
 
@@ -105,7 +105,7 @@ def holdout_relabel(
     golden = added["golden"]
     typer.echo(
         f"The holdout of experience {experience} is retired; golden set {golden['name']} of "
-        f"{golden['records']} records replaces it, margin {with_unit(golden['margin'], digits=2)}."
+        f"{golden['records']} records replaces it, {held_to(golden['margin'])}."
     )
     _say_what_it_takes(added)
 

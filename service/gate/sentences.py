@@ -24,6 +24,11 @@ def with_unit(share: float, *, digits: int = 1) -> str:
     return _unit(points(share, digits=digits))
 
 
+def held_to(margin: float | None) -> str:
+    """What a golden set is held to: "margin 3 points"; None: no right answer may be lost."""
+    return "no right answer may be lost" if margin is None else f"margin {with_unit(margin, digits=2)}"
+
+
 def _unit(number: str) -> str:
     return f"{number} point" if number == "1" else f"{number} points"
 

@@ -16,7 +16,7 @@ from service.errors import (
     StoreAwayError,
 )
 from service.gate.base import GateConfig
-from service.gate.sentences import with_unit
+from service.gate.sentences import held_to
 from service.gate.sizes import floor_records, needed_records, spent_at_first_try
 from service.ingest import bodies
 from service.ingest.push import refused
@@ -123,10 +123,7 @@ def add(
             later = _fenced(connection, engine, pipeline)
             known = {row.index for row in rows}
             _require_unknown(store, records.ids, [row for row in later if row.index not in known])
-            held = (
-                "no right answer may be lost" if margin is None else f"margin {with_unit(margin, digits=2)}"
-            )
-            reason = f"golden set {name} of {len(records)} records, {held}: {by.reason}"
+            reason = f"golden set {name} of {len(records)} records, {held_to(margin)}: {by.reason}"
             new = NewSet(name, part, margin)
             entry, added = record(connection, pipeline, new, action="golden", by=By(by.actor, reason))
     except StreamError as error:

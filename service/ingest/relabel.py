@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from service.errors import GoldenUnfitError, HoldoutUnknownError, RecordsInvalidError
 from service.gate.base import GateConfig
-from service.gate.sentences import with_unit
+from service.gate.sentences import held_to
 from service.gate.sizes import settled_margin, spent_at_first_try
 from service.ingest import bodies
 from service.ingest.golden import (
@@ -45,7 +45,7 @@ class _Holdout:
 
     part: Part
     margin: float | None
-    """Its own, where it has one."""
+    """Its own. None: no right answer of a golden set may be lost; a gate part has none of its own."""
     before: GoldenSet | None
     name: str
     """Of the set that replaces it."""
@@ -84,12 +84,12 @@ def relabel(
         with engine.begin() as connection:
             lock_pipeline(connection, pipeline)
             found = _unmoved(found, _holdout(connection, engine, pipeline, experience))
-            margin = found.margin or _settled(part.rows, spec.gate)
+            margin = found.margin
+            if margin is None and found.before is None:
+                margin = _settled(part.rows, spec.gate)
             stream_status.fence(connection, pipeline)
             _retire(connection, pipeline, experience, found)
-            held = (
-                f"{changed} labels changed, now golden set {found.name}, margin {with_unit(margin, digits=2)}"
-            )
+            held = f"{changed} labels changed, now golden set {found.name}, {held_to(margin)}"
             because = By(by.actor, f"holdout of experience {experience}: {held}: {by.reason}")
             new_set = NewSet(found.name, part, margin)
             entry, added = record(connection, pipeline, new_set, action="relabel", by=because)

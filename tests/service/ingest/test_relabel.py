@@ -90,6 +90,23 @@ def test_a_holdout_can_be_relabelled_again(api: Api, pipeline: str) -> None:
     assert first["margin"] == second["margin"] == 0.15
 
 
+def test_a_set_that_may_lose_no_answer_stays_so_when_it_is_relabelled(
+    api: Api, pipeline: str, tmp_path: Path
+) -> None:
+    ids = parts_of(api, pipeline)["gate"]
+    assert relabel(api, pipeline, [{"id": ids[0], "label": "down"}]).is_success
+    path = f"/pipelines/{pipeline}/holdouts/golden/relabelled-0/margin"
+    assert post(api, path, {"margin": None, **WHY}).is_success
+    file = tmp_path / "labels.jsonl"
+    file.write_bytes(lines([{"id": ids[1], "label": "down"}]))
+    done = command(api, "holdout", "relabel", pipeline, "0", str(file), "--reason", "upside down")
+    assert done.returncode == 0, done.stderr
+    assert "no right answer may be lost" in done.stdout
+    last = get(api, f"/pipelines/{pipeline}/holdouts")["golden"][-1]
+    assert (last["name"], last["margin"]) == ("relabelled-0-2", None)
+    assert "no right answer may be lost" in get(api, f"/pipelines/{pipeline}/ledger")["entries"][-1]["reason"]
+
+
 def test_what_does_not_fit_changes_nothing(api: Api, pipeline: str) -> None:
     parts = parts_of(api, pipeline)
     name = parts["gate"][0]
