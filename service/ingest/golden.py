@@ -36,6 +36,8 @@ from streams.store.experiences import ExperienceStore
 from streams.wire.decode import decode
 
 SHOWN_IDS = 20
+RELABELLED = "relabelled-"
+"""Names of sets that replace relabelled holdouts begin so, and no other's."""
 LIKELY = 0.8
 """The chance that a number of records is planned for: that an update which lost nothing passes."""
 
@@ -105,7 +107,7 @@ def add(
         PipelineUnknownError: there is no such pipeline.
         RecordsInvalidError: the body holds no records, or one that does not fit or is there twice.
         BatchTooLargeError: it holds more records than are judged of one holdout.
-        HoldoutConflictError: the pipeline has a golden set of that name.
+        HoldoutConflictError: the pipeline has a golden set of that name, or it is kept for relabelled ones.
         GoldenUnfitError: the pipeline took one of the records for training, or sealed it for audits.
         StoreAwayError: the store cannot be read or written.
     """
@@ -171,6 +173,12 @@ def store_away(error: StreamError) -> StoreAwayError:
 
 
 def _require_new_name(connection: sa.Connection, pipeline: str, name: str) -> None:
+    if name.startswith(RELABELLED):
+        raise HoldoutConflictError(
+            f"{name!r} is no name for this set: {RELABELLED} begins those of relabelled holdouts. "
+            "Nothing was changed.",
+            fix="Choose another name; to correct the labels of a past holdout, use holdfast holdout relabel.",
+        )
     if golden.named(connection, pipeline, name) is not None:
         raise HoldoutConflictError(
             f"There is a golden set {name!r} of {pipeline!r} already. Nothing was changed.",

@@ -13,6 +13,7 @@ from service.gate.sizes import settled_margin, spent_at_first_try
 from service.ingest import bodies
 from service.ingest.golden import (
     LIKELY,
+    RELABELLED,
     SHOWN_IDS,
     Added,
     NewSet,
@@ -35,8 +36,6 @@ from streams.state.manifest import Manifest, Part
 from streams.state.tables import reading
 from streams.store.experiences import ExperienceStore
 from streams.wire.decode import decode
-
-PREFIX = "relabelled"
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def _holdout(connection: sa.Connection, engine: sa.Engine, pipeline: str, experi
             f"Experience {experience} has no past holdout: no champion of {pipeline!r} learnt it.",
             fix="Choose one of GET /v1/pipelines/{pipeline}/holdouts.",
         )
-    stem = f"{PREFIX}-{experience}"
+    stem = f"{RELABELLED}{experience}"
     earlier = [
         each
         for each in golden.of_pipeline(connection, pipeline)

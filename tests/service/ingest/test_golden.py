@@ -164,6 +164,15 @@ def test_a_second_set_of_the_name_is_refused_retired_or_not(api: Api, pipeline: 
     assert add(api, pipeline, some(), name="another").status_code == 201
 
 
+def test_names_of_relabelled_holdouts_are_kept_for_these(api: Api, pipeline: str) -> None:
+    with unchanged(api):
+        for name in ("relabelled-4", "relabelled-4-2", "relabelled-by-hand"):
+            found = api.refuses(add(api, pipeline, some(), name=name), 409, "holdout-conflict")
+            assert found["detail"].startswith(f"{name!r} is no name for this set")
+            assert "Choose another name" in found["fix"]
+    assert add(api, pipeline, some(), name="relabelled").status_code == 201
+
+
 def parts_of(api: Api, pipeline: str, index: int = 0) -> dict[str, list[str]]:
     row = Manifest(api.engine).experience(pipeline, index)
     assert row is not None
