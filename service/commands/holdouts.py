@@ -102,10 +102,11 @@ def holdout_relabel(
     """Correct labels of a past holdout: FILE gives ids and labels; a golden set replaces it."""
     path = ("holdouts", str(experience), "relabel")
     added = _send(pipeline, path, {"reason": reason, "by": by}, file, url)
-    golden = added["golden"]
+    golden, before = added["golden"], added["replaces"]
+    retired, them = (f" and golden set {before} are", "them") if before else (" is", "it")
     typer.echo(
-        f"The holdout of experience {experience} is retired; golden set {golden['name']} of "
-        f"{golden['records']} records replaces it, {held_to(golden['margin'])}."
+        f"The holdout of experience {experience}{retired} retired; golden set {golden['name']} of "
+        f"{golden['records']} records replaces {them}, {held_to(golden['margin'])}."
     )
     _say_what_it_takes(added)
 

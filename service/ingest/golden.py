@@ -70,6 +70,8 @@ class Added:
     sizes: Sizes | None
     unchecked: int
     """Experiences whose ids are not known any more, since the retention policy removed their train parts."""
+    replaces: str | None = None
+    """The golden set that it replaces, which was retired; None: it replaces none."""
 
 
 def held_out(engine: sa.Engine, store: ExperienceStore, pipeline: str) -> HeldOut:

@@ -40,7 +40,7 @@ from streams.wire.decode import decode
 
 @dataclass(frozen=True)
 class _Holdout:
-    """What is relabelled: the gate part of an experience, or the set that replaced it before."""
+    """What is relabelled: the gate part of an experience, or the set that stands in its place."""
 
     part: Part
     margin: float | None
@@ -63,7 +63,7 @@ def relabel(
     """Retire a past holdout, and judge later updates on its records with the labels of a body.
 
     The body names records of the holdout by id, each with its label; the others keep theirs. Where the
-    holdout was relabelled before, the set that replaced it is relabelled again.
+    holdout was relabelled before, the set that replaced it is relabelled again, unless that is retired.
 
     Raises:
         PipelineUnknownError: there is no such pipeline.
@@ -88,13 +88,15 @@ def relabel(
                 margin = _settled(part.rows, spec.gate)
             stream_status.fence(connection, pipeline)
             _retire(connection, pipeline, experience, found)
-            held = f"{changed} labels changed, now golden set {found.name}, {held_to(margin)}"
+            replaces = found.before.name if found.before else None
+            place = f" in place of {replaces}" if replaces else ""
+            held = f"{changed} labels changed, now golden set {found.name}{place}, {held_to(margin)}"
             because = By(by.actor, f"holdout of experience {experience}: {held}: {by.reason}")
             new_set = NewSet(found.name, part, margin)
             entry, added = record(connection, pipeline, new_set, action="relabel", by=because)
     except StreamError as error:
         raise store_away(error) from error
-    return Added(added, entry, Sizes.of(margin, spec.gate), unchecked=0)
+    return Added(added, entry, Sizes.of(margin, spec.gate), unchecked=0, replaces=replaces)
 
 
 def _holdout(connection: sa.Connection, engine: sa.Engine, pipeline: str, experience: int) -> _Holdout:
@@ -111,12 +113,15 @@ def _holdout(connection: sa.Connection, engine: sa.Engine, pipeline: str, experi
         for each in golden.of_pipeline(connection, pipeline)
         if each.name == stem or each.name.startswith(f"{stem}-")
     ]
-    if earlier:
-        last = earlier[-1]
-        return _Holdout(last.part, last.margin, last, f"{stem}-{len(earlier) + 1}")
+    # Retired ones count: a name is never used twice.
+    name = f"{stem}-{len(earlier) + 1}" if earlier else stem
+    active = [each for each in earlier if not each.retired]
+    if active:
+        last = active[-1]
+        return _Holdout(last.part, last.margin, last, name)
     row = Manifest(engine).experiences_in(connection, pipeline)[experience]
     mark = holdouts.marks(connection, pipeline).get(experience, holdouts.UNMARKED)
-    return _Holdout(row.gate, mark.margin, None, stem)
+    return _Holdout(row.gate, mark.margin, None, name)
 
 
 def _unmoved(before: _Holdout, now: _Holdout) -> _Holdout:
@@ -132,7 +137,6 @@ def _unmoved(before: _Holdout, now: _Holdout) -> _Holdout:
 def _retire(connection: sa.Connection, pipeline: str, experience: int, found: _Holdout) -> None:
     if found.before is not None:
         golden.set_retired(connection, pipeline, found.before.number, retired=True)
-        return
     mark = holdouts.marks(connection, pipeline).get(experience, holdouts.UNMARKED)
     holdouts.set_mark(connection, pipeline, experience=experience, mark=replace(mark, retired=True))
 

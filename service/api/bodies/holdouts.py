@@ -101,6 +101,9 @@ class GoldenAdded(Body):
     unchecked_experiences: int = Field(
         description="Experiences whose ids are not known any more: their train parts were removed."
     )
+    replaces: str | None = Field(
+        description="The golden set that a relabelled one replaces, retired now; null: it replaces none."
+    )
 
     @staticmethod
     def of(added: Added) -> "GoldenAdded":
@@ -109,6 +112,7 @@ class GoldenAdded(Body):
             entry=EntryView.of(added.entry),
             takes=SizesView.of(added.sizes) if added.sizes else None,
             unchecked_experiences=added.unchecked,
+            replaces=added.replaces,
         )
 
 

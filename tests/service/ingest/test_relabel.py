@@ -107,6 +107,36 @@ def test_a_set_that_may_lose_no_answer_stays_so_when_it_is_relabelled(
     assert "no right answer may be lost" in get(api, f"/pipelines/{pipeline}/ledger")["entries"][-1]["reason"]
 
 
+def test_after_a_relabelling_that_was_taken_back_the_holdout_itself_is_relabelled(
+    api: Api, pipeline: str, tmp_path: Path
+) -> None:
+    ids = parts_of(api, pipeline)["gate"]
+    assert relabel(api, pipeline, [{"id": ids[0], "label": "down"}]).json()["replaces"] is None
+    post(api, f"/pipelines/{pipeline}/holdouts/golden/relabelled-0/retire", WHY)
+    post(api, f"/pipelines/{pipeline}/holdouts/0/restore", WHY)
+    post(api, f"/pipelines/{pipeline}/holdouts/0/margin", {"margin": 0.25, **WHY})
+    answer = relabel(api, pipeline, [{"id": ids[1], "label": "down"}])
+    assert answer.json()["replaces"] is None, answer.text
+    assert (answer.json()["golden"]["name"], answer.json()["golden"]["margin"]) == ("relabelled-0-2", 0.25)
+    assert [labels_of(api, pipeline, "relabelled-0-2")[name] for name in ids[:2]] == [1, 0]
+    assert get(api, f"/pipelines/{pipeline}/holdouts")["holdouts"][0]["retired"]
+    # The holdout and the set in its place, both judged: both are retired.
+    post(api, f"/pipelines/{pipeline}/holdouts/0/restore", WHY)
+    file = tmp_path / "labels.jsonl"
+    file.write_bytes(lines([{"id": ids[2], "label": "down"}]))
+    done = command(api, "holdout", "relabel", pipeline, "0", str(file), "--reason", "upside down")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(
+        "The holdout of experience 0 and golden set relabelled-0-2 are retired; golden set relabelled-0-3 of "
+        f"{len(ids)} records replaces them, margin 25 points."
+    )
+    view = get(api, f"/pipelines/{pipeline}/holdouts")
+    assert view["holdouts"][0]["retired"]
+    assert [each["retired"] for each in view["golden"]] == [True, True, False]
+    last = get(api, f"/pipelines/{pipeline}/ledger")["entries"][-1]["reason"]
+    assert "now golden set relabelled-0-3 in place of relabelled-0-2, margin 25 points" in last
+
+
 def test_what_does_not_fit_changes_nothing(api: Api, pipeline: str) -> None:
     parts = parts_of(api, pipeline)
     name = parts["gate"][0]
