@@ -63,7 +63,10 @@ def _approve(connection: sa.Connection, update: jobs.Update, by: By) -> ledger.E
             fix="Reject it, or start a new update.",
         )
     # A refused promotion undoes this with it.
-    golden_sets.approve_losses(connection, update.pipeline, update.verdict, version=update.version)
+    moved = golden_sets.approve_losses(connection, update.pipeline, update.verdict, version=update.version)
+    if moved:
+        sets = f"golden set{'s' if len(moved) > 1 else ''} {', '.join(moved)}"
+        by = replace(by, reason=f"v{update.version} is the anchor of {sets} from now on: {by.reason}")
     try:
         return champions.promote(
             connection,
@@ -73,13 +76,13 @@ def _approve(connection: sa.Connection, update: jobs.Update, by: By) -> ledger.E
             experiences=update.experiences,
             by=by,
         )
-    except ChampionMovedError as moved:
+    except ChampionMovedError as error:
         raise ChampionMovedError(
-            moved.detail,
+            error.detail,
             # The review blocks the pipeline, so a new update would wait behind it.
             fix="Reject it, then start an update with its experiences: it is compared with today's champion.",
             members={"experiences": list(update.experiences), "version": update.version},
-        ) from moved
+        ) from error
 
 
 def _not_in_review(update: jobs.Update) -> DecisionConflictError:

@@ -1,6 +1,6 @@
 """What people decide on golden sets: retire and restore, another margin, and losses that they approve."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -59,18 +59,26 @@ def set_margin(engine: sa.Engine, pipeline: str, name: str, *, margin: float | N
 
 def approve_losses(
     connection: sa.Connection, pipeline: str, verdict: Mapping[str, Any] | None, *, version: int
-) -> None:
+) -> Sequence[str]:
     """Make an approved version the anchor of the golden sets whose loss since their anchor was asked about.
 
-    Who approves has read that finding. What the version answers is from then on what must not be lost.
+    Who approves has read that finding. What the version answers is from then on what must not be lost. Where
+    the loss could not be measured (answers are missing, or the set is exhausted), the anchor stays.
+
+    Returns:
+        The names of these sets.
     """
-    numbers = [
+    numbers = {
         int(finding["numbers"]["golden"])
         for finding in (verdict or {}).get("findings", ())
-        if finding["guard"] == "golden_anchor" and finding["answer"] != "pass"
-    ]
-    if numbers:
-        golden.set_anchor(connection, pipeline, numbers, version=version)
+        if finding["guard"] == "golden_anchor"
+        and finding["answer"] != "pass"
+        and "lost" in finding["numbers"]
+    }
+    if not numbers:
+        return ()
+    golden.set_anchor(connection, pipeline, sorted(numbers), version=version)
+    return [each.name for each in golden.of_pipeline(connection, pipeline) if each.number in numbers]
 
 
 def _found(connection: sa.Connection, pipeline: str, name: str) -> GoldenSet:

@@ -163,6 +163,9 @@ def test_an_anchor_without_a_checkpoint_asks_a_person(make: Callable[..., Home])
     verdict = each.learn(digits(2, angle=15))
     assert verdict.outcome == "review"
     assert "the answers of the anchor are missing" in one(verdict, "golden_anchor").sentence
+    # Nobody has seen a loss, so who approves accepts none.
+    entry = decisions.decide_review(each.engine, each.updates()[2].id, choice="approve", by=WHY)
+    assert (entry.reason, anchors(each)) == ("curated by hand", {"curated": 1})
 
 
 def test_a_loss_that_a_person_approves_is_asked_about_once(make: Callable[..., Home]) -> None:
@@ -181,7 +184,8 @@ def test_a_loss_that_a_person_approves_is_asked_about_once(make: Callable[..., H
     since = one(verdict, "golden_anchor")
     assert (since.answer, verdict.outcome) == ("undecided", "review"), verdict
     assert "since v1, its anchor" in since.sentence
-    decisions.decide_review(each.engine, each.updates()[2].id, choice="approve", by=WHY)
+    entry = decisions.decide_review(each.engine, each.updates()[2].id, choice="approve", by=WHY)
+    assert entry.reason == "v3 is the anchor of golden set curated from now on: curated by hand"
     assert anchors(each) == {"curated": 3}
     assert of_guard(each.learn(digits(3, angle=15)), "golden_anchor") == []
 
@@ -190,15 +194,16 @@ def test_only_losses_that_were_asked_about_move_the_anchor(make: Callable[..., H
     each = make(**LOOSE)
     each.learn(digits(0))
     add(each, curated())
-    numbers = {"golden": 0}
-    asked = {"guard": "golden_anchor", "answer": "undecided", "numbers": numbers}
+    asked = {"guard": "golden_anchor", "answer": "undecided", "numbers": {"golden": 0, "lost": 9}}
+    others = [{**asked, "answer": "pass"}, {**asked, "guard": "golden"}, {**asked, "numbers": {"golden": 0}}]
     with each.engine.begin() as connection:
-        for findings in ([], [{**asked, "answer": "pass"}], [{**asked, "guard": "golden"}]):
-            golden_sets.approve_losses(connection, NAME, {"findings": findings}, version=7)
-        golden_sets.approve_losses(connection, NAME, None, version=7)
+        for findings in ([], *([other] for other in others)):
+            assert not golden_sets.approve_losses(connection, NAME, {"findings": findings}, version=7)
+        assert not golden_sets.approve_losses(connection, NAME, None, version=7)
     assert anchors(each) == {"curated": 1}
     with each.engine.begin() as connection:
-        golden_sets.approve_losses(connection, NAME, {"findings": [asked]}, version=7)
+        found = golden_sets.approve_losses(connection, NAME, {"findings": [asked]}, version=7)
+    assert found == ["curated"]
     assert anchors(each) == {"curated": 7}
 
 
