@@ -8,11 +8,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from streams.duplicates import DuplicateWindow
-from streams.records import Records, text_column
-from streams.split import PARTS, Split, parts_of
-
-HELD_OUT = len(PARTS)
-"""The part of a record that is in no part of an experience: it is dropped when the others are cut."""
+from streams.records import text_column
 
 
 class HeldOut:
@@ -29,18 +25,15 @@ class HeldOut:
         found: NDArray[np.bool_] = pc.is_in(ids, value_set=self._ids).to_numpy(zero_copy_only=False)
         return found
 
-    def new(self, ids: pa.StringArray, window: DuplicateWindow) -> NDArray[np.bool_]:
-        """(n,) whether each id is new to the window. Those held out always are, and are not added to it:
-        the window counts records of experiences."""
-        held = self.among(ids)
-        if not held.any():
-            return window.add(ids)
-        new = np.ones(len(ids), dtype=np.bool_)
-        new[~held] = window.add(ids.filter(pa.array(~held)))
-        return new
+    def sift(
+        self, ids: pa.StringArray, window: DuplicateWindow
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """(n,) which records are kept, and (n,) which are held out; the others are duplicates.
 
-    def parts(self, records: Records, split: Split) -> NDArray[np.uint8]:
-        """(n,) the part of each record, as its index in `PARTS`, or `HELD_OUT`."""
-        parts = parts_of(records.split_keys, split)
-        parts[self.among(records.ids)] = HELD_OUT
-        return parts
+        Those held out are not added to the window, which counts records of experiences.
+        """
+        held = self.among(ids)
+        kept = ~held
+        if window.wanted and kept.any():
+            kept[~held] = window.add(ids.filter(pa.array(kept)) if held.any() else ids)
+        return kept, held

@@ -3,7 +3,8 @@
 Files are written before the transaction that names them, and the offsets move in that same transaction. A
 crash before it leaves orphan files and unmoved offsets: the same records are read again and give the same
 files. A crash after it finds the offsets moved. So every record is in exactly one experience, or is a dead
-letter, or was a duplicate within the declared window, or is unmatched and waits, or aged out unmatched.
+letter, or was a duplicate within the declared window, or is in a golden set, or is unmatched and waits, or
+aged out unmatched.
 """
 
 import time
@@ -28,13 +29,13 @@ from streams.base import (
 from streams.breaker import BadShare, CircuitBreaker
 from streams.commits import Committer
 from streams.duplicates import DuplicateWindow
-from streams.held_out import HELD_OUT, HeldOut
+from streams.held_out import HeldOut
 from streams.joining import Pair
 from streams.late_labels import Completed, LateLabels, late_labels
 from streams.pending import Chunk, Pending, part_records
 from streams.recall import recall_ids
 from streams.records import Records
-from streams.split import PARTS, Split
+from streams.split import PARTS, Split, parts_of
 from streams.state.dead_letters import DeadLetter, dead_letter_of
 from streams.state.manifest import (
     AlsoInTransaction,
@@ -202,19 +203,25 @@ class Ingest:
             self._take_completed(self._late.add(batch, decoded, came_at=self._clock()), batch)
 
     def _take(self, batch: RawBatch, decoded: Decoded) -> None:
-        """Queue complete records to be cut, without duplicates."""
+        """Queue complete records to be cut, without duplicates and without those of golden sets.
+
+        The trigger does not see these, so that none of them is counted towards a cut.
+        """
         records, positions = decoded.records, decoded.positions
-        dropped = np.zeros(0, dtype=np.int64)
+        if not len(records):
+            return
         if len(batch.ids):
             # These ids are file names and offsets, which a later file of the same name has as well.
-            self._seen_ids.pass_over(int((~self._held_out.among(records.ids)).sum()))
-        elif self._seen_ids.wanted and len(records):
-            new = self._held_out.new(records.ids, self._seen_ids)
-            if not new.all():
-                dropped = np.cumsum(new, dtype=np.int64)[~new]
-                records, positions = records.take(new), select(positions, np.flatnonzero(new))
-        if len(records) or len(dropped):
-            self._append(batch, records, positions=positions, dropped=dropped)
+            held = self._held_out.among(records.ids)
+            kept = ~held
+            self._seen_ids.pass_over(int(kept.sum()))
+        else:
+            kept, held = self._held_out.sift(records.ids, self._seen_ids)
+        if not kept.all():
+            records, positions = records.take(kept), select(positions, np.flatnonzero(kept))
+        before = np.cumsum(kept, dtype=np.int64)
+        chunk = self._chunk(batch, records, positions=positions)
+        self._pending.append(replace(chunk, dropped=before[~(kept | held)], held_out=before[held]))
 
     def _take_completed(self, completed: Completed, batch: RawBatch | None) -> None:
         """Queue records that became complete, and show the trigger features whose label is still to come."""
@@ -222,44 +229,36 @@ class Ingest:
             # They show a shift as soon as they come, whether or not a label ever does.
             self._pending.see_features(completed.features)
         if len(completed.records):
-            self._append(batch, completed.records, pairs=completed.pairs)
+            self._pending.append(self._chunk(batch, completed.records, pairs=completed.pairs))
 
-    def _append(
+    def _chunk(
         self,
         batch: RawBatch | None,
         records: Records,
         *,
         positions: Sequence[str] = (),
-        dropped: NDArray[np.int64] | None = None,
         pairs: Sequence[Pair] = (),
-    ) -> None:
-        self._pending.append(
-            Chunk(
-                partition=batch.partition if batch else "",
-                records=records,
-                positions=positions,
-                parts=self._held_out.parts(records, self._split),
-                arrived_at=batch.arrived_at if batch else np.nan,
-                dropped=np.zeros(0, dtype=np.int64) if dropped is None else dropped,
-                pairs=pairs,
-            )
+    ) -> Chunk:
+        return Chunk(
+            partition=batch.partition if batch else "",
+            records=records,
+            positions=positions,
+            parts=parts_of(records.split_keys, self._split),
+            arrived_at=batch.arrived_at if batch else np.nan,
+            pairs=pairs,
         )
 
     def _cut(self, cut: Cut) -> ExperienceRow:
         taken = self._pending.taken_by(cut)
         experience = self._write(taken, cut)
-        held_out = sum(int((chunk.parts == HELD_OUT).sum()) for chunk in taken)
         if self._late is None:
             # Each partition moves to its last record in the cut, and not past payloads refused after that: so
             # the slice is the same wherever a poll happened to end.
             moves = {chunk.partition: chunk.positions[-1] for chunk in taken if len(chunk)}
-            duplicates = sum(len(chunk.dropped) for chunk in taken)
-            row = self._commit(
-                moves, experience=experience, duplicates=duplicates, held_out=held_out
-            ).experience
+            row = self._commit(moves, experience=experience, dropped=taken).experience
         else:
             pairs = [pair for chunk in taken for pair in chunk.pairs]
-            row = self._commit_late(self._late, pairs, experience, held_out=held_out).experience
+            row = self._commit_late(self._late, pairs, experience).experience
         assert row is not None, "a commit with an experience returns its row"
         self._pending.cut_made(cut)
         self._seen_ids.committed(row.rows)
@@ -269,9 +268,9 @@ class Ingest:
     def _commit_rest(self) -> None:
         """Commit what needs no cut: dead letters, so that they are seen, and unmatched records.
 
-        A partition moves on past duplicates and dead letters when nothing of it is pending; else its offset
-        stays, and the same dead letters are met again after a restart, which changes nothing. With late
-        labels it moves on when enough was read that many unmatched records are stored at a time.
+        A partition moves on past dropped records and dead letters when nothing of it is pending; else its
+        offset stays, and the same dead letters are met again after a restart, which changes nothing. With
+        late labels it moves on when enough was read that many unmatched records are stored at a time.
         """
         late = self._late
         if late is not None and late.commit_due(self._clock()):
@@ -282,7 +281,7 @@ class Ingest:
             pending = self._pending.partitions
             moves = {name: self._settled(name, pending) for name in touched}
             if moves:
-                self._commit(moves, duplicates=sum(len(chunk.dropped) for chunk in idle))
+                self._commit(moves, dropped=idle)
                 self._pending.drop_idle()
         self._follow_up()
 
@@ -293,14 +292,14 @@ class Ingest:
         return self._read[partition]
 
     def _commit_late(
-        self, late: LateLabels, pairs: Sequence[Pair], experience: CutExperience | None, *, held_out: int = 0
+        self, late: LateLabels, pairs: Sequence[Pair], experience: CutExperience | None
     ) -> Committed:
         prepared = late.prepare(pairs, cut=experience is not None, now=self._clock())
         committed = self._commit(
             prepared.moves,
             experience=experience,
             duplicates=prepared.duplicates,
-            held_out=held_out,
+            held_out=prepared.held_out,
             waiting=prepared.waiting,
         )
         late.committed(prepared, committed.waiting)
@@ -311,6 +310,7 @@ class Ingest:
         moves: Mapping[str, str],
         *,
         experience: CutExperience | None = None,
+        dropped: Sequence[Chunk] = (),
         duplicates: int = 0,
         held_out: int = 0,
         waiting: WaitingCommit | None = None,
@@ -319,8 +319,8 @@ class Ingest:
             moves,
             dead_letters=self._refused,
             experience=experience,
-            duplicates=duplicates,
-            held_out=held_out,
+            duplicates=duplicates + sum(len(chunk.dropped) for chunk in dropped),
+            held_out=held_out + sum(len(chunk.held_out) for chunk in dropped),
             waiting=waiting,
         )
         self._refused = []

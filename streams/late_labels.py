@@ -7,6 +7,9 @@ duplicate window, the count of dropped records, and the file of unmatched record
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from streams.base import RawBatch, RecordSchema
 from streams.duplicates import DuplicateWindow
 from streams.held_out import HeldOut
@@ -27,7 +30,7 @@ class Completed:
     """The outcome of one batch, or of one stored part."""
 
     records: Records
-    """Records that are complete now, without duplicates."""
+    """Records that are complete now, without duplicates and without those of golden sets."""
     pairs: Sequence[Pair]
     """The records that each of `records` was joined from."""
     features: Features
@@ -41,6 +44,8 @@ class LateCommit:
     moves: dict[str, str]
     """The new offset of each partition."""
     duplicates: int
+    held_out: int
+    """Records that were dropped when they became complete, because a golden set holds their id."""
     waiting: WaitingCommit
     change: WaitingChange
     upto: int | None
@@ -64,6 +69,8 @@ class LateLabels:
         """Arrival numbers of the dropped records that no commit has counted yet."""
         self._dropped_pairs: list[Pair] = []
         """Pairs that turned out to be duplicates and that no commit has covered yet."""
+        self._held_pairs: list[Pair] = []
+        """Pairs whose id a golden set holds and that no commit has covered yet."""
 
     @property
     def waiting(self) -> int:
@@ -115,14 +122,16 @@ class LateLabels:
         join = self._join
         upto = join.last_arrival(pairs) if cut else None
         last = self._last(upto)
-        again = [pair for pair in self._dropped_pairs if join.last_arrival([pair]) <= last]
-        change = join.change([*pairs, *again], upto=upto, now=now)
+        again = self._upto(self._dropped_pairs, last)
+        held = self._upto(self._held_pairs, last)
+        change = join.change([*pairs, *again, *held], upto=upto, now=now)
         new = None
         if change.keep is not None:
             new = Part(self._store.write(change.keep, self._schema), len(change.keep))
         return LateCommit(
             moves=change.moves,
             duplicates=sum(arrival <= last for arrival in self._dropped),
+            held_out=len(held),
             waiting=WaitingCommit(new, change.touched, change.aged_out),
             change=change,
             upto=upto,
@@ -134,7 +143,14 @@ class LateLabels:
         last = self._last(commit.upto)
         self._join.done(commit.change, part, upto=commit.upto, now=commit.now)
         self._dropped = [arrival for arrival in self._dropped if arrival > last]
-        self._dropped_pairs = [pair for pair in self._dropped_pairs if self._join.last_arrival([pair]) > last]
+        self._dropped_pairs = self._after(self._dropped_pairs, last)
+        self._held_pairs = self._after(self._held_pairs, last)
+
+    def _upto(self, pairs: Sequence[Pair], last: int) -> list[Pair]:
+        return [pair for pair in pairs if self._join.last_arrival([pair]) <= last]
+
+    def _after(self, pairs: Sequence[Pair], last: int) -> list[Pair]:
+        return [pair for pair in pairs if self._join.last_arrival([pair]) > last]
 
     def _last(self, upto: int | None) -> int:
         return self._join.next_arrival - 1 if upto is None else upto
@@ -142,18 +158,25 @@ class LateLabels:
     def _completed(self, joined: Joined, came: Records) -> Completed:
         records, pairs = joined.records, joined.pairs
         self._dropped += joined.repeated
-        if self._seen_ids.wanted and len(records):
-            new = self._held_out.new(records.ids, self._seen_ids)
-            again = [pair for pair, is_new in zip(pairs, new, strict=True) if not is_new]
+        if len(records):
+            kept, held = self._held_out.sift(records.ids, self._seen_ids)
+            again = _chosen(pairs, ~(kept | held))
             # Count as many as were sent: unjoined, each of the two would have been dropped.
             self._dropped += [
                 self._join.last_arrival([pair]) for pair in again for one in pair if one is not None
             ]
             self._dropped_pairs += again
-            records = records.take(new)
-            pairs = [pair for pair, is_new in zip(pairs, new, strict=True) if is_new]
-        chosen = slice(0) if came.carries is None else came.carries == FEATURES_ONLY
-        return Completed(records, pairs, came.features[chosen])
+            self._held_pairs += _chosen(pairs, held)
+            if not kept.all():
+                records, pairs = records.take(kept), _chosen(pairs, kept)
+        if came.carries is None:
+            return Completed(records, pairs, came.features[:0])
+        early = (came.carries == FEATURES_ONLY) & ~self._held_out.among(came.ids)
+        return Completed(records, pairs, came.features[early])
+
+
+def _chosen(pairs: Sequence[Pair], chosen: NDArray[np.bool_]) -> list[Pair]:
+    return [pair for pair, is_chosen in zip(pairs, chosen, strict=True) if is_chosen]
 
 
 def late_labels(

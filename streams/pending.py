@@ -41,11 +41,23 @@ class Chunk:
     """Epoch seconds; NaN where the source does not know."""
     dropped: NDArray[np.int64] = field(default_factory=_none)
     """Sorted: for each duplicate that was dropped, how many of these records come before it."""
+    held_out: NDArray[np.int64] = field(default_factory=_none)
+    """The same of records that were dropped because a golden set holds their id."""
     pairs: Sequence[Pair] = ()
     """With late labels, one a record: what it was joined from, which the join needs when it is cut."""
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to commit: neither a record nor one that was dropped."""
+        return not (len(self) or len(self.dropped) or len(self.held_out))
+
+    @property
+    def trails(self) -> bool:
+        """Whether anything was dropped after the last record."""
+        return bool((self.dropped >= len(self)).any() or (self.held_out >= len(self)).any())
 
     @cached_property
     def nbytes(self) -> int:
@@ -53,13 +65,14 @@ class Chunk:
         return self.records.nbytes
 
     def head(self, count: int) -> "Chunk":
-        """The first `count` records, and the duplicates that came before the last of them."""
+        """The first `count` records, and what was dropped before the last of them."""
         return replace(
             self,
             records=self.records.take(slice(count)),
             positions=self.positions[:count],
             parts=self.parts[:count],
             dropped=self.dropped[self.dropped < count],
+            held_out=self.held_out[self.held_out < count],
             pairs=self.pairs[:count],
         )
 
@@ -71,6 +84,7 @@ class Chunk:
             positions=self.positions[count:],
             parts=self.parts[count:],
             dropped=self.dropped[self.dropped >= count] - count,
+            held_out=self.held_out[self.held_out >= count] - count,
             pairs=self.pairs[count:],
         )
 
@@ -116,7 +130,7 @@ def _texts(columns: Sequence[pa.StringArray], picked: Picked) -> pa.StringArray:
 
 
 def divide(chunks: Sequence[Chunk], count: int) -> tuple[list[Chunk], list[Chunk]]:
-    """The oldest `count` records, and the rest: with it the duplicates after the last of each partition.
+    """The oldest `count` records, and the rest: with it what was dropped after the last of each partition.
 
     So each partition is cut just after a record, and the cut accounts for everything up to that record.
     """
@@ -130,11 +144,11 @@ def divide(chunks: Sequence[Chunk], count: int) -> tuple[list[Chunk], list[Chunk
         taken.append(chunk)
         count -= len(chunk)
     taken, trailing = _settled(taken)
-    return taken, [chunk for chunk in (*trailing, *left) if len(chunk) or len(chunk.dropped)]
+    return taken, [chunk for chunk in (*trailing, *left) if not chunk.empty]
 
 
 def _settled(taken: Sequence[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
-    """The chunks up to the last record of each partition, and the duplicates after it."""
+    """The chunks up to the last record of each partition, and what was dropped after it."""
     kept: list[Chunk] = []
     trailing: list[Chunk] = []
     ended: set[str] = set()
@@ -142,10 +156,10 @@ def _settled(taken: Sequence[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
         if chunk.partition not in ended:
             if len(chunk):
                 ended.add(chunk.partition)
-            if not len(chunk) or (chunk.dropped >= len(chunk)).any():
+            if not len(chunk) or chunk.trails:
                 trailing.append(chunk.tail(len(chunk)))
                 chunk = chunk.head(len(chunk))
-        if len(chunk) or len(chunk.dropped):
+        if not chunk.empty:
             kept.append(chunk)
     return kept[::-1], trailing[::-1]
 
@@ -220,7 +234,7 @@ class Pending:
         self._begin_watch(cut.state)
 
     def idle(self) -> list[Chunk]:
-        """Dropped duplicates of partitions of which no record is pending."""
+        """What was dropped of partitions of which no record is pending."""
         waiting = self.partitions
         return [chunk for chunk in self._chunks if chunk.partition not in waiting]
 

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from streams.base import DataLostError, FencedError, RecordSchema, Source
+from streams.held_out import HeldOut
 from streams.ingest import Ingest, IngestConfig
 from streams.records import Records, text_column
 from streams.sources.files.config import FilesConfig
 from streams.sources.files.source import FilesSource
 from streams.sources.pushed import PushedSource
 from streams.split import Split, part_of
+from streams.state import status
 from streams.state.manifest import ExperienceRow, Manifest
 from streams.state.pushed import PushedLog
 from streams.store.experiences import ExperienceStore
@@ -30,6 +32,7 @@ from tests.support.stream_parts import SCHEMA, ListSource, payload, records, sql
 Features = NDArray[np.float32] | NDArray[np.uint8]
 PARTS = ("train", "gate", "audit")
 TABLE = RecordSchema(columns=("a", "b"), classes=("down", "up"))
+NONE_HELD = HeldOut()
 NO_HOLDOUT = Split(gate=1e-12, audit=0.0)  # as good as none: a gate of 0 is refused
 
 
@@ -51,6 +54,7 @@ class Environment:
         split: Split | None = None,
         clock: Callable[[], float] = time.time,
         duplicate_window: int = 0,
+        held_out: HeldOut = NONE_HELD,
     ) -> Ingest:
         def also(connection: sql.Connection, row: ExperienceRow) -> None:
             self.queued.append(row.index)
@@ -68,6 +72,7 @@ class Environment:
             manifest=self.manifest,
             clock=clock,
             also=also,
+            held_out=lambda: held_out,
         )
 
     def pushed(self, *, count: int) -> Ingest:
@@ -85,6 +90,11 @@ class Environment:
             }
             for row in self.manifest.experiences("digits")
         ]
+
+    def ids_held_out(self) -> int:
+        """Records that were dropped because a golden set holds their id."""
+        with self.engine.begin() as connection:
+            return status.read(connection, "digits").held_out
 
     def ids(self) -> list[str]:
         return [name for parts in self.parts() for part in parts.values() for name in part]
@@ -113,6 +123,44 @@ def drain(ingest: Ingest) -> list[ExperienceRow]:
         elif ingest.pending == pending:
             return rows
         pending = ingest.pending
+
+
+@pytest.mark.parametrize("window", [0, 50])
+@pytest.mark.parametrize("chunk", [1, 7, 1_000])
+def test_held_out_records_that_are_sent_again_count_towards_no_cut(
+    environment: Environment, chunk: int, window: int
+) -> None:
+    held = HeldOut([text_column(names(30, "gold"))])
+    sent = [*payloads(30, "gold"), *payloads(15), *payloads(30, "gold"), *payloads(25)[15:]]
+    source = ListSource({"p": [*sent, *payloads(30, "gold")]}, chunk=chunk)
+    ingest = environment.ingest(source, count=20, duplicate_window=window, held_out=held)
+    (row,) = [row for _ in range(150) if (row := ingest.step(0.0)) is not None]
+    assert row.rows == 20
+    assert sorted(environment.ids()) == sorted(names(20))
+    assert environment.ids_held_out() == 60
+    assert ingest.pending == 5
+    row_of_rest = ingest.cut("asked for")
+    assert row_of_rest is not None
+    assert row_of_rest.rows == 5
+    assert environment.manifest.cursors("digits") == {"p": "85"}
+    # What came after the last record is settled by itself once nothing of the partition is pending.
+    ingest.step(0.0)
+    assert environment.manifest.cursors("digits") == {"p": "115"}
+    assert environment.ids_held_out() == 90
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1_000])
+def test_the_offset_moves_past_held_out_records_alone(environment: Environment, chunk: int) -> None:
+    held = HeldOut([text_column(names(30, "gold"))])
+    source = ListSource({"p": payloads(30, "gold")}, chunk=chunk)
+    ingest = environment.ingest(source, count=20, held_out=held)
+    assert [ingest.step(0.0) for _ in range(40)] == [None] * 40
+    assert ingest.cut("asked for") is None
+    assert environment.manifest.cursors("digits") == {"p": "30"}
+    assert environment.ids_held_out() == 30
+    again = environment.ingest(source, count=20, held_out=held)
+    again.step(0.0)
+    assert environment.ids_held_out() == 30
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1_000])

@@ -552,8 +552,10 @@ def test_open_classes_never_change_their_meaning(tmp_path: Path) -> None:
 
 def test_features_of_what_waits_are_shown_to_the_trigger_once(environment: Environment) -> None:
     seen: list[float] = []
+    environment.held_out = HeldOut([text_column(["held"])])
     environment.send("a", "features")
     environment.send("b", "complete")
+    environment.send("held", "features")
     ingest = environment.open()
     watch = ingest._pending._watch
     watch.see_features = lambda features: seen.extend(np.ravel(features).tolist())  # type: ignore[method-assign]
@@ -591,3 +593,28 @@ def test_a_held_out_record_whose_features_or_label_wait_is_never_learnt(
         state = status.read(connection, PIPELINE)
     assert (state.held_out, state.duplicates) == (1, 0)
     assert environment.manifest.count_waiting(PIPELINE) == 0
+
+
+@pytest.mark.parametrize("window", [0, 50])
+def test_held_out_records_are_not_shown_to_the_trigger_and_move_the_offset(
+    tmp_path: Path, window: int
+) -> None:
+    environment = joined(tmp_path, window=window, trigger=RecordsTrigger(records=3))
+    environment.held_out = HeldOut([text_column(list("wxyz"))])
+    for name in "awxbyzc":
+        environment.send(name, "features")
+        environment.send(name, "label")
+    row = next(row for _ in range(20) if (row := environment.step()) is not None)
+    assert row.rows == 3
+    ids = [
+        name
+        for part in (row.train, row.gate, row.audit)
+        for name in environment.store.open(part.digest, index=0).record_ids.tolist()
+    ]
+    assert sorted(ids) == ["a", "b", "c"]
+    with environment.engine.begin() as connection:
+        state = status.read(connection, PIPELINE)
+    assert (state.held_out, state.duplicates) == (4, 0)
+    assert environment.manifest.count_waiting(PIPELINE) == 0
+    environment.crash()
+    assert environment.cut() is None

@@ -1,6 +1,7 @@
 """What waits to be cut: divided at a record, with the duplicates on the side of the record before them."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import given
@@ -54,6 +55,17 @@ def test_duplicates_before_a_later_record_of_their_partition_go_with_it() -> Non
 def test_a_partition_of_duplicates_alone_stays() -> None:
     taken, left = divide([chunk("p", "..."), chunk("q", "ab"), chunk("r", "c")], 2)
     assert (summary(taken), summary(left)) == (["q:ab"], ["p:...", "r:c"])
+
+
+def test_held_out_records_go_with_the_record_after_them_as_duplicates_do() -> None:
+    # "g" marks: of a[g]b[g], the second came after the last record.
+    marked = replace(chunk("p", "ab"), held_out=np.array([1, 2], dtype=np.int64))
+    taken, left = divide([marked, chunk("q", "c")], 3)
+    assert [each.held_out.tolist() for each in taken] == [[1], []]
+    assert [(len(each), each.held_out.tolist()) for each in left] == [(0, [0])]
+    taken, left = divide([marked], 1)
+    assert [each.held_out.tolist() for each in taken] == [[]]
+    assert [(summary([each]), each.held_out.tolist()) for each in left] == [(["p:b"], [0, 1])]
 
 
 def test_more_than_there_is_takes_everything() -> None:
