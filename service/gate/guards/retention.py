@@ -45,16 +45,27 @@ def retention(evidence: Evidence, config: GateConfig) -> tuple[Finding | Note, .
     adjusted (Holm) and held against `alarm_alpha`.
     """
     if not evidence.past:
-        nothing = (
-            "nothing that the champion learnt was compared: without its past holdouts nobody can say what "
-            "was forgotten; run the update again"
-        )
-        return () if evidence.first else (Finding("retention", "undecided", nothing),)
+        return () if evidence.first else (Finding("retention", "undecided", _nothing(evidence.history)),)
     sound, findings = comparable(evidence.past, config)
     if not sound:
         return tuple(findings)
     found, notes = _Judged(sound, evidence, config).findings()
     return (*found, *findings, *notes)
+
+
+def _nothing(history: Sequence[PastExperience]) -> str:
+    """Why no past holdout was compared: people have retired all, or the answers are missing."""
+    if not history:
+        return (
+            "nothing that the champion learnt was compared: without its past holdouts nobody can say what "
+            "was forgotten; run the update again"
+        )
+    several = len(history) > 1
+    retired = f"all {len(history)} past holdouts are" if several else "the only past holdout is"
+    return (
+        f"{retired} retired, so nobody can say what was forgotten; restore one (holdfast holdout restore), "
+        "or a person decides"
+    )
 
 
 def comparable(

@@ -336,6 +336,18 @@ def test_only_a_first_version_has_nothing_to_forget() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("retired", "says"), [(1, "the only past holdout is retired"), (3, "all 3 past holdouts are retired")]
+)
+def test_where_people_retired_all_past_holdouts_running_again_is_no_remedy(retired: int, says: str) -> None:
+    [found], _ = answered(history=[PastExperience(each, 600) for each in range(retired)])
+    assert found.answer == "undecided"
+    assert found.sentence == (
+        f"{says}, so nobody can say what was forgotten; restore one (holdfast holdout restore), or a person "
+        "decides"
+    )
+
+
 def test_an_exhausted_holdout_is_refused_and_a_nearly_exhausted_one_says_so() -> None:
     config = CONFIG.model_copy(update={"holdout_looks": 100})
     late = replace(paired(600), looks=89)
