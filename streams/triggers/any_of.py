@@ -111,7 +111,6 @@ class AnyOfWatch(RecordWatch):
         kept: Mapping[str, TriggerState] = state.get("triggers", {})
         states = [kept.get(str(index), {}) for index in range(len(config.any))]
         self._children = [child.watch(each, context) for child, each in zip(config.any, states, strict=True)]
-        self._lasting = [child.lasting(each) for child, each in zip(config.any, states, strict=True)]
         self._clock = EventClock(MAX_JUMP_SECONDS, state.get("clock"))
         self._last_reading = self._clock.reading
         self._last_arrival: float = state.get("arrival", math.nan)
@@ -203,27 +202,31 @@ class AnyOfWatch(RecordWatch):
             f"The oldest of {self.seen:,} records has waited for {waited:,.0f} seconds, of which "
             f"{self._config.max_seconds:g} are allowed.",
             noticed=self.seen + 1,
-            state=self._state(at, clock, {}),
+            state=self._state(self.seen, at, clock),
             waited_seconds=waited,
             max_seconds=self._config.max_seconds,
             held=None if self._fired is None else _decision_of(self._fired),
         )
 
     def _cut_of(self, fired: _Fired, records: int, at: float, clock: EventClock) -> Cut:
-        exact = records == fired.cut.records
-        lasting = self._config.any[fired.index].lasting(fired.cut.state)
-        kept = {fired.index: fired.cut.state if exact else lasting}
+        own = {fired.index: fired.cut.state} if records == fired.cut.records else {}
         held = f" Held by {' and '.join(fired.held_by)} until {records:,} records." if fired.held_by else ""
-        state = self._state(at, clock, kept)
+        state = self._state(records, at, clock, own)
         return self._cut(records, fired.cut.reason + held, state=state, **_decision_of(fired))
 
-    def _state(self, at: float, clock: EventClock, kept: Mapping[int, TriggerState]) -> TriggerState:
-        states = {**dict(enumerate(self._lasting)), **kept}
+    def _state(
+        self, records: int, at: float, clock: EventClock, own: Mapping[int, TriggerState] | None = None
+    ) -> TriggerState:
+        """After a cut of so many records; `own` has the state of the child that made it just there."""
+        # Once one has fired, no child follows more than the rest of that chunk, which may be of any length.
+        followed = records if self._fired is None else min(records, self._fired.cut.records)
+        lasting = {index: child.lasting_at(followed) for index, child in enumerate(self._children)}
+        states = {**lasting, **(own or {})}
         triggers = {str(index): state for index, state in states.items() if state}
         return {"clock": clock.state(), "arrival": at, "triggers": triggers}
 
     def _state_now(self, now: float) -> TriggerState:
-        return self._state(now, self._clock, {})
+        return self._state(self.seen, now, self._clock)
 
 
 def _decision_of(fired: _Fired) -> dict[str, Any]:

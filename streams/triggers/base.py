@@ -144,6 +144,14 @@ class RecordWatch(ABC):
         decision = {"trigger": self.kind, "forced": True, "records": self.seen}
         return Cut(reason, self.seen, decision, self._state_now(now))
 
+    def lasting_at(self, records: int) -> TriggerState:
+        """The part of the state that stays true when another trigger cuts so many records, or this one later.
+
+        As it is after that many records, none of them before the latest chunk; after more than were followed,
+        as it is now.
+        """
+        return {}
+
     def _state_now(self, now: float) -> TriggerState:
         """The state after a cut of everything seen."""
         return {}
@@ -181,10 +189,6 @@ class TriggerConfig(BaseModel):
         A cut that a person asks for may have fewer.
         """
         return 1, None
-
-    def lasting(self, state: TriggerState) -> TriggerState:
-        """The part of a saved state that stays true when the next cut is another trigger's, or is delayed."""
-        return {}
 
     def watch(self, state: TriggerState, context: TriggerContext) -> RecordWatch:
         """A watch that begins just after the cut that saved this state; the state is empty before the first.

@@ -91,6 +91,10 @@ class Bursts:
         latest = np.unpackbits(packed, count=state["kept"]).astype(np.bool_)
         return cls(length=state["length"], version=state["version"], seen=state["seen"], latest=latest)
 
+    def copy(self) -> "Bursts":
+        """An independent one that has seen the same."""
+        return Bursts(length=self.length, version=self.version, seen=self._seen, latest=self._latest)
+
     @property
     def until_measured(self) -> int:
         """Answers up to the next measurement, at least 1."""

@@ -62,10 +62,6 @@ class PerformanceTrigger(TriggerConfig):
         """See `TriggerConfig`."""
         return PerformanceWatch(self, state, context)
 
-    def lasting(self, state: TriggerState) -> TriggerState:
-        """See `TriggerConfig`: all of it, since bursts are measured on answers, wherever a cut is made."""
-        return state
-
 
 class PerformanceWatch(RecordWatch):
     """Runs a detector over the champion's answers to all records; a new champion restarts it.
@@ -76,6 +72,11 @@ class PerformanceWatch(RecordWatch):
     def __init__(self, config: PerformanceTrigger, state: TriggerState, context: TriggerContext) -> None:
         super().__init__(config.kind)
         self._bursts = Bursts.from_state(state.get("bursts", {}))
+        self._bursts_before = self._bursts
+        """As they were before the latest chunk."""
+        self._seen_before = 0
+        self._answers: NDArray[np.bool_] = np.empty(0, dtype=np.bool_)
+        """Those of the latest chunk that were followed."""
         self._config = config
         self._context = context
         self._detector: Detector | None = None
@@ -88,6 +89,8 @@ class PerformanceWatch(RecordWatch):
     def _follow(self, records: Records, arrival: float) -> Cut | None:
         config = self._config
         total = self.seen + len(records)
+        self._seen_before, self._bursts_before = self.seen, self._bursts.copy()
+        self._answers = self._answers[:0]
         if self._alarm is None:
             judge = self._context.judge()
             if judge is None and self._version is None:
@@ -100,7 +103,7 @@ class PerformanceWatch(RecordWatch):
             return self._cut(
                 config.at_most,
                 f"{config.at_most:,} records have arrived without an alarm.",
-                state=self._state(),
+                state=_state_of(self._bursts),
                 alarm=False,
                 judged=self._judged,
                 version=self._version,
@@ -109,13 +112,25 @@ class PerformanceWatch(RecordWatch):
 
     def _without_champion(self) -> Cut:
         first = self._config.first
-        return self._cut(first, f"{first:,} records have arrived, and there is no champion yet.", first=True)
+        reason = f"{first:,} records have arrived, and there is no champion yet."
+        return self._cut(first, reason, state=_state_of(self._bursts), first=True)
 
-    def _state(self) -> TriggerState:
-        return {"bursts": self._bursts.state()}
+    def lasting_at(self, records: int) -> TriggerState:
+        """See `RecordWatch`: all of it, since bursts are measured on answers, wherever a cut is made."""
+        answers = self._answers[: max(0, records - self._seen_before)]
+        if len(answers) == len(self._answers):
+            return _state_of(self._bursts)
+        bursts = self._bursts_before.copy()
+        if len(answers):
+            assert self._version is not None, "a champion has given these answers"
+            bursts.follow(self._version)
+        while len(answers):
+            piece, answers = np.split(answers, [bursts.until_measured])
+            bursts.see(piece)
+        return _state_of(bursts)
 
     def _state_now(self, now: float) -> TriggerState:
-        return self._state()
+        return _state_of(self._bursts)
 
     def _judge(self, judge: Judge, records: Records) -> Cut | None:
         """Follow the champion's answers; the cut of an alarm, which may have to wait for more records."""
@@ -126,6 +141,7 @@ class PerformanceWatch(RecordWatch):
         wrong = judge.wrong(records.features[:room], records.labels[:room])
         index = self._detect(wrong)
         answered = wrong if index is None else wrong[: index + 1]
+        self._answers = answered
         self._judged += len(answered)
         self._latest = np.concatenate([self._latest, answered[-LATEST:]])[-LATEST:]
         return None if index is None else self._alarmed(self.seen + index + 1, self._detector, judge)
@@ -177,7 +193,7 @@ class PerformanceWatch(RecordWatch):
             f"Version {judge.version} got {wrong:,} of the last {latest:,} records wrong; at most "
             f"{self._acceptable:.1%} is accepted ({config.detector}, one false alarm in "
             f"{config.false_alarm_every:,} records).",
-            state=self._state(),
+            state=_state_of(self._bursts),
             alarm=True,
             alarmed_at=alarmed_at,
             detector=config.detector,
@@ -192,6 +208,11 @@ class PerformanceWatch(RecordWatch):
             false_alarm_every=config.false_alarm_every,
             block_length=self._bursts.length,
         )
+
+
+def _state_of(bursts: Bursts) -> TriggerState:
+    """Empty before the first answer."""
+    return {} if bursts.version is None else {"bursts": bursts.state()}
 
 
 def since_the_rise(wrong: NDArray[np.bool_], between: float) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from streams.triggers.bursts import (
 )
 from streams.triggers.catalog import AnyOfTrigger, PerformanceTrigger, TriggerContext
 from streams.triggers.detectors import Cusum, Detector, EDetector, average_run_length, cusum_plan
-from tests.support.trigger_parts import Parrot, answered, cuts_of
+from tests.support.trigger_parts import Parrot, answered, cuts_of, fed
 
 Bits = NDArray[np.bool_]
 DECLARED = 1000
@@ -251,3 +251,66 @@ def test_cuts_of_others_leave_what_was_measured(chunk: int) -> None:
     assert {cut.decision["child"] for cut in cuts} == {"performance", "records"}
     assert cuts == cuts_of(held, answered(wrong), chunk=333, around=TriggerContext(judge=lambda: Parrot(0.2)))
     assert cuts[-1].state["triggers"]["0"]["bursts"]["length"] > 1
+
+
+def measured_on(wrong: Bits) -> Any:
+    """The state of the trigger `performance` after these answers of version 1."""
+    bursts = Bursts()
+    bursts.follow(1)
+    for piece in np.split(wrong, range(EVERY, len(wrong), EVERY)):
+        bursts.see(piece)
+    return {"bursts": bursts.state()}
+
+
+def never_alarmed(*others: Any, **bounds: Any) -> AnyOfTrigger:
+    """Any of `performance`, which finds no rise in answers wrong as often as promised, and others."""
+    performance = {"kind": "performance", "tolerance": 0.5, "false_alarm_every": 100_000_000}
+    return AnyOfTrigger.model_validate({"kind": "any-of", "any": [performance, *others], **bounds})
+
+
+PROMISED = TriggerContext(judge=lambda: Parrot(0.2))
+
+
+@pytest.mark.parametrize("chunk", [1, 97, 333, 100_000])
+def test_bursts_are_measured_where_only_others_cut(chunk: int) -> None:
+    wrong = in_bursts(9_700, 0.2, 10, np.random.default_rng(12))[: 9_700 if chunk > 1 else 3_300]
+    cuts = cuts_of(never_alarmed({"records": 470}), answered(wrong), chunk=chunk, around=PROMISED, state=None)
+    assert {cut.decision["child"] for cut in cuts} == {"records"}
+    cut_off = 470 * len(cuts)
+    assert cut_off == len(wrong) // 470 * 470
+    assert cuts[-1].state["triggers"] == {"0": measured_on(wrong[:cut_off])}
+    assert cuts[-1].state["triggers"]["0"]["bursts"]["length"] > 4
+
+
+@pytest.mark.parametrize("sizes", [[], [1] * 400, [150] * 5])
+def test_a_held_cut_keeps_what_was_followed_up_to_the_alarm_that_it_waits_for(sizes: list[int]) -> None:
+    wrong = in_bursts(900, 0.2, 10, np.random.default_rng(13))
+    held = never_alarmed({"records": 300}, min_records=700)
+    cut = fed(held.watch({}, PROMISED), answered(wrong), sizes)
+    assert cut is not None
+    assert (cut.records, cut.state["triggers"]) == (700, {"0": measured_on(wrong[:300])})
+
+
+def test_the_longest_wait_and_a_forced_cut_keep_all_that_was_measured() -> None:
+    wrong = in_bursts(6_000, 0.2, 10, np.random.default_rng(14))
+    expected = {"0": measured_on(wrong)}
+    config = never_alarmed({"records": 50_000}, max_seconds=60)
+    watch = config.watch({}, PROMISED)
+    for piece in np.split(wrong, 4):
+        assert watch.see(answered(piece), 1000.0, 1000.0) is None
+    assert watch.forced("Asked for.", 1001.0).state["triggers"] == expected
+    cut = watch.due(1060.0)
+    assert cut is not None
+    assert cut.state["triggers"] == expected
+    late = watch.see(answered(wrong), 1061.0, 1061.0)
+    assert late is not None
+    assert (late.records, late.state["triggers"]) == (6_000, expected), "not the records after the cut"
+
+
+def test_a_champion_that_is_gone_leaves_what_was_measured() -> None:
+    saved = measured_on(in_bursts(6_000, 0.2, 10, np.random.default_rng(15)))
+    cut = fed(
+        PerformanceTrigger(first=100).watch(saved, TriggerContext()), answered(np.ones(100, dtype=np.bool_))
+    )
+    assert cut is not None
+    assert cut.state == saved
