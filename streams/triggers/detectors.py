@@ -49,7 +49,10 @@ class Detector(Protocol):
         ...
 
     def correct(self, block_length: float) -> None:
-        """From the next answer on, expect answers of this block length; the evidence so far stays."""
+        """From the next answer on, expect answers of this block length; the evidence so far stays.
+
+        Where less evidence makes an alarm then, it stays in proportion: a correction makes no alarm.
+        """
         ...
 
     def state(self) -> Mapping[str, Any]:
@@ -97,10 +100,18 @@ class Cusum:
         return cls(CusumPlan(**state["plan"]), state["value"])
 
     def correct(self, block_length: float) -> None:
-        """See `Detector`: only the threshold changes."""
+        """See `Detector`: the threshold changes, and where it falls, the sum is scaled down with it.
+
+        Otherwise a sum that was reached under the higher threshold is an alarm at the next answer, a right
+        one too. Below the threshold it stays below it: value * new // old, at most new - 1.
+        """
         plan = self.plan
-        if plan.declared:
-            self.plan = cusum_plan(plan.acceptable, plan.increase, plan.declared, block_length)
+        if not plan.declared:
+            return
+        self.plan = cusum_plan(plan.acceptable, plan.increase, plan.declared, block_length)
+        new, old = self.plan.threshold, plan.threshold
+        if new < old:
+            self._value = min(self._value * new // old, new - 1)
 
     @property
     def statistic(self) -> float:

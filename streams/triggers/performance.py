@@ -81,6 +81,8 @@ class PerformanceWatch(RecordWatch):
         self._context = context
         self._detector: Detector | None = None
         self._version: int | None = None
+        self._length: float | None = None
+        """The block length that the detector goes by."""
         self._acceptable = 0.0
         self._judged = 0
         self._latest: NDArray[np.bool_] = np.empty(0, dtype=np.bool_)
@@ -153,10 +155,11 @@ class PerformanceWatch(RecordWatch):
         while start < len(wrong):
             piece = wrong[start : start + self._bursts.until_measured]
             index = self._detector.see(piece)
-            if self._bursts.see(piece if index is None else piece[: index + 1]):
-                self._correct()
+            measured = self._bursts.see(piece if index is None else piece[: index + 1])
             if index is not None:
                 return start + index
+            if measured:
+                self._correct()
             start += len(piece)
         return None
 
@@ -164,7 +167,8 @@ class PerformanceWatch(RecordWatch):
         # Not at the top of the module: a config must be readable without scipy.
         from streams.triggers.detectors import Cusum, EDetector, bounded_rate
 
-        config, length = self._config, self._bursts.length or 1.0
+        config, self._length = self._config, self._bursts.length
+        length = self._length or 1.0
         self._version, self._judged, self._latest = judge.version, 0, self._latest[:0]
         self._bursts.follow(judge.version)
         self._acceptable = bounded_rate(judge.error_rate + config.tolerance)
@@ -183,7 +187,8 @@ class PerformanceWatch(RecordWatch):
     def _correct(self) -> None:
         """Go on with the evidence so far, judged by the block length as it is measured now."""
         assert self._detector is not None, "a detector is started for every champion"
-        self._detector.correct(self._bursts.length or 1.0)
+        self._length = self._bursts.length
+        self._detector.correct(self._length or 1.0)
 
     def _alarmed(self, alarmed_at: int, detector: "Detector", judge: Judge) -> Cut:
         config = self._config
@@ -206,7 +211,7 @@ class PerformanceWatch(RecordWatch):
             latest=latest,
             latest_wrong=wrong,
             false_alarm_every=config.false_alarm_every,
-            block_length=self._bursts.length,
+            block_length=self._length,
         )
 
 

@@ -184,6 +184,41 @@ def test_the_block_length_1_leaves_the_arithmetic_as_it_is(make: Callable[[float
     assert bare.plan == cusum_plan(0.2, 0.05, DECLARED, 1.0)
 
 
+def test_a_block_length_that_falls_makes_no_alarm_by_itself() -> None:
+    detector = Cusum.designed(0.05, increase=0.05, run_length=10_000, block_length=8.0)
+    high, low = detector.threshold, cusum_plan(0.05, 0.05, 10_000).threshold
+    steps = (int(high) - 1) // detector.plan.up
+    assert detector.see(np.ones(steps, dtype=np.bool_)) is None
+    reached = detector.statistic
+    assert low < reached < high
+    detector.correct(1.0)
+    assert detector.threshold == low
+    assert detector.statistic == reached * low // high, "as near to an alarm as before"
+    assert detector.see(np.zeros(1, dtype=np.bool_)) is None
+    assert detector.see(np.ones(10, dtype=np.bool_)) is not None
+    for value in range(int(high)):
+        scaled = Cusum(cusum_plan(0.05, 0.05, 10_000, 8.0), value)
+        scaled.correct(1.0)
+        assert scaled.statistic < low
+    risen = Cusum(cusum_plan(0.05, 0.05, 10_000), low - 1)
+    risen.correct(8.0)
+    assert (risen.statistic, risen.threshold) == (low - 1, high)
+
+
+def test_an_alarm_at_the_answer_that_is_measured_at_keeps_the_numbers_that_made_it() -> None:
+    calm = in_bursts(FEWEST + SETTLED - 30, 0.2, 10, np.random.default_rng(16))
+    config = PerformanceTrigger(tolerance=0.3, false_alarm_every=10_000, at_least=1)
+    rise = np.ones(1000, dtype=np.bool_)
+    (alarmed,) = cuts_of(config, answered(np.concatenate([calm, rise])), around=PROMISED)[:1]
+    right = np.zeros(FEWEST + SETTLED - alarmed.records, dtype=np.bool_)
+    moved = np.concatenate([right, calm, rise])
+    (cut, *_) = cuts_of(config, answered(moved), around=PROMISED)
+    assert cut.records == FEWEST + SETTLED
+    assert cut.state["bursts"]["length"] > 1
+    assert cut.decision["block_length"] is None
+    assert cut.decision["statistic"] >= cut.decision["threshold"]
+
+
 def test_states_of_earlier_releases_are_read() -> None:
     plan = {"acceptable": 0.2, "up": 7, "down": 2, "threshold": 139, "run_length": 10105.1}
     old = Cusum.from_state({"plan": plan, "value": 5})
