@@ -6,22 +6,26 @@ errors come in bursts, both need the block length of the answers (`bursts`) to k
 Their arithmetic is the same however the answers are chunked, to the last bit, and their state is JSON-able.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count, islice
 from math import exp, expm1, sqrt
 from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve_banded
 
 LOWEST_RATE, HIGHEST_RATE = 0.005, 0.95
 """An acceptable error rate outside of these is moved to the nearest of them."""
 ALTERNATIVES = (0.02, 0.05, 0.1, 0.2, 0.4)
 """Increases that the e-detector bets on, as shares of what remains up to an error rate of 1."""
 LARGEST = 8192
-"""Largest threshold of a CUSUM for bursts whose run length is computed exactly, in a second or two."""
+"""Largest threshold of a CUSUM for bursts whose run length is computed exactly."""
+COST = 100_000_000
+"""Largest threshold * (up + down) ** 2 of it: the time that the equations take grows so with large steps."""
+SOLVED_AT_ONCE = 256
+"""Sums whose equations are in memory at once, with those that they change."""
 MARGIN = 1.05
 """An extrapolated run length may be too long by this factor."""
 FINEST_STEP = 60
@@ -226,82 +230,98 @@ def bounded_rate(rate: float) -> float:
 def cusum_plan(acceptable: float, increase: float, run_length: float, block_length: float = 1.0) -> CusumPlan:
     """The one with the smallest threshold whose exact average run length is at least `run_length`.
 
-    With a block length above 1, the equations are solved for thresholds up to `LARGEST`; above that, the run
-    length is extrapolated.
+    With a block length above 1, the equations are solved for thresholds up to `LARGEST`, or fewer where the
+    steps are large (`COST`); above that, the run length is extrapolated.
     """
     rate = bounded_rate(acceptable)
     up, down = _steps(rate, min(rate + increase, (1.0 + rate) / 2))
-
-    def length(threshold: int) -> float:
-        return average_run_length(rate, up=up, down=down, threshold=threshold, block_length=block_length)
-
-    most = LARGEST if block_length > 1.0 else np.inf
-    low, high = 0, up
-    while length(high) < run_length:
-        if high == most:
-            growth = _growth(rate, up, down, block_length)
-            ends = (length(high // 2), length(high))
-            return CusumPlan(
-                rate, up, down, *_extrapolated(run_length, growth, ends), increase, run_length, block_length
-            )
-        low, high = high, int(min(2 * high, most))
-    while high - low > 1:
-        middle = (low + high) // 2
-        if length(middle) < run_length:
-            low = middle
-        else:
-            high = middle
-    return CusumPlan(rate, up, down, high, length(high), increase, run_length, block_length)
+    largest = min(LARGEST, COST // (up + down) ** 2) if block_length > 1.0 else None
+    lengths: list[float] = []
+    for length in islice(run_lengths(rate, up=up, down=down, block_length=block_length), largest):
+        lengths.append(length)
+        if length >= run_length:
+            return CusumPlan(rate, up, down, len(lengths), length, increase, run_length, block_length)
+    growth = _growth(rate, up, down, block_length)
+    threshold, estimate = _extrapolated(run_length, growth, lengths)
+    return CusumPlan(rate, up, down, threshold, estimate, increase, run_length, block_length)
 
 
 def average_run_length(
     rate: float, *, up: int, down: int, threshold: int, block_length: float = 1.0
 ) -> float:
-    """Exact average number of answers from 0 to the threshold, when each is wrong with this rate.
+    """Exact average number of answers from 0 to the threshold, when each is wrong with this rate."""
+    lengths = run_lengths(rate, up=up, down=down, block_length=block_length)
+    return next(islice(lengths, threshold - 1, None))
+
+
+def run_lengths(rate: float, *, up: int, down: int, block_length: float = 1.0) -> Iterator[float]:
+    """The exact average run lengths at the thresholds 1, 2, 3 and so on, without end.
 
     The sum is a Markov chain on 0 .. threshold - 1. With E its expected times to the alarm,
     E[i] = 1 + rate E[i + up] + (1 - rate) E[max(i - down, 0)]: a banded system of equations.
     With a block length b above 1, the answers are a Markov chain themselves, the one of two states with that
-    rate and the autocorrelations ((b - 1) / (b + 1)) ** lag, whose sum gives b; the one before them is wrong.
+    rate and the autocorrelations ((b - 1) / (b + 1)) ** lag, whose sum gives b, and the states are pairs: the
+    sum, and whether the answer before was wrong. E is counted from just after a wrong answer, which is the
+    shortest: so a detector starts after its own alarm.
+
+    The equations of a threshold are the first ones of those of every larger one, and so are their factors L
+    and U: no rows are exchanged, since the diagonal outweighs the rest of each. So one elimination gives
+    E = (the start's row of the inverse of U) * (inverse of L) * ones for one threshold after the other.
+    Rounding costs a length of 10^k answers k of the 16 digits.
     """
-    if block_length > 1.0:
-        return _run_length_in_bursts(rate, up, down, threshold, block_length)
-    above = min(up, threshold - 1)
-    below = min(down, threshold - 1)
-    bands = np.zeros((above + below + 1, threshold))
-    bands[above] = 1.0
-    states = np.arange(threshold)
-    for targets, chance in ((states + up, rate), (np.maximum(states - down, 0), 1.0 - rate)):
-        inside = targets < threshold
-        np.subtract.at(bands, (above + states[inside] - targets[inside], targets[inside]), chance)
-    return float(solve_banded((below, above), bands, np.ones(threshold))[0])
+    pairs = 2 if block_length > 1.0 else 1
+    below, above = pairs * (down + 1) - 1, pairs * (up + 1) - 1
+    rows = np.zeros((0, below + above + 1))
+    left, ones, total, solved = np.zeros(above), np.zeros(0), 0.0, 0
+    left[pairs - 1] = 1.0
+    change = np.empty((below, above))
+    for first in count(0, SOLVED_AT_ONCE):
+        fresh = _equations(rate, up, down, block_length, first)
+        rows, ones = np.concatenate([rows, fresh]), np.append(ones, np.ones(len(fresh)))
+        left = np.append(left, np.zeros(len(fresh)))
+        flat, stride, done = rows.reshape(-1), below + above, max(0, len(rows) - below)
+        for state in range(done):
+            pivot, right = rows[state, below], rows[state, below + 1 :]
+            # Row i begins at the column i - below: shifted by one a row, the columns stand below each other.
+            start = (state + 1) * (stride + 1) + below - 1
+            square = flat[start : start + below * stride].reshape(below, stride)
+            factors = square[:, 0] / pivot
+            square[:, 1 : above + 1] -= np.multiply.outer(factors, right, out=change)
+            ones[state + 1 : state + 1 + below] -= factors * ones[state]
+            weight = left[state] / pivot
+            left[state + 1 : state + 1 + above] -= weight * right
+            total += weight * ones[state]
+            solved += 1
+            if solved % pairs == 0:
+                yield float(total)
+        rows, left, ones = rows[done:], left[done:], ones[done:]
 
 
-def _run_length_in_bursts(rate: float, up: int, down: int, threshold: int, block_length: float) -> float:
-    """The states are pairs: the sum, and whether the answer before was wrong.
+def _equations(rate: float, up: int, down: int, block_length: float, first: int) -> NDArray[np.float64]:
+    """(pairs * `SOLVED_AT_ONCE`, below + 1 + above) the equations of the sums from `first` on.
 
-    Counted from just after a wrong answer, which is the shortest: so a detector starts after its own alarm.
+    A row has the columns from `below` before the diagonal to `above` after it.
     """
     correlation = (block_length - 1.0) / (block_length + 1.0)
     wrong_after_right = (1.0 - correlation) * rate
-    above = 2 * min(up, threshold - 1) + 1
-    below = 2 * min(down, threshold - 1) + 1
-    bands = np.zeros((above + below + 1, 2 * threshold))
-    bands[above] = 1.0
-    sums = np.arange(threshold)
-    for before, wrong in ((0, wrong_after_right), (1, correlation + wrong_after_right)):
+    after = (wrong_after_right, correlation + wrong_after_right) if block_length > 1.0 else (rate,)
+    pairs = len(after)
+    below, above = pairs * (down + 1) - 1, pairs * (up + 1) - 1
+    sums = np.arange(first, first + SOLVED_AT_ONCE)
+    rows = np.zeros((pairs * len(sums), below + 1 + above))
+    rows[:, below] = 1.0
+    for before, wrong in enumerate(after):
+        states = pairs * sums + before
         for answer, targets, chance in (
-            (1, sums + up, wrong),
+            (pairs - 1, sums + up, wrong),
             (0, np.maximum(sums - down, 0), 1.0 - wrong),
         ):
-            inside = targets < threshold
-            rows, columns = 2 * sums[inside] + before, 2 * targets[inside] + answer
-            np.subtract.at(bands, (above + rows - columns, columns), chance)
-    return float(solve_banded((below, above), bands, np.ones(2 * threshold))[1])
+            np.subtract.at(rows, (states - pairs * first, below + pairs * targets + answer - states), chance)
+    return rows
 
 
-def _extrapolated(run_length: float, growth: float, ends: tuple[float, float]) -> tuple[int, float]:
-    """The threshold, and its run length, by those at half of `LARGEST` and at `LARGEST`.
+def _extrapolated(run_length: float, growth: float, lengths: Sequence[float]) -> tuple[int, float]:
+    """The threshold, and its run length, by the last one of those at 1, 2, 3 .. and the one at half of that.
 
     For a sum in small steps the run length is k (exp(g h) - 1 - g h) at the threshold h. The overshoot of a
     walk with large steps moves h by a constant (Siegmund, "Sequential Analysis" (1985), chapter 10).
@@ -310,15 +330,17 @@ def _extrapolated(run_length: float, growth: float, ends: tuple[float, float]) -
     def shape(threshold: float) -> float:
         return expm1(growth * threshold) - growth * threshold
 
-    low, high = 0.0, float(LARGEST)
+    largest = len(lengths)
+    half = largest // 2
+    low, high = 0.0, float(largest)
     for _ in range(60):
         shift = (low + high) / 2.0
-        if shape(LARGEST + shift) / shape(LARGEST // 2 + shift) > ends[1] / ends[0]:
+        if shape(largest + shift) / shape(half + shift) > lengths[-1] / lengths[half - 1]:
             low = shift
         else:
             high = shift
-    scale = ends[1] / shape(LARGEST + high)
-    below, above = LARGEST, 2 * LARGEST
+    scale = lengths[-1] / shape(largest + high)
+    below, above = largest, 2 * largest
     while scale * shape(above + high) < MARGIN * run_length:
         below, above = above, 2 * above
     while above - below > 1:

@@ -1,6 +1,6 @@
 """Trigger that cuts when the champion's error on arriving records has risen above its holdout error."""
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,9 +9,7 @@ from pydantic import Field, model_validator
 from streams.records import Records
 from streams.triggers.base import Cut, Judge, RecordWatch, TriggerConfig, TriggerContext, TriggerState
 from streams.triggers.bursts import Bursts
-
-if TYPE_CHECKING:
-    from streams.triggers.detectors import Detector
+from streams.triggers.detectors import Cusum, Detector, EDetector, bounded_rate
 
 LATEST = 1000
 """How many of the latest answers the reason of a cut is taken from."""
@@ -164,9 +162,6 @@ class PerformanceWatch(RecordWatch):
         return None
 
     def _start(self, judge: Judge) -> None:
-        # Not at the top of the module: a config must be readable without scipy.
-        from streams.triggers.detectors import Cusum, EDetector, bounded_rate
-
         config, self._length = self._config, self._bursts.length
         length = self._length or 1.0
         self._version, self._judged, self._latest = judge.version, 0, self._latest[:0]
@@ -190,7 +185,7 @@ class PerformanceWatch(RecordWatch):
         self._length = self._bursts.length
         self._detector.correct(self._length or 1.0)
 
-    def _alarmed(self, alarmed_at: int, detector: "Detector", judge: Judge) -> Cut:
+    def _alarmed(self, alarmed_at: int, detector: Detector, judge: Judge) -> Cut:
         config = self._config
         wrong, latest = since_the_rise(self._latest, self._acceptable + config.increase / 2)
         return self._cut(

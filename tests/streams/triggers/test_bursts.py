@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,16 @@ from streams.triggers.bursts import (
     block_length,
 )
 from streams.triggers.catalog import AnyOfTrigger, PerformanceTrigger, TriggerContext
-from streams.triggers.detectors import Cusum, Detector, EDetector, average_run_length, cusum_plan
+from streams.triggers.detectors import (
+    COST,
+    LARGEST,
+    Cusum,
+    Detector,
+    EDetector,
+    average_run_length,
+    cusum_plan,
+    run_lengths,
+)
 from tests.support.trigger_parts import Parrot, answered, cuts_of, fed
 
 Bits = NDArray[np.bool_]
@@ -147,6 +157,34 @@ def test_the_run_length_of_two_states_is_what_paper_and_pencil_give() -> None:
     assert near == pytest.approx(average_run_length(0.2, up=7, down=2, threshold=50))
 
 
+@pytest.mark.parametrize("block_length", [1.0, 1.2, 16.0])
+@pytest.mark.parametrize(
+    ("rate", "up", "down"), [(0.07, 13, 1), (0.3, 41, 18), (0.66, 150, 310), (0.495, 1, 1)]
+)
+def test_the_run_lengths_are_the_solution_of_the_equations(
+    rate: float, up: int, down: int, block_length: float
+) -> None:
+    found = list(islice(run_lengths(rate, up=up, down=down, block_length=block_length), 700))
+    correlation = (block_length - 1) / (block_length + 1)
+    for threshold in (1, 2, 255, 256, 257, 700):
+        rows = np.eye(2 * threshold)
+        for state in range(2 * threshold):
+            total, before = divmod(state, 2)
+            wrong = correlation * before + (1 - correlation) * rate
+            if total + up < threshold:
+                rows[state, 2 * (total + up) + 1] -= wrong
+            rows[state, 2 * max(total - down, 0)] -= 1 - wrong
+        expected = np.linalg.solve(rows, np.ones(2 * threshold))[1]
+        assert found[threshold - 1] == pytest.approx(expected, rel=1e-6)
+
+
+def test_large_steps_are_solved_for_fewer_thresholds_and_keep_the_run_length() -> None:
+    plan = cusum_plan(0.66, 0.01, 4000, 2.0)
+    assert COST // (plan.up + plan.down) ** 2 < plan.threshold < LARGEST
+    found = average_run_length(0.66, up=plan.up, down=plan.down, threshold=plan.threshold, block_length=2.0)
+    assert 4000 <= plan.run_length <= found
+
+
 def test_a_threshold_too_large_to_be_solved_for_keeps_the_run_length_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -158,6 +196,9 @@ def test_a_threshold_too_large_to_be_solved_for_keeps_the_run_length_too(
         0.2, up=exact.up, down=exact.down, threshold=estimated.threshold, block_length=16.0
     )
     assert 20_000 <= estimated.run_length <= found
+    monkeypatch.undo()
+    monkeypatch.setattr(detectors, "COST", exact.threshold * (exact.up + exact.down) ** 2 // 2)
+    assert cusum_plan.__wrapped__(0.2, 0.05, 20_000, 16.0) == estimated
     monkeypatch.undo()
     # The smallest increase and the rarest alarm that a pipeline may declare.
     assert cusum_plan(0.3, 0.01, 1e8, 64.0).run_length >= 1e8
