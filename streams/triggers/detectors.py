@@ -230,12 +230,14 @@ def bounded_rate(rate: float) -> float:
 def cusum_plan(acceptable: float, increase: float, run_length: float, block_length: float = 1.0) -> CusumPlan:
     """The one with the smallest threshold whose exact average run length is at least `run_length`.
 
-    With a block length above 1, the equations are solved for thresholds up to `LARGEST`, or fewer where the
-    steps are large (`COST`); above that, the run length is extrapolated.
+    The equations are solved for thresholds as large as `COST` allows, and with a block length above 1 up to
+    `LARGEST`; above that, the run length is extrapolated.
     """
     rate = bounded_rate(acceptable)
     up, down = _steps(rate, min(rate + increase, (1.0 + rate) / 2))
-    largest = min(LARGEST, COST // (up + down) ** 2) if block_length > 1.0 else None
+    affordable = COST // (up + down) ** 2
+    # Independent answers have half as many states, of half as many numbers each.
+    largest = min(LARGEST, affordable) if block_length > 1.0 else 4 * affordable
     lengths: list[float] = []
     for length in islice(run_lengths(rate, up=up, down=down, block_length=block_length), largest):
         lengths.append(length)

@@ -185,6 +185,18 @@ def test_large_steps_are_solved_for_fewer_thresholds_and_keep_the_run_length() -
     assert 4000 <= plan.run_length <= found
 
 
+def test_independent_answers_are_extrapolated_only_where_the_equations_are_too_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exact = cusum_plan(0.3, 0.01, 10_000)
+    assert average_run_length(0.3, up=exact.up, down=exact.down, threshold=exact.threshold - 1) < 10_000
+    monkeypatch.setattr(detectors, "COST", exact.threshold * (exact.up + exact.down) ** 2 // 8)
+    estimated = cusum_plan.__wrapped__(0.3, 0.01, 10_000)
+    assert exact.threshold <= estimated.threshold < 1.05 * exact.threshold
+    found = average_run_length(0.3, up=exact.up, down=exact.down, threshold=estimated.threshold)
+    assert 10_000 <= estimated.run_length <= found
+
+
 def test_a_threshold_too_large_to_be_solved_for_keeps_the_run_length_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
