@@ -22,8 +22,8 @@ def question(evidence: Evidence, config: GateConfig, findings: Sequence[Finding]
     """The question that a rejection with these findings becomes; None: it stays a rejection.
 
     It becomes one where nothing fails but retention (and rare classes by the records of the same holdouts),
-    no finding fails on kept holdouts alone, and either one that is not kept failed in the verdict before as
-    well, or all that failed lost less than `margin` of today's traffic at worst.
+    no finding fails on kept holdouts alone, and either all would pass without those that are not kept and
+    failed in the verdict before as well, or all that failed lost less than `margin` of today's traffic.
 
     Args:
         config: with what this try may spend of alpha.
@@ -35,6 +35,8 @@ def question(evidence: Evidence, config: GateConfig, findings: Sequence[Finding]
         return None
     about = _about(lost)
     repeated = (about - kept) & set(evidence.disputed)
+    if repeated and _fails_without(repeated, evidence, config):
+        return None
     others = [each for each in failed if each.guard != _RETENTION]
     seldom = [] if repeated else _seldom(lost, evidence, config)
     about = about if repeated else _about(seldom)
@@ -63,8 +65,13 @@ def _seldom(lost: Sequence[Finding], evidence: Evidence, config: GateConfig) -> 
         share, most = each.numbers.get("traffic"), each.numbers.get("loss_upper")
         if share is not None and most is not None and share * most < config.margin:
             found.append(each)
-    again = retention_guard.retention(_without(evidence, _about(found)), config) if found else ()
-    return [] if failed_on([each for each in again if isinstance(each, Finding)]) else found
+    return [] if found and _fails_without(_about(found), evidence, config) else found
+
+
+def _fails_without(experiences: frozenset[int], evidence: Evidence, config: GateConfig) -> bool:
+    """Whether retention fails by the others alone: then nothing that is said of these can change it."""
+    again = retention_guard.retention(_without(evidence, experiences), config)
+    return bool(failed_on([each for each in again if isinstance(each, Finding)]))
 
 
 def _without(evidence: Evidence, experiences: frozenset[int]) -> Evidence:

@@ -86,11 +86,17 @@ def test_a_block_that_fails_names_its_members() -> None:
     assert {(each.guard, each.experience) for each in failed} == {("retention", None)}
     members = failed_on(verdict.findings)
     assert members == tuple(range(12)), "fewer than these do not fill a block"
-    assert asked(replace(evidence, disputed=(3, 40))) == (3,)
+    assert asked(replace(evidence, disputed=(3, 40))) == (), "the others fail without it"
     assert asked(replace(evidence, disputed=(40,))) == ()
     question = decide(replace(evidence, disputed=members), CONFIG).reason
     assert question.startswith("experiences 0 to 11 stopped this update and the one before: ")
     assert "their holdouts" in question
+
+
+def test_a_loss_that_the_question_does_not_name_stays_a_rejection() -> None:
+    worse = (*REJECTED.past, paired(600, lost=200, experience=5))
+    assert asked(replace(REJECTED, past=worse, disputed=(2,))) == ()
+    assert set(asked(replace(REJECTED, past=worse, disputed=(2, 5)))) == {2, 5}
 
 
 @pytest.mark.parametrize(
