@@ -51,9 +51,10 @@ def create(document: Annotated[dict[str, Any], Body()], engine: Engine, settings
     """
     spec = parse(document)
     require_allowed(spec, settings)
-    require_hope(spec)
     with engine.begin() as connection:
+        # First, so that a name which is taken is refused as such.
         pipelines.create(connection, spec)
+        require_hope(spec)
     return _view(engine, spec, outcomes.Outcomes(), plan=True)
 
 

@@ -47,7 +47,8 @@ def pipeline_create(
         return print_json(view)
     plan = view["gate_plan"]
     typer.echo(f"Pipeline {view['spec']['name']} is declared.")
-    for line in (plan["sentence"], *plan["notes"]):
+    accepted = [f"Accepted as it is: {plan['hopeless']}."] if plan["hopeless"] else []
+    for line in (plan["sentence"], *accepted, *plan["notes"]):
         typer.echo(fill(line, WIDTH))
 
 

@@ -1,6 +1,6 @@
 """How many records a margin takes: a few of `service.gate.stats`' formulas, without scipy.
 
-The API answers with these numbers, and its environment holds no scipy.
+The API answers with these numbers, and loads scipy only when a plan is asked for: that takes a second.
 """
 
 from math import ceil, inf, pi, sqrt

@@ -22,7 +22,7 @@ from service.gate.simulation.questions import HarmlessLifetime, lifetimes
 Floats = NDArray[np.float64]
 Bound = Literal["about", "at least", "at most"]
 
-SIZES = (50, 100, 200, 350, 500, 1000, 2000)
+SIZES = (10, 20, 50, 100, 200, 350, 500, 1000, 2000, 5000)
 """Records of an experience that are simulated; between them, rates are interpolated."""
 MORE = {500: 2}
 """Size -> times as many lifetimes, where these differ most: audits of a few ask again and again."""

@@ -145,9 +145,9 @@ class _Declared:
         return rate is not None and rate.bound != "at least" and rate.mean <= most
 
     def _halved(self, records: int, rates: Rates, loss: float | None) -> int | None:
-        few = rates[0][1].mean / 2 if rates and rates[0][1].mean >= 1 else None
-        if loss is None:
+        if loss is None or (rates and rates[0][1].bound == "at least"):
             return None
+        few = rates[0][1].mean / 2 if rates and rates[0][1].mean >= 1 else None
         return self._from(
             records,
             lambda more: self.loss(more) <= loss / 2 and (few is None or self._asks_at_most(more, few)),
@@ -198,8 +198,22 @@ class _Declared:
         return (
             f"With {_records(most)} an experience, {_asks(rates[0][1])} of 100 harmless updates would wait "
             "for a person",
-            f"{larger}, a larger split.gate" + ("" if self.config.preset == "eager" else _EAGER),
+            f"{larger}, a larger split.gate{self._eager(most)}",
         )
+
+    def _eager(self, most: int) -> str:
+        """The preset as a remedy, where these experiences are asked about less with it."""
+        config = self.config
+        base = GateConfig(preset=config.preset)
+        given = {
+            name: value
+            for name in GateConfig.model_fields
+            if name != "preset" and (value := getattr(config, name)) != getattr(base, name)
+        }
+        eager = _Declared(GateConfig(preset="eager", **given), self.gate, self.audit)
+        if config.preset == "eager" or not eager._asks_at_most(most, _MOST_ASKED):
+            return ", or wider margins (gate.margin and gate.learning_margin)"
+        return ", or gate: {preset: eager} with its wider margins"
 
     def _most_judged(self, gate: int) -> int:
         """Gate or sealed records that are ever judged together, where an experience has so many."""
@@ -212,18 +226,20 @@ class _Declared:
             yield "Nothing is sealed (split.audit is 0), so the budget is never held."
         if most is None:
             return
-        block = retention.records_of_block(config, config.margin, alpha=stats.spent(config.alpha, 1))
+        first = stats.spent(config.alpha, 1)
+        block = retention.records_of_block(config, retention.block_margin(config), alpha=first)
+        alone = retention.records_of_block(config, config.margin, alpha=first)
         judged = self._most_judged(self.judged(most))
-        if judged < block:
+        if judged < block and min(self.judged(most), config.holdout_records) < alone:
             yield (
                 f"No block is ever full: at most {judged:,} gate records of past experiences are judged, "
                 f"and a block takes {block:,}; raise gate.max_holdouts or gate.archive_records."
             )
         if self.audit:
             together = budget.records_together(config.budget, config.alpha, config.audits)
-            alone = budget.records_alone(config.budget, config.alpha)
+            enough = budget.records_alone(config.budget, config.alpha)
             sealed = self.sealed(most)
-            if self._most_judged(sealed) < together and min(sealed, config.holdout_records) < alone:
+            if self._most_judged(sealed) < together and min(sealed, config.holdout_records) < enough:
                 yield (
                     f"The budget is never held: at most {self._most_judged(sealed):,} sealed records are "
                     f"judged, and it takes {together:,}; raise split.audit or gate.budget."
@@ -254,20 +270,17 @@ class _Declared:
     def _from_which_on(self) -> str:
         asks = self._from(0, lambda records: self._asks_at_most(records, _FEW_ASKED))
         single = retention.records_of_single(self.config, alpha=stats.spent(self.config.alpha, 1))
-        alone = ceil(single / self.gate)
-        lost = (
-            f"from {alone:,} records on, one experience may lose at most "
-            f"{say.with_unit(max(self.config.single_margin, self.config.margin))} unseen"
-        )
+        widest = say.with_unit(max(self.config.single_margin, self.config.margin))
+        lost = f"with split.gate {self.gate:g}, one experience may lose more than {widest} unseen"
+        if single <= self.gate * _MOST_RECORDS:
+            alone = ceil(single / self.gate)
+            lost = f"from {alone:,} records on, one experience may lose at most {widest} unseen"
         if asks is not None:
             lost += (
                 f", and from {asks:,} on, at most {_FEW_ASKED:g} of 100 harmless updates that flip "
                 f"{say.percent(CHURNS[0])} of the answers will ask you"
             )
         return f"The trigger declares no number of records: {lost}."
-
-
-_EAGER = ", or gate: {preset: eager} with its wider margins"
 
 
 def _sized(fewest: int, most: int | None) -> tuple[int | None, Bound]:

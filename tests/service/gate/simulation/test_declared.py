@@ -78,6 +78,8 @@ def test_without_a_number_of_records_the_line_says_from_how_many_on_what_holds()
     assert (found.records, found.gate_records, found.unseen_loss, found.asked) == (None, None, None, ())
     assert found.sentence.startswith("The trigger declares no number of records: from 812 records on, ")
     assert found.hopeless is None
+    hardly = planned(None, gate=5e-324).sentence
+    assert "with split.gate 4.94066e-324, one experience may lose more than 15 points unseen" in hardly
 
 
 def test_a_trigger_that_bounds_its_records_gets_limits() -> None:
@@ -95,7 +97,15 @@ def test_a_trigger_that_bounds_its_records_gets_limits() -> None:
     ("records", "fields", "why", "remedy"),
     [
         (40, {}, "would wait for a person", "Declare larger experiences ("),
-        (1, {}, "would wait for a person", "a larger split.gate, or gate: {preset: eager}"),
+        (1, {}, "would wait for a person", "a larger split.gate, or wider margins"),
+        (30, {}, "would wait for a person", "a larger split.gate, or gate: {preset: eager}"),
+        (5, {"preset": "eager"}, "would wait for a person", "a larger split.gate, or wider margins"),
+        (
+            100,
+            {"margin": 0.011, "learning_margin": 0.011},
+            "would wait for a person",
+            "or wider margins (gate.margin and gate.learning_margin)",
+        ),
         (500, {"margin": 0.001, "budget": 0.01}, "at gate.margin 0.001", "Give a wider gate.margin"),
         (
             500,
@@ -133,6 +143,7 @@ def test_what_can_never_be_held_is_noted() -> None:
     assert planned(1000, audit=0).notes == (
         "Nothing is sealed (split.audit is 0), so the budget is never held.",
     )
+    assert planned(200, small_margin=0.04).notes == (), "blocks of several are smaller then"
     block, budget = planned(40).notes
     assert block.startswith("No block is ever full: at most 5,500 gate records")
     assert budget.startswith("The budget is never held: at most 5,400 sealed records")
