@@ -5,7 +5,7 @@ it has enough. A closed block stays as it is: what is learnt later opens the nex
 leaves its block without moving any other.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from service.gate.base import PairedAnswers, PastExperience
@@ -91,8 +91,12 @@ def pools_of(blocks: Sequence[Sequence[int]], sizes: Mapping[int, int], enough: 
     Blocks that come to be judged on the same records are one pool. The last pool is that of the newest block.
     """
     records = [sum(sizes[each] for each in block) for block in blocks]
-    pools: dict[frozenset[int], list[int]] = {}
+    pools: dict[Hashable, tuple[Sequence[int], Sequence[int]]] = {}
     for place, block in enumerate(blocks):
+        if records[place] >= enough(block):
+            # No pool of several blocks has the same records: it needs no look for one.
+            pools[place] = (block, ())
+            continue
         members, n = list(block), records[place]
         for other in (*range(place - 1, -1, -1), *range(place + 1, len(blocks))):
             if n >= enough(members):
@@ -101,8 +105,12 @@ def pools_of(blocks: Sequence[Sequence[int]], sizes: Mapping[int, int], enough: 
             n += records[other]
         key = frozenset(members)
         # The later of two alike stands at its own place, so that the newest comes last.
-        pools[key] = [*pools.pop(key, []), *block]
-    return [Pool(tuple(sorted(own)), tuple(sorted(members - set(own)))) for members, own in pools.items()]
+        own, _ = pools.pop(key, ((), ()))
+        pools[key] = ([*own, *block], members)
+    return [
+        Pool(tuple(sorted(own)), tuple(sorted(set(members).difference(own))) if members else ())
+        for own, members in pools.values()
+    ]
 
 
 def history_of(

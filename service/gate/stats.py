@@ -4,6 +4,7 @@ Notation: of `n` holdout records, `lost` turned from right to wrong and `gained`
 baseline was replaced by the challenger. The loss is `(lost - gained) / n`, a share: 0.02 is two points.
 """
 
+from functools import lru_cache
 from math import exp, lgamma, log
 
 import numpy as np
@@ -196,6 +197,7 @@ _FIRST_LOOKS = 20
 """The first so many looks spend about alike; later ones ever less."""
 
 
+@lru_cache(maxsize=4096)
 def look_share(look: int, failures: int = 0, runs: int = 0) -> float:
     """Share of alpha that the look-th audit may spend, when so many before it did not pass, in so many runs.
 

@@ -131,13 +131,19 @@ def questions(
     asked = {frozenset(each.pool.members) for each in found}
     planned = config.alpha * stats.look_share(config.audits)
     units = units_of(history, sizes, _records(widest, planned, LASTING_POWER))
+    small = []
     for pool in pools_of(units, sizes, enough(widest)):
-        n, spending = sum(sizes[each] for each in pool.members), alpha(pool.members)
-        if frozenset(pool.members) in asked or n < _records(widest, spending, LASTING_POWER):
+        if frozenset(pool.members) in asked:
             continue
-        settled = float(stats.settled_margin(n, spending, churn=LASTING_CHURN, power=LASTING_POWER))
-        found.append(Question(pool, max(budget, settled), spending))
-    return found
+        n, spending = sum(sizes[each] for each in pool.members), alpha(pool.members)
+        if n >= _records(widest, spending, LASTING_POWER):
+            small.append((pool, n, spending))
+    n_of, alphas = (np.array([each[place] for each in small]) for place in (1, 2))
+    settled = stats.settled_margin(n_of, alphas, churn=LASTING_CHURN, power=LASTING_POWER).tolist()
+    return found + [
+        Question(pool, max(budget, margin), spending)
+        for (pool, _, spending), margin in zip(small, settled, strict=True)
+    ]
 
 
 class _Look:
