@@ -360,7 +360,7 @@ def test_a_hopeless_gate_is_refused_unless_it_is_accepted(api: Api) -> None:
     with unchanged(api):
         answer = api.http.post("/v1/pipelines", json=spec("tiny", trigger=tiny))
         problem = api.refuses(answer, 422, "pipeline-hopeless")
-        assert "With 40 records an experience, at least" in problem["detail"]
+        assert "With 40 records an experience, about" in problem["detail"]
         assert "records ask about at most 10 of 100" in problem["fix"]
         assert "accept: true" in problem["fix"]
         for wrong in ("yes please", 2, None):
