@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,7 @@ def records(index: int) -> Records:
     """The records of one experience; an image keeps its split key, so that none crosses into another part."""
     turned = digits_step(DatasetsConfig(angles=(DEGREES * index,)), 0)
     chosen = turned.take((RECORDS * index + np.arange(RECORDS)) % len(turned))
-    return Records(
-        ids=text_column([f"{index}-{row}" for row in range(RECORDS)]),
-        features=chosen.features,
-        labels=chosen.labels,
-        times=chosen.times,
-        split_keys=chosen.split_keys,
-        groups=chosen.groups,
-    )
+    return replace(chosen, ids=text_column([f"{index}-{row}" for row in range(RECORDS)]))
 
 
 def _learn(client: Client, console: Console, index: int) -> Mapping[str, Any]:
