@@ -244,11 +244,7 @@ def mark_holdout(
         if marking == "keep":
             verdict = jobs.verdict_before(connection, pipeline, base_version=version)
             after = replace(after, kept_through=version if verdict and is_shifted(verdict) else None)
-        holdouts.set_mark(connection, pipeline, experience=experience, mark=after)
-        recorded = replace(by, reason=f"holdout of experience {experience}: {by.reason}")
-        return ledger.append(
-            connection, pipeline, action=marking, by=recorded, version=version, previous_version=version
-        )
+        return _record_mark(connection, pipeline, experience, after, action=marking, by=by, version=version)
 
 
 def set_holdout_margin(
@@ -268,17 +264,11 @@ def set_holdout_margin(
                 f"The margin of the holdout of experience {experience} is {present} already.",
                 fix="Read GET /v1/pipelines/{pipeline}/holdouts.",
             )
-        mark = replace(before, margin=margin)
-        holdouts.set_mark(connection, pipeline, experience=experience, mark=mark)
+        after = replace(before, margin=margin)
         set_to = "the pipeline's margin" if margin is None else f"a margin of {with_unit(margin, digits=2)}"
-        reason = f"holdout of experience {experience}, {set_to} from now on: {by.reason}"
-        return ledger.append(
-            connection,
-            pipeline,
-            action="margin",
-            by=replace(by, reason=reason),
-            version=version,
-            previous_version=version,
+        said = f", {set_to} from now on"
+        return _record_mark(
+            connection, pipeline, experience, after, action="margin", said=said, by=by, version=version
         )
 
 
@@ -299,16 +289,10 @@ def set_holdout_traffic(
                 f"The holdout of experience {experience} stands for {share} of the traffic already.",
                 fix="Read GET /v1/pipelines/{pipeline}/holdouts.",
             )
-        mark = replace(before, traffic=traffic)
-        holdouts.set_mark(connection, pipeline, experience=experience, mark=mark)
-        reason = f"holdout of experience {experience}, {share} of the traffic from now on: {by.reason}"
-        return ledger.append(
-            connection,
-            pipeline,
-            action="traffic",
-            by=replace(by, reason=reason),
-            version=version,
-            previous_version=version,
+        after = replace(before, traffic=traffic)
+        said = f", {share} of the traffic from now on"
+        return _record_mark(
+            connection, pipeline, experience, after, action="traffic", said=said, by=by, version=version
         )
 
 
@@ -323,6 +307,25 @@ def _holdout(connection: sa.Connection, pipeline: str, experience: int) -> tuple
             fix="Choose one of GET /v1/pipelines/{pipeline}/holdouts.",
         )
     return holdouts.marks(connection, pipeline).get(experience, holdouts.UNMARKED), version.version
+
+
+def _record_mark(
+    connection: sa.Connection,
+    pipeline: str,
+    experience: int,
+    mark: holdouts.Mark,
+    *,
+    action: ledger.Action,
+    by: By,
+    version: int,
+    said: str = "",
+) -> ledger.Entry:
+    """Write the mark of a holdout with its entry in the ledger; `said` is what was set, in words."""
+    holdouts.set_mark(connection, pipeline, experience=experience, mark=mark)
+    recorded = replace(by, reason=f"holdout of experience {experience}{said}: {by.reason}")
+    return ledger.append(
+        connection, pipeline, action=action, by=recorded, version=version, previous_version=version
+    )
 
 
 _CHANGES: Mapping[Marking, Mapping[str, Any]] = {
