@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from math import isfinite
 from typing import Any, Literal, NamedTuple
 
@@ -23,10 +24,12 @@ from service.gate.config import Share as Share
 from service.gate.golden import GoldenAnswers as GoldenAnswers
 from service.gate.pairs import Bits as Bits
 from service.gate.pairs import Column as Column
+from service.gate.pairs import Counts as Counts
 from service.gate.pairs import Details as Details
 from service.gate.pairs import NearDuplicates as NearDuplicates
 from service.gate.pairs import PairedAnswers as PairedAnswers
 from service.gate.pairs import Relabelled as Relabelled
+from service.gate.pairs import counts
 
 Answer = Literal["pass", "fail", "undecided"]
 Outcome = Literal["promote", "review", "reject"]
@@ -45,8 +48,7 @@ PROMISE = "promise"
 """What notes on the promises of a promotion are about."""
 
 
-@dataclass(frozen=True)
-class PastExperience:
+class PastExperience(NamedTuple):
     """An experience that the champion learnt, retired or not, by which blocks are made."""
 
     experience: int
@@ -175,6 +177,14 @@ class Evidence:
     """Of these, the ones that were kept when batches were shifted already, against the same champion."""
     data_findings: tuple["Finding", ...] = ()
     """What the data guard found on `data`, where it judged before learning; empty: `decide` asks it."""
+
+    @cached_property
+    def past_counts(self) -> Counts:
+        """(4, past) `counts` of `past`; zeros where there are no answers that can be paired."""
+        counted = np.zeros((4, len(self.past)), dtype=np.int64)
+        if paired := [place for place, each in enumerate(self.past) if each.n and each.problem is None]:
+            counted[:, paired] = counts([self.past[place] for place in paired])
+        return counted
 
 
 class Finding(NamedTuple):

@@ -6,13 +6,12 @@ leaves its block without moving any other.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from service.gate.base import PairedAnswers, PastExperience
 
 
-@dataclass(frozen=True)
-class Pool:
+class Pool(NamedTuple):
     """Experiences judged as one."""
 
     own: tuple[int, ...]
@@ -41,42 +40,40 @@ def blocks_of(
         alone: records from which on an experience is a block by itself; None: `enough`.
     """
     archive = [each.experience for each in history if each.archived and each.experience in sizes]
-    blocks = [
-        [each.experience for each in block if each.experience in sizes and not each.archived]
-        for block in partition(history, enough, alone=alone, size=lambda each: each.records)
-    ]
+    judged = {each.experience for each in history if not each.archived}.intersection(sizes)
+    blocks = partition(((each.experience, each.records) for each in history), enough, alone=alone)
+    if len(judged) < len(history):
+        blocks = [[each for each in block if each in judged] for block in blocks]
     return [block for block in (archive, *blocks) if block]
 
 
 def units_of(history: Sequence[PastExperience], sizes: Mapping[int, int], enough: int) -> list[list[int]]:
     """As `blocks_of`, with the archive in blocks too, by the records that are judged of it."""
-    archive = [each for each in history if each.archived and each.experience in sizes]
-    archived = partition(archive, enough, size=lambda each: sizes[each.experience])
+    archive = [each.experience for each in history if each.archived and each.experience in sizes]
     others = [each for each in history if not each.archived]
-    return [
-        *([each.experience for each in unit] for unit in archived),
-        *blocks_of(others, sizes, enough),
-    ]
+    archived = partition([(each, sizes[each]) for each in archive], enough)
+    return [*archived, *blocks_of(others, sizes, enough)]
 
 
 def partition(
-    history: Iterable[PastExperience],
-    enough: int,
-    *,
-    alone: int | None = None,
-    size: Callable[[PastExperience], int],
-) -> list[list[PastExperience]]:
-    """Experiences of enough records alone, the others with their neighbours; by their last members."""
+    history: Iterable[tuple[int, int]], enough: int, *, alone: int | None = None
+) -> list[list[int]]:
+    """Experiences of enough records alone, the others with their neighbours; by their last members.
+
+    Args:
+        history: each experience with its records, in the order in which they were learnt.
+        enough: records from which on a block is closed.
+        alone: records from which on an experience is a block by itself; None: `enough`.
+    """
     alone = enough if alone is None else alone
-    blocks: list[list[PastExperience]] = []
-    open_: list[PastExperience] = []
+    blocks: list[list[int]] = []
+    open_: list[int] = []
     records = 0
-    for each in history:
-        n = size(each)
+    for experience, n in history:
         if n >= alone:
-            blocks.append([each])
+            blocks.append([experience])
             continue
-        open_.append(each)
+        open_.append(experience)
         records += n
         # One that is too small to be alone is closed with a neighbour, whatever the others may take.
         if records >= enough and len(open_) > 1:
@@ -90,7 +87,7 @@ def pools_of(blocks: Sequence[Sequence[int]], sizes: Mapping[int, int], enough: 
 
     Blocks that come to be judged on the same records are one pool. The last pool is that of the newest block.
     """
-    records = [sum(sizes[each] for each in block) for block in blocks]
+    records = [sum(map(sizes.__getitem__, block)) for block in blocks]
     pools: dict[Hashable, tuple[Sequence[int], Sequence[int]]] = {}
     for place, block in enumerate(blocks):
         if records[place] >= enough(block):

@@ -8,12 +8,10 @@ from numpy.typing import NDArray
 
 from service.gate import stats
 from service.gate.base import PairedAnswers
+from service.gate.pairs import Counts, counts
 
-Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-AT_ONCE = 64
-"""Holdouts whose bits are counted together, so many that they stay in the processor's cache."""
 POWER = 0.8
 """Chance that the number of records asked for settles the question."""
 
@@ -64,9 +62,8 @@ class Comparison(NamedTuple):
 
 def problem(answers: PairedAnswers, margin: float) -> str | None:
     """Why a holdout cannot be compared, and what to do; None: it can."""
-    unpaired = answers.problem()
-    if unpaired is not None:
-        return unpaired
+    if answers.problem is not None:
+        return answers.problem
     if not 0 < margin < 1:
         return f"a margin of {margin} means nothing; set one between 0 and 1"
     if not answers.n:
@@ -135,30 +132,10 @@ def compare_counts(
     }
 
 
-def counts(sound: Sequence[PairedAnswers]) -> NDArray[np.int64]:
-    """(4, holdouts) records, right by the baseline, right by the challenger, right by both."""
-    some = [_counts_of_few(sound[first : first + AT_ONCE]) for first in range(0, len(sound), AT_ONCE)]
-    return np.concatenate(some, axis=1)
-
-
 def pooled_counts(counted: Counts, pools: Sequence[Sequence[int]]) -> Counts:
     """(4, pools) the counts of pools, from (4, holdouts) and the holdouts' places; none is empty."""
     sizes = np.array([len(pool) for pool in pools])
     return np.add.reduceat(counted[:, np.concatenate(pools)], np.cumsum(sizes) - sizes, axis=1)
-
-
-def _counts_of_few(sound: Sequence[PairedAnswers]) -> NDArray[np.int64]:
-    n = np.array([each.n for each in sound])
-    starts = np.cumsum(n) - n
-    before = np.concatenate([each.baseline for each in sound if each.baseline is not None])
-    after = np.concatenate([each.challenger for each in sound if each.challenger is not None])
-    # Bits are summed five times as fast in a small type, where it holds the largest count.
-    counter = np.uint16 if n.max() < 2**16 else np.int64
-    right = [
-        np.add.reduceat(bits.view(np.uint8), starts, dtype=counter)
-        for bits in (before, after, before & after)
-    ]
-    return np.array([n, *right], dtype=np.int64)
 
 
 def _needed(

@@ -1,6 +1,6 @@
 """Answers of two models on the same holdout records, record by record."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 Bits = NDArray[np.bool_]
 """(n,) right/wrong of one model on a holdout's records, in their order."""
+Counts = NDArray[np.int64]
+AT_ONCE = 64
+"""Holdouts whose bits are counted together, so many that they stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +123,15 @@ class PairedAnswers:
     traffic: float | None = None
     """Share of today's traffic that its records stand for; None: unknown."""
 
-    @property
-    def n(self) -> int:
-        """Records; 0 where the baseline is missing."""
-        return 0 if self.baseline is None else len(self.baseline)
+    n: int = field(init=False, repr=False, compare=False)
+    """Records; 0 where the baseline is missing."""
+    problem: str | None = field(init=False, repr=False, compare=False)
+    """Why the answers cannot be paired, and what to do; None: they can, even where there are none."""
+
+    def __post_init__(self) -> None:
+        # Once, not in each guard: there are thousands of holdouts.
+        object.__setattr__(self, "n", 0 if self.baseline is None else len(self.baseline))
+        object.__setattr__(self, "problem", self._problem())
 
     @property
     def is_empty(self) -> bool:
@@ -132,8 +140,7 @@ class PairedAnswers:
             return False
         return not len(self.baseline) and not len(self.challenger)
 
-    def problem(self) -> str | None:
-        """Why the answers cannot be paired, and what to do; None: they can, even where there are none."""
+    def _problem(self) -> str | None:
         if self.baseline is None:
             return "the baseline's answers are missing; predict its holdout again"
         if self.challenger is None:
@@ -148,3 +155,23 @@ class PairedAnswers:
                 "challenger cannot be paired; predict its holdout again with both"
             )
         return None
+
+
+def counts(sound: Sequence[PairedAnswers]) -> NDArray[np.int64]:
+    """(4, holdouts) records, right by the baseline, right by the challenger, right by both."""
+    some = [_counts_of_few(sound[first : first + AT_ONCE]) for first in range(0, len(sound), AT_ONCE)]
+    return np.concatenate(some, axis=1)
+
+
+def _counts_of_few(sound: Sequence[PairedAnswers]) -> NDArray[np.int64]:
+    n = np.array([each.n for each in sound])
+    starts = np.cumsum(n) - n
+    before = np.concatenate([each.baseline for each in sound if each.baseline is not None])
+    after = np.concatenate([each.challenger for each in sound if each.challenger is not None])
+    # Bits are summed five times as fast in a small type, where it holds the largest count.
+    counter = np.uint16 if n.max() < 2**16 else np.int64
+    right = [
+        np.add.reduceat(bits.view(np.uint8), starts, dtype=counter)
+        for bits in (before, after, before & after)
+    ]
+    return np.array([n, *right], dtype=np.int64)

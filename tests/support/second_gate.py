@@ -324,8 +324,7 @@ def alarmed(sealed: Sequence[PairedAnswers], audit: Audit, config: GateConfig) -
     for each in sealed:
         both = count([each, gate[each.experience]] if each.experience in gate else [each])
         allowed = max(each.margin or 0, config.budget)
-        repeated = each.failures - each.failure_runs
-        shown = p_lost(both) * len(sealed) <= config.alpha / 2.0**repeated
+        shown = p_lost(both) * len(sealed) <= config.alpha / 2.0**each.failures
         if shown and both.lost - both.gained >= allowed * both.n:
             return True
     return False

@@ -8,9 +8,9 @@ challenger can follow from is then the sequence of these bits, and alpha is shar
 learning models with ease.ml/ci", MLSys 2019.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,8 @@ from service.gate.base import (
     PastExperience,
 )
 from service.gate.blocks import Enough, Pool, blocks_of, history_of, pools_of, units_of
-from service.gate.comparisons import counts, pooled_counts, problem
+from service.gate.comparisons import pooled_counts, problem
+from service.gate.pairs import counts
 
 LASTING_CHURN, LASTING_POWER = 0.18, 0.9995
 """A champion that lost nothing passes one look at a block with this chance, where this share of its answers
@@ -93,12 +94,7 @@ def _records(margin: float, alpha: float, power: float) -> int:
     return int(stats.needed_n(margin, alpha, churn=LASTING_CHURN, power=power))
 
 
-Alpha = Callable[[Sequence[int]], float]
-"""What a look at these experiences may spend."""
-
-
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """Sealed records that a look must show to be kept."""
 
     pool: Pool
@@ -107,18 +103,31 @@ class Question:
 
 
 def questions(
-    history: Sequence[PastExperience], sizes: Mapping[int, int], config: GateConfig, alpha: Alpha
+    history: Sequence[PastExperience],
+    sizes: Mapping[int, int],
+    config: GateConfig,
+    spends: Mapping[int, float],
 ) -> list[Question]:
     """What one look asks, by numbers of records alone: blocks at the budget, then singles at wider margins.
 
     Blocks are held against the budget from `records_alone` sealed records of one experience, or from
     `records_together` of several, on. Before that, and beside it, experiences by themselves, or with their
     neighbours, are held against what their records settle.
+
+    Args:
+        history: every experience that was learnt, in that order, with its sealed records.
+        sizes: experience -> its sealed records, of those that are judged.
+        config: the gate.
+        spends: experience -> what this look may spend on it; several together spend the least of theirs.
     """
     budget, widest = config.budget, max(config.single_margin, config.budget)
 
     def enough(margin: float) -> Enough:
-        return lambda members: _records(margin, alpha(members), LASTING_POWER)
+        needs = {each: _records(margin, spends[each], LASTING_POWER) for each in sizes}
+        return lambda members: max(map(needs.__getitem__, members))
+
+    def spent(pool: Pool) -> float:
+        return min(map(spends.__getitem__, pool.members))
 
     found: list[Question] = []
     alone = records_alone(budget, config.alpha)
@@ -127,17 +136,15 @@ def questions(
     for pool in pools_of(blocks, sizes, enough(budget)):
         records = [sizes[each] for each in pool.members]
         if sum(records) >= together or max(records) >= alone:
-            found.append(Question(pool, budget, alpha(pool.members)))
+            found.append(Question(pool, budget, spent(pool)))
     asked = {frozenset(each.pool.members) for each in found}
     planned = config.alpha * stats.look_share(config.audits)
     units = units_of(history, sizes, _records(widest, planned, LASTING_POWER))
-    small = []
-    for pool in pools_of(units, sizes, enough(widest)):
-        if frozenset(pool.members) in asked:
-            continue
-        n, spending = sum(sizes[each] for each in pool.members), alpha(pool.members)
-        if n >= _records(widest, spending, LASTING_POWER):
-            small.append((pool, n, spending))
+    small, at_widest = [], enough(widest)
+    for pool in pools_of(units, sizes, at_widest):
+        n = sum(map(sizes.__getitem__, pool.members))
+        if n >= at_widest(pool.members) and frozenset(pool.members) not in asked:
+            small.append((pool, n, spent(pool)))
     n_of, alphas = (np.array([each[place] for each in small]) for place in (1, 2))
     settled = stats.settled_margin(n_of, alphas, churn=LASTING_CHURN, power=LASTING_POWER).tolist()
     return found + [
@@ -162,14 +169,22 @@ class _Look:
         }
         self.shared = {index: n for index, n in self.sizes.items() if index not in self.wider}
         self.look = max(each.looks for each in sealed) + 1
+        self.spends = {
+            each.experience: config.alpha * stats.look_share(each.looks + 1, each.failures, each.failure_runs)
+            for each in sealed
+        }
         self.questions = [
-            *questions(history_of(audit.history, sealed), self.shared, config, self._alpha),
+            *questions(history_of(audit.history, sealed), self.shared, config, self.spends),
             *self._wider(),
         ]
+        members = [[self.place[each] for each in its.pool.members] for its in self.questions]
+        self.pooled = pooled_counts(self.counted, members) if members else self.counted[:, :0]
 
     def found(self, remedy: str) -> tuple[Finding | Note, ...]:
         notes = self._notes()
-        if blind := [each.pool for each in self.questions if not self._anchored(each.pool)]:
+        # Where the anchor answers nothing right, nothing could be lost.
+        right = self.pooled[1].tolist()
+        if blind := [each.pool for each, its in zip(self.questions, right, strict=True) if not its]:
             return (*(self._blind(pool) for pool in blind), *notes)
         n = sum(self.sizes.values())
         numbers: dict[str, float] = {"n": n, "look": self.look, "budget": self.config.budget}
@@ -201,31 +216,15 @@ class _Look:
 
     def _wider(self) -> list[Question]:
         """Experiences with a wider margin of their own, where they have records enough for it."""
-        found = [
-            Question(Pool((index,)), margin, self._alpha((index,))) for index, margin in self.wider.items()
-        ]
+        found = [Question(Pool((index,)), margin, self.spends[index]) for index, margin in self.wider.items()]
         return [
             each
             for each in found
             if self.sizes[each.pool.own[0]] >= _records(each.margin, each.alpha, LASTING_POWER)
         ]
 
-    def _alpha(self, members: Sequence[int]) -> float:
-        """What this look at these experiences may spend: the least that any of them allows."""
-        looked = [self.sealed[self.place[each]] for each in members]
-        return self.config.alpha * min(
-            stats.look_share(each.looks + 1, each.failures, each.failure_runs) for each in looked
-        )
-
-    def _anchored(self, pool: Pool) -> bool:
-        """Whether the anchor answers anything right: else nothing could be lost."""
-        return any(self.counted[1, self.place[each]] for each in pool.members)
-
     def _kept(self) -> bool:
-        if not self.questions:
-            return True
-        members = [[self.place[each] for each in its.pool.members] for its in self.questions]
-        n, before, after, both = pooled_counts(self.counted, members)
+        n, before, after, both = self.pooled
         margins = np.array([each.margin for each in self.questions])
         p = stats.noninferiority_p(before - both, after - both, n=n, margin=margins)
         return bool((p <= np.array([each.alpha for each in self.questions])).all())
@@ -246,8 +245,7 @@ class _Look:
             counted[:, [self.place[each.experience] for each in gate]] += counts(gate)
         n, before, after, both = counted
         allowed = np.array([self.wider.get(each.experience, self.config.budget) for each in self.sealed])
-        again = np.array([each.failures - each.failure_runs for each in self.sealed])
-        level = alarm_level(again, self.config)
+        level = alarm_level(np.array([each.failures for each in self.sealed]), self.config)
         return bool(alarmed(before - both, after - both, n=n, budget=allowed, level=level).any())
 
     def _blind(self, pool: Pool) -> Finding:
@@ -287,13 +285,14 @@ def alarmed(
     return np.asarray((p <= level) & (lost - gained >= budget * n), dtype=np.bool_)
 
 
-def alarm_level(again: NDArray[np.int64], config: GateConfig) -> NDArray[np.float64]:
-    """(...) Level of the alarm, after so many audits that did not pass right after another that did not.
+def alarm_level(failures: NDArray[np.int64], config: GateConfig) -> NDArray[np.float64]:
+    """(...) Level of the alarm, after so many audits that did not pass.
 
     It begins at `alpha`, and each of these halves it: what showed a loss by chance would otherwise show it
-    at all later looks too, while what is being forgotten shows more of it each time.
+    at many later looks too, each of which costs the blocks of their `alpha`, while what is being forgotten
+    shows more of it each time.
     """
-    return np.asarray(config.alpha * 0.5 ** np.minimum(again, 64), dtype=np.float64)
+    return np.asarray(config.alpha * 0.5 ** np.minimum(failures, 64), dtype=np.float64)
 
 
 def _problem(answers: PairedAnswers, config: GateConfig) -> str | None:

@@ -35,7 +35,7 @@ def rare_classes(evidence: Evidence, config: GateConfig) -> tuple[Finding | Note
     """
     if not config.rare_classes or evidence.first:
         return ()
-    past, _ = comparable(evidence.past, config)
+    past = comparable(evidence.past, config).sound
     labelled = [each for each in past if each.labels is not None]
     broken = [each for each in labelled if each.labels is not None and len(each.labels) != each.n]
     if broken:

@@ -8,7 +8,8 @@ import numpy as np
 from service.gate import sentences as say
 from service.gate import stats
 from service.gate.base import Answer, Column, Evidence, Finding, GateConfig, PairedAnswers
-from service.gate.comparisons import AT_ONCE, Comparison, ComparisonTable, Counts, compare_counts, problem
+from service.gate.comparisons import Comparison, ComparisonTable, compare_counts, problem
+from service.gate.pairs import AT_ONCE, Counts
 
 _LONGEST_VALUE = 40
 

@@ -70,9 +70,12 @@ def looks_left(looks: int, limit: int) -> tuple[str, Mapping[str, float]]:
 
 def traffic(answers: Sequence[PairedAnswers]) -> dict[str, float]:
     """The number `traffic` of a finding on these: the sum of their shares; empty where one is unknown."""
-    shares = [each.traffic for each in answers]
-    known = [share for share in shares if share is not None and 0 <= share <= 1]
-    return {"traffic": min(1.0, sum(known))} if len(known) == len(shares) else {}
+    shares = []
+    for each in answers:
+        if each.traffic is None or not 0 <= each.traffic <= 1:
+            return {}
+        shares.append(each.traffic)
+    return {"traffic": min(1.0, sum(shares))}
 
 
 def together(answers: Sequence[PairedAnswers]) -> NearDuplicates:

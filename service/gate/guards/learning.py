@@ -10,9 +10,10 @@ from service.gate import sentences as say
 from service.gate import stats
 from service.gate.base import Bits, Evidence, Finding, GateConfig, PairedAnswers
 from service.gate.blocks import Pool, history_of
-from service.gate.comparisons import Comparison, compare_counts, counts, pooled_counts, problem, rows
+from service.gate.comparisons import Comparison, compare_counts, pooled_counts, problem, rows
 from service.gate.guards.judgements import UNTIL_THEN, Judgement
 from service.gate.guards.retention import comparable, past_blocks, records_of_block, sizes_of
+from service.gate.pairs import counts
 
 
 def learning(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...]:
@@ -67,14 +68,16 @@ def _against_champion(new: Sequence[PairedAnswers], evidence: Evidence, config: 
     alone = _alone(new, evidence, config)
     planned = stats.spent_at_first(config.alpha, evidence.attempt)
     enough = records_of_block(config, config.learning_margin, alpha=planned)
-    past, _ = comparable(evidence.past, config)
+    past = comparable(evidence.past, config).sound
     history = history_of(evidence.history, evidence.past)
     blocks = past_blocks(history, sizes_of(past), config, planned=planned)
     joined = [[] if each.n >= enough else _newest(blocks, past, enough - each.n) for each in new]
-    place = {each.experience: len(new) + number for number, each in enumerate(past)}
+    helping = {index for its in joined for index in its}
+    compared = [*new, *(each for each in past if each.experience in helping)]
+    place = {each.experience: number for number, each in enumerate(compared) if number >= len(new)}
     table = compare_counts(
         pooled_counts(
-            counts([*new, *past]),
+            counts(compared),
             [[number, *(place[each] for each in its)] for number, its in enumerate(joined)],
         ),
         experiences=[each.experience for each in new],

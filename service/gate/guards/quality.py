@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from service.gate import measures, stats
 from service.gate import sentences as say
 from service.gate.base import Details, Evidence, Finding, GateConfig, Metric, PairedAnswers
-from service.gate.comparisons import counts, problem
+from service.gate.comparisons import problem
 
 _UNTIL_THEN = "until then a person decides"
 
@@ -36,8 +36,7 @@ def negative_flips(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...
         for each, why in checked
         if why is not None and not each.is_empty
     ]
-    sound = [each for each, why in checked if why is None]
-    flipped = _flipped(sound)
+    flipped = _flipped(evidence, [place for place, (_, why) in enumerate(checked) if why is None])
     floor = int(stats.exact_floor_n(limit, stats.spent_at_first(config.alpha, evidence.attempt)))
     asked: list[tuple[int | None, int, int]] = [each for each in flipped if each[2] >= floor]
     if len(asked) != 1 or len(flipped) != 1:
@@ -55,12 +54,11 @@ def negative_flips(evidence: Evidence, config: GateConfig) -> tuple[Finding, ...
     return (*broken, *found)
 
 
-def _flipped(sound: Sequence[PairedAnswers]) -> list[tuple[int, int, int]]:
-    """(experience, records that turned wrong, records) of each holdout."""
-    if not sound:
-        return []
-    n, before, _, both = counts(sound)
-    return list(zip([each.experience for each in sound], (before - both).tolist(), n.tolist(), strict=True))
+def _flipped(evidence: Evidence, places: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(experience, records that turned wrong, records) of the past holdouts at these places."""
+    n, before, _, both = evidence.past_counts[:, places]
+    experiences = [evidence.past[place].experience for place in places]
+    return list(zip(experiences, (before - both).tolist(), n.tolist(), strict=True))
 
 
 class _Flips(NamedTuple):

@@ -5,6 +5,7 @@ Too little, missing or broken evidence is undecided, with the reason; never a pa
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from service.gate.base import (
     PastExperience,
 )
 from service.gate.blocks import Pool, blocks_of, history_of, pools_of, units_of
-from service.gate.comparisons import Comparison, compare_counts, counts, pooled_counts, problem, rows
+from service.gate.comparisons import Comparison, compare_counts, pooled_counts, problem, rows
 from service.gate.guards import judgements
 from service.gate.guards.judgements import Judgement, looks_left
 
@@ -46,11 +47,11 @@ def retention(evidence: Evidence, config: GateConfig) -> tuple[Finding | Note, .
     """
     if not evidence.past:
         return () if evidence.first else (Finding("retention", "undecided", _nothing(evidence.history)),)
-    sound, findings = comparable(evidence.past, config)
-    if not sound:
-        return tuple(findings)
-    found, notes = _Judged(sound, evidence, config).findings()
-    return (*found, *findings, *notes)
+    past = comparable(evidence.past, config)
+    if not past.sound:
+        return tuple(past.findings)
+    found, notes = _Judged(past, evidence, config).findings()
+    return (*found, *past.findings, *notes)
 
 
 def _nothing(history: Sequence[PastExperience]) -> str:
@@ -68,12 +69,21 @@ def _nothing(history: Sequence[PastExperience]) -> str:
     )
 
 
-def comparable(
-    past: Sequence[PairedAnswers], config: GateConfig
-) -> tuple[list[PairedAnswers], list[Finding]]:
+class Comparable(NamedTuple):
     """Past holdouts that can be compared, and findings on the others."""
-    sound, findings = [], []
-    for each in past:
+
+    sound: list[PairedAnswers]
+    places: list[int]
+    """(sound,) place of each among all past holdouts."""
+    findings: list[Finding]
+
+
+def comparable(past: Sequence[PairedAnswers], config: GateConfig) -> Comparable:
+    """The past holdouts whose answers can be paired, and which are not exhausted."""
+    sound: list[PairedAnswers] = []
+    places: list[int] = []
+    findings: list[Finding] = []
+    for place, each in enumerate(past):
         wrong = problem(each, config.margin if each.margin is None else each.margin)
         if not 0 <= each.looks < config.holdout_looks:
             findings.append(_exhausted(each, config))
@@ -82,7 +92,8 @@ def comparable(
             findings.append(Finding("retention", "undecided", sentence, each.experience))
         else:
             sound.append(each)
-    return sound, findings
+            places.append(place)
+    return Comparable(sound, places, findings)
 
 
 def _exhausted(answers: PairedAnswers, config: GateConfig) -> Finding:
@@ -141,11 +152,20 @@ def past_blocks(
     """The blocks of past holdouts, by their records; `planned` is what a first try may spend of alpha."""
     enough = records_of_block(config, block_margin(config), alpha=planned)
     alone = records_of_block(config, config.margin, alpha=planned)
+    return list(_blocks(tuple(history), tuple(sizes.items()), enough, alone))
+
+
+@lru_cache(maxsize=8)
+def _blocks(
+    history: tuple[PastExperience, ...], sized: tuple[tuple[int, int], ...], enough: int, alone: int
+) -> tuple[Pool, ...]:
+    """The same by numbers alone: retention and learning ask for the same blocks one after the other."""
+    sizes = dict(sized)
 
     def needed(members: Sequence[int]) -> int:
         return alone if len(members) == 1 else enough
 
-    return pools_of(blocks_of(history, sizes, enough, alone=alone), sizes, needed)
+    return tuple(pools_of(blocks_of(history, sizes, enough, alone=alone), sizes, needed))
 
 
 def past_units(
@@ -174,11 +194,12 @@ def sizes_of(past: Sequence[PairedAnswers]) -> dict[int, int]:
 class _Judged:
     """Sound past holdouts: each by itself, their blocks, and units of those too small for a margin alone."""
 
-    def __init__(self, sound: Sequence[PairedAnswers], evidence: Evidence, config: GateConfig) -> None:
-        self.config, self.sound, self.evidence = config, sound, evidence
+    def __init__(self, past: Comparable, evidence: Evidence, config: GateConfig) -> None:
+        self.config, self.sound, self.evidence = config, past.sound, evidence
         self.planned = stats.spent_at_first(config.alpha, evidence.attempt)
+        sound = past.sound
         self.place = {each.experience: place for place, each in enumerate(sound)}
-        self.counted = counts(sound)
+        self.counted = evidence.past_counts[:, past.places]
         self.blocks, self.units = self._pools(sound)
         # Of these one finding answers both questions.
         only = {pool.members[0] for pool in self.blocks if len(pool.members) == 1}

@@ -179,7 +179,7 @@ def _questions(experiences: int, sealed: int, config: GateConfig) -> list[budget
         [PastExperience(each, sealed, archived=each in archived) for each in range(experiences)],
         {each: min(sealed, most) for each, most in judged.items()},
         config,
-        lambda members: config.alpha * stats.look_share(experiences - min(members)),
+        {each: config.alpha * stats.look_share(experiences - each) for each in judged},
     )
 
 

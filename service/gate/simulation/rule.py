@@ -109,7 +109,7 @@ def audited(
     """
     spending = config.alpha * stats.look_share(before.looks + 1, before.failures, before.runs)
     past = Alike(lost.shape[1], n)
-    asked = budget.questions(past.history, past.sizes, config, lambda _: spending)
+    asked = budget.questions(past.history, past.sizes, config, dict.fromkeys(past.sizes, spending))
     kept = np.ones(len(lost), dtype=np.bool_)
     if asked:
         members = [list(each.pool.members) for each in asked]
@@ -121,7 +121,7 @@ def audited(
         )
         kept &= (p <= spending).all(axis=1)
     both = n + gate[2]
-    level = budget.alarm_level(np.full(lost.shape, before.failures - before.runs), config)
+    level = budget.alarm_level(np.full(lost.shape, before.failures), config)
     alarms = budget.alarmed(
         lost + gate[0], gained + gate[1], n=np.full(lost.shape, both), budget=config.budget, level=level
     )

@@ -5,9 +5,9 @@ import pytest
 
 from service.gate import base
 from service.gate.batch_evidence import ShiftEvidence
-from service.gate.comparisons import counts, pooled_counts, problem
+from service.gate.comparisons import pooled_counts, problem
 from service.gate.config import GateConfig
-from service.gate.pairs import Column, Details, PairedAnswers
+from service.gate.pairs import Column, Details, PairedAnswers, counts
 
 RIGHT = np.ones(10, dtype=bool)
 
@@ -28,7 +28,7 @@ def test_every_value_of_the_gate_is_importable_from_its_base() -> None:
     ],
 )
 def test_answers_that_cannot_be_paired_say_why(pair: PairedAnswers, why: str) -> None:
-    found = pair.problem()
+    found = pair.problem
     assert found is not None
     assert why in found
     assert "predict its holdout again" in found
@@ -36,8 +36,8 @@ def test_answers_that_cannot_be_paired_say_why(pair: PairedAnswers, why: str) ->
 
 
 def test_answers_that_can_be_paired_have_no_problem() -> None:
-    assert PairedAnswers(0, RIGHT, ~RIGHT).problem() is None
-    assert PairedAnswers(0, RIGHT[:0], RIGHT[:0]).problem() is None
+    assert PairedAnswers(0, RIGHT, ~RIGHT).problem is None
+    assert PairedAnswers(0, RIGHT[:0], RIGHT[:0]).problem is None
     assert problem(PairedAnswers(0, RIGHT, RIGHT), 1.5) is not None
 
 
