@@ -164,9 +164,9 @@ RANKS: Mapping[str, str] = {
         migrations.versions.v0005_margins migrations.versions.v0006_words
         migrations.versions.v0007_words migrations.versions.v0008_inputs
         migrations.versions.v0009_causes migrations.versions.v0010_golden
-        migrations.versions.v0011_disputes presence
+        migrations.versions.v0011_disputes migrations.versions.v0012_anchors presence
         pipelines backlog jobs inputs outcomes ledger endings claims
-        champions freezes holdouts golden
+        golden champions freezes holdouts
     """,
     "service.training": "answers inspection tasks checkpoint origin screening served trainer repeats pool",
     "service.ingest": "sources retention bodies push golden relabel status replay champion_answers ingester",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import sqlalchemy as sa
 
 from service.errors import ChampionMissingError, ChampionMovedError, VersionUnfitError
-from service.state import backlog, ledger
+from service.state import backlog, golden, ledger
 from service.state.database import champions, now, versions
 from service.state.ledger import GATE, By
 
@@ -171,6 +171,7 @@ def roll_back(connection: sa.Connection, pipeline: str, *, number: int | None, b
             members={"version": target},
         )
     _move(connection, pipeline, number=target, expected_revision=before.revision)
+    golden.roll_back_anchors(connection, pipeline, version=target)
     return ledger.append(
         connection,
         pipeline,

@@ -167,6 +167,7 @@ golden_sets = sa.Table(
     sa.Column("margin", sa.Double, comment="Null: no right answer may be lost."),
     sa.Column("since_version", sa.Integer),
     sa.Column("anchor_version", sa.Integer),
+    sa.Column("earlier_anchors", sa.JSON, nullable=False),
     sa.Column("retired", sa.Boolean, nullable=False),
     sa.Column("added_at", sa.Double, nullable=False),
     sa.UniqueConstraint("pipeline", "name"),

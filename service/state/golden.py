@@ -6,6 +6,7 @@ looks, under the part `golden`.
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -66,6 +67,7 @@ def add(
             margin=margin,
             since_version=champion,
             anchor_version=champion,
+            earlier_anchors=[],
             retired=False,
             added_at=found.added_at,
         )
@@ -122,12 +124,31 @@ def set_margin(connection: sa.Connection, pipeline: str, number: int, *, margin:
 
 def set_anchor(connection: sa.Connection, pipeline: str, numbers: Sequence[int], *, version: int) -> None:
     """Make a version the anchor of these sets, under the pipeline's lock."""
-    _write(connection, pipeline, numbers, anchor_version=version)
+    for row in _anchors(connection, pipeline):
+        if row.number in numbers:
+            earlier = [*row.earlier_anchors, row.anchor_version]
+            _write(connection, pipeline, [row.number], anchor_version=version, earlier_anchors=earlier)
 
 
-def _write(
-    connection: sa.Connection, pipeline: str, numbers: Sequence[int], **values: float | bool | None
-) -> None:
+def roll_back_anchors(connection: sa.Connection, pipeline: str, *, version: int) -> None:
+    """Give each set the anchor back that it had when this version was champion, under the pipeline's lock.
+
+    What a later version was allowed to lose is no longer lost once it is rolled back.
+    """
+    for row in _anchors(connection, pipeline):
+        anchor, earlier = row.anchor_version, list(row.earlier_anchors)
+        while earlier and anchor is not None and anchor > version:
+            anchor = earlier.pop()
+        if anchor != row.anchor_version:
+            _write(connection, pipeline, [row.number], anchor_version=anchor, earlier_anchors=earlier)
+
+
+def _anchors(connection: sa.Connection, pipeline: str) -> Sequence[Any]:
+    columns = (golden_sets.c.number, golden_sets.c.anchor_version, golden_sets.c.earlier_anchors)
+    return connection.execute(sa.select(*columns).where(golden_sets.c.pipeline == pipeline)).all()
+
+
+def _write(connection: sa.Connection, pipeline: str, numbers: Sequence[int], **values: Any) -> None:
     chosen = (golden_sets.c.pipeline == pipeline, golden_sets.c.number.in_(numbers))
     connection.execute(sa.update(golden_sets).where(*chosen).values(**values))
 

@@ -143,6 +143,8 @@ def obsolete(
     margin: float,
     part: NearDuplicates | Relabelled,
     classes: Sequence[str],
+    *,
+    several: bool = False,
 ) -> Judgement:
     """Undecided: the loss may be right, since the same inputs carry other labels now."""
     of = say.records(part.records)
@@ -155,10 +157,13 @@ def obsolete(
     if isinstance(part, Relabelled):
         more["class"] = part.label
         whose = f" of class {classes[part.label] if part.label < len(classes) else part.label}"
-    relabelled = f"{part.relabelled} of its {of}{whose} that have a near duplicate in the new data"
+    looks, its, holdout = ("its holdout looks", "its", "holdout")
+    if several:
+        looks, its, holdout = ("their holdouts look", "their", "holdouts")
+    relabelled = f"{part.relabelled} of {its} {of}{whose} that have a near duplicate in the new data"
     sentence = (
-        f"{name} lost {say.between(seen.lower, seen.upper, margin)}, but its holdout looks obsolete: "
-        f"{relabelled} carry another label there; if the new labels are right, retire the holdout of {name} "
+        f"{name} lost {say.between(seen.lower, seen.upper, margin)}, but {looks} obsolete: {relabelled} "
+        f"carry another label there; if the new labels are right, retire the {holdout} of {name} "
         "(holdfast holdout retire), else reject"
     )
     return "undecided", sentence, more

@@ -311,7 +311,10 @@ class _Judged:
             duplicates = judgements.together([self.sound[self.place[each]] for each in pool.own])
             part = judgements.obsolete_part(duplicates, self.config.alpha)
             if part is not None:
-                return judgements.obsolete(seen, name, seen.margin, part, self.evidence.classes)
+                several = len(pool.own) > 1
+                return judgements.obsolete(
+                    seen, name, seen.margin, part, self.evidence.classes, several=several
+                )
             return judgements.lost(seen, name, seen.margin, together=together)
         if seen.p_noninferior > seen.alpha and seen.n < int(stats.floor_n(seen.margin, seen.alpha)):
             return judgements.too_few(seen, name)

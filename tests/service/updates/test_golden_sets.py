@@ -188,6 +188,8 @@ def test_a_loss_that_a_person_approves_is_asked_about_once(make: Callable[..., H
     assert entry.reason == "v3 is the anchor of golden set curated from now on: curated by hand"
     assert anchors(each) == {"curated": 3}
     assert of_guard(each.learn(digits(3, angle=15)), "golden_anchor") == []
+    decisions.roll_back(each.engine, NAME, version=2, by=WHY)
+    assert anchors(each) == {"curated": 1}, "what v3 was allowed to lose is no longer lost"
 
 
 def test_only_losses_that_were_asked_about_move_the_anchor(make: Callable[..., Home]) -> None:
