@@ -135,7 +135,9 @@ def compare_counts(
 def pooled_counts(counted: Counts, pools: Sequence[Sequence[int]]) -> Counts:
     """(4, pools) the counts of pools, from (4, holdouts) and the holdouts' places; none is empty."""
     sizes = np.array([len(pool) for pool in pools])
-    return np.add.reduceat(counted[:, np.concatenate(pools)], np.cumsum(sizes) - sizes, axis=1)
+    # Lists are turned into one array at once: one array a pool would outlast the sums.
+    places = np.array([place for pool in pools for place in pool])
+    return np.add.reduceat(counted[:, places], np.cumsum(sizes) - sizes, axis=1)
 
 
 def _needed(

@@ -123,11 +123,13 @@ def questions(
     budget, widest = config.budget, max(config.single_margin, config.budget)
 
     def enough(margin: float) -> Enough:
-        needs = {each: _records(margin, spends[each], LASTING_POWER) for each in sizes}
+        # Most were looked at alike, and may spend the same.
+        by_spending = {each: _records(margin, each, LASTING_POWER) for each in set(spends.values())}
+        needs = {each: by_spending[spends[each]] for each in sizes}
         return lambda members: max(map(needs.__getitem__, members))
 
-    def spent(pool: Pool) -> float:
-        return min(map(spends.__getitem__, pool.members))
+    def spent(members: Sequence[int]) -> float:
+        return min(map(spends.__getitem__, members))
 
     found: list[Question] = []
     alone = records_alone(budget, config.alpha)
@@ -136,15 +138,17 @@ def questions(
     for pool in pools_of(blocks, sizes, enough(budget)):
         records = [sizes[each] for each in pool.members]
         if sum(records) >= together or max(records) >= alone:
-            found.append(Question(pool, budget, spent(pool)))
+            found.append(Question(pool, budget, spent(pool.members)))
     asked = {frozenset(each.pool.members) for each in found}
+    shortest = min(map(len, asked), default=0)
     planned = config.alpha * stats.look_share(config.audits)
     units = units_of(history, sizes, _records(widest, planned, LASTING_POWER))
     small, at_widest = [], enough(widest)
     for pool in pools_of(units, sizes, at_widest):
-        n = sum(map(sizes.__getitem__, pool.members))
-        if n >= at_widest(pool.members) and frozenset(pool.members) not in asked:
-            small.append((pool, n, spent(pool)))
+        members = pool.members
+        n = sum(map(sizes.__getitem__, members))
+        if n >= at_widest(members) and (len(members) < shortest or frozenset(members) not in asked):
+            small.append((pool, n, spent(members)))
     n_of, alphas = (np.array([each[place] for each in small]) for place in (1, 2))
     settled = stats.settled_margin(n_of, alphas, churn=LASTING_CHURN, power=LASTING_POWER).tolist()
     return found + [

@@ -26,7 +26,7 @@ SIZES = (10, 20, 50, 100, 200, 350, 500, 1000, 2000, 5000)
 """Records of an experience that are simulated; between them, rates are interpolated."""
 MORE = {500: 2}
 """Size -> times as many lifetimes, where these differ most: audits of a few ask again and again."""
-CHURNS = (0.06,)
+CHURNS = (0.06, 0.12)
 GATE, AUDIT = 0.25, 0.2
 """The split that is simulated; for another one, rates follow its gate and its sealed records."""
 LEAST_RATIO, MOST_RATIO = 0.5, 2.0
