@@ -111,6 +111,8 @@ class Ingest:
         self._refused: list[DeadLetter] = []
         self._came = self._newly_refused = 0
         self._untrimmed, self._forget_at = False, 0.0
+        self.progressed = False
+        """Whether the last step read or cut anything: if so, there may be more at once."""
         self._read = dict(self._committer.cursors)
         self._pending = Pending(
             config.trigger,
@@ -147,8 +149,9 @@ class Ingest:
                 `SourceStoppedError`: then a person must look first.
         """
         cut = self._pending.due(self._clock())
+        self.progressed = cut is not None
         if cut is None:
-            self._poll(timeout_seconds)
+            self.progressed = self._poll(timeout_seconds)
             cut = self._pending.due(self._clock())
         if cut is None:
             self._commit_rest()

@@ -164,7 +164,7 @@ RANKS: Mapping[str, str] = {
         migrations.versions.v0005_margins migrations.versions.v0006_words
         migrations.versions.v0007_words migrations.versions.v0008_inputs
         migrations.versions.v0009_causes migrations.versions.v0010_golden
-        migrations.versions.v0011_disputes migrations.versions.v0012_anchors presence
+        migrations.versions.v0011_disputes migrations.versions.v0012_anchors migrations.versions.v0013_pushed presence
         pipelines backlog jobs inputs outcomes ledger endings claims
         golden champions freezes holdouts
     """,

@@ -67,7 +67,7 @@ class PipelineIngest:
         self._note_at = 0.0
 
     def turn(self) -> bool:
-        """Poll the source once and serve requests for a cut; True if an experience was cut."""
+        """Poll the source once and serve requests for a cut; True if anything was read or cut."""
         if time.monotonic() < self._not_before:
             return False
         try:
@@ -127,10 +127,11 @@ class PipelineIngest:
             return False
         ingest = self._open()
         row = self._cut(ingest, asked) if asked else ingest.step(0.0)
+        progressed = row is not None or ingest.progressed
         if self._status == "failing":
             self._set_status("running", "")
         self._note_pending(ingest)
-        return row is not None
+        return progressed
 
     def _cut(self, ingest: Ingest, asked: list[str]) -> ExperienceRow | None:
         self._asked = asked

@@ -47,13 +47,7 @@ def claim(engine: sa.Engine, owner: str, *, lease_seconds: float, max_attempts: 
 
 
 def _claimable(moment: float, max_attempts: int) -> sa.Select[Any]:
-    other = updates.alias("other")
-    held = sa.exists().where(
-        other.c.pipeline == updates.c.pipeline,
-        other.c.id != updates.c.id,
-        other.c.state.in_(["running", "review"]),
-    )
-    free = sa.and_(_waiting(moment), sa.not_(held))
+    free = _free(moment)
     abandoned = sa.and_(silent(moment), updates.c.failures + 1 < max_attempts)
     return (
         sa.select(updates.c.id)
@@ -66,11 +60,19 @@ def _claimable(moment: float, max_attempts: int) -> sa.Select[Any]:
 
 def _claimable_or_silent(moment: float) -> sa.Select[Any]:
     """A first query that takes no lock: most find nothing."""
-    return sa.select(updates.c.id).where(sa.or_(_waiting(moment), silent(moment))).limit(1)
+    return sa.select(updates.c.id).where(sa.or_(_free(moment), silent(moment))).limit(1)
 
 
-def _waiting(moment: float) -> sa.ColumnElement[bool]:
-    return sa.and_(updates.c.state == "queued", sa.not_(updates.c.wants_cut), updates.c.not_before <= moment)
+def _free(moment: float) -> sa.ColumnElement[bool]:
+    """Updates that wait for nothing, not even for another one of their pipeline."""
+    other = updates.alias("other")
+    held = sa.exists().where(
+        other.c.pipeline == updates.c.pipeline,
+        other.c.id != updates.c.id,
+        other.c.state.in_(["running", "review"]),
+    )
+    waiting = (updates.c.state == "queued", sa.not_(updates.c.wants_cut), updates.c.not_before <= moment)
+    return sa.and_(*waiting, sa.not_(held))
 
 
 def _exhausted(engine: sa.Engine, max_attempts: int) -> list[Update]:

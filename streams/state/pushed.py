@@ -9,7 +9,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import sqlalchemy as sql
 
@@ -20,6 +20,9 @@ from streams.wire.decode import encode_batch
 
 REQUEST_KEY_SECONDS = 24 * 60 * 60.0
 """How long a request key is remembered, at least."""
+
+_MOST_BATCHES = 1000
+"""Batches that are read at once, at most."""
 
 PUSHED_PARTITION = "pushed"
 """The one partition of the pushed log."""
@@ -116,7 +119,7 @@ class PushedLog:
         if not len(records):
             raise ValueError("a pushed batch needs at least one record")
         payload = encode_batch(records, schema, names)
-        last = _lock_log(connection, pipeline)
+        last, rows = _lock_log(connection, pipeline)
         if request_key is not None:
             first = _find_request(connection, pipeline, request_key, payload)
             if first is not None:
@@ -127,15 +130,15 @@ class PushedLog:
                 pipeline=pipeline,
                 sequence=sequence,
                 rows=len(records),
+                rows_before=rows,
                 payload=payload,
                 request_key=request_key,
                 request_digest=None if request_key is None else _digest(payload),
                 created_at=self._clock(),
             )
         )
-        connection.execute(
-            sql.update(PUSHED_LOGS).where(PUSHED_LOGS.c.pipeline == pipeline).values(last_sequence=sequence)
-        )
+        stored = {"last_sequence": sequence, "rows": rows + len(records)}
+        connection.execute(sql.update(PUSHED_LOGS).where(PUSHED_LOGS.c.pipeline == pipeline).values(stored))
         return Receipt(sequence, len(records), duplicate=False)
 
     def recall(
@@ -164,7 +167,8 @@ class PushedLog:
                 return
         try:
             with self._engine.begin() as connection:
-                connection.execute(sql.insert(PUSHED_LOGS).values(pipeline=pipeline, last_sequence=0))
+                empty = {"last_sequence": 0, "rows": 0, "trimmed_to": 0}
+                connection.execute(sql.insert(PUSHED_LOGS).values(pipeline=pipeline, **empty))
         except sql.exc.IntegrityError:
             return  # another process was first
 
@@ -177,37 +181,71 @@ class PushedLog:
         with reading(self._engine) as connection:
             return _last_sequence(connection, pipeline), set(connection.execute(query).scalars())
 
-    def batch(self, pipeline: str, sequence: int) -> StoredBatch | None:
-        """One batch; None where there is none of that sequence yet.
+    def batches(
+        self, pipeline: str, first: int, *, most_rows: int, most_bytes: int
+    ) -> Sequence[StoredBatch]:
+        """The batches from sequence `first` on: one at least, if it is stored, then up to these bounds.
 
         Raises:
-            DataLostError: it was stored and is gone.
+            DataLostError: one of them was stored and is gone.
         """
         batches = PUSHED_BATCHES.c
-        query = sql.select(batches.rows, batches.payload, batches.created_at).where(
-            batches.pipeline == pipeline, batches.sequence == sequence
+        sizes = (
+            sql.select(batches.sequence, batches.rows, sql.func.length(batches.payload).label("bytes"))
+            .where(batches.pipeline == pipeline, batches.sequence >= first)
+            .order_by(batches.sequence)
+            .limit(_MOST_BATCHES)
         )
         with reading(self._engine) as connection:
             last = _last_sequence(connection, pipeline)
-            row = connection.execute(query).one_or_none()
-        if sequence > last:
-            return None
-        if row is None or row.payload is None:
-            raise batch_lost(pipeline, sequence)
-        return StoredBatch(sequence, row.rows, row.payload, row.created_at)
+            if first > last:
+                return []
+            found = connection.execute(sizes).all()
+            many = _leading(found, first, most_rows=most_rows, most_bytes=most_bytes)
+            if not many:
+                raise batch_lost(pipeline, first)
+            rows = connection.execute(
+                sql.select(batches.sequence, batches.rows, batches.payload, batches.created_at)
+                .where(batches.pipeline == pipeline, batches.sequence.between(first, first + many - 1))
+                .order_by(batches.sequence)
+            )
+            return [StoredBatch(*row) for row in rows]
 
     def trim(self, pipeline: str, *, before: int) -> None:
-        """Delete the batches before this sequence, but for request keys that must still be remembered."""
+        """Delete the batches before this sequence; the rows of request keys stay, without their payload."""
+        batches, log = PUSHED_BATCHES.c, PUSHED_LOGS.c.pipeline == pipeline
+        with self._engine.begin() as connection:
+            trimmed = connection.execute(sql.select(PUSHED_LOGS.c.trimmed_to).where(log)).scalar()
+            if trimmed is None or trimmed >= before:
+                return
+            # Only what was consumed since the last trim: request keys of a whole day lie before it.
+            consumed = (batches.pipeline == pipeline, batches.sequence.between(trimmed, before - 1))
+            connection.execute(sql.delete(PUSHED_BATCHES).where(*consumed, batches.request_key.is_(None)))
+            connection.execute(sql.update(PUSHED_BATCHES).where(*consumed).values(payload=None))
+            connection.execute(sql.update(PUSHED_LOGS).where(log).values(trimmed_to=before))
+
+    def forget_requests(self, pipeline: str, *, before: int) -> None:
+        """Delete the rows of request keys that need not be remembered any more, before this sequence."""
         batches = PUSHED_BATCHES.c
-        consumed = (batches.pipeline == pipeline, batches.sequence < before)
-        forgotten = batches.created_at < self._clock() - REQUEST_KEY_SECONDS
+        old = batches.created_at < self._clock() - REQUEST_KEY_SECONDS
         with self._engine.begin() as connection:
             connection.execute(
-                sql.delete(PUSHED_BATCHES).where(*consumed, batches.request_key.is_(None) | forgotten)
+                sql.delete(PUSHED_BATCHES).where(
+                    batches.pipeline == pipeline, old, batches.sequence < before
+                )
             )
-            connection.execute(
-                sql.update(PUSHED_BATCHES).where(*consumed, batches.payload.is_not(None)).values(payload=None)
-            )
+
+
+def _leading(found: Sequence[sql.Row[Any]], first: int, *, most_rows: int, most_bytes: int) -> int:
+    """How many batches without a gap stay within the bounds; one at least, if it has its payload."""
+    many = rows = size = 0
+    for each in found:
+        if each.sequence != first + many or each.bytes is None:
+            break
+        if many and (rows + each.rows > most_rows or size + each.bytes > most_bytes):
+            break
+        many, rows, size = many + 1, rows + each.rows, size + each.bytes
+    return many
 
 
 def pending_records(connection: sql.Connection, pipeline: str, *, partition: str) -> int:
@@ -216,12 +254,18 @@ def pending_records(connection: sql.Connection, pipeline: str, *, partition: str
         OFFSETS.c.pipeline == pipeline, OFFSETS.c.partition == partition
     )
     cursor = PushedCursor.parse(connection.execute(offset).scalar() or "")
+    stored = connection.execute(
+        sql.select(PUSHED_LOGS.c.rows).where(PUSHED_LOGS.c.pipeline == pipeline)
+    ).scalar()
+    if not stored or not cursor.sequence:
+        return stored or 0
     batches = PUSHED_BATCHES.c
-    first = sql.case((batches.sequence == cursor.sequence, cursor.row), else_=0)
-    query = sql.select(sql.func.coalesce(sql.func.sum(batches.rows - first), 0)).where(
-        batches.pipeline == pipeline, batches.sequence >= cursor.sequence
+    at = sql.select(batches.rows_before).where(
+        batches.pipeline == pipeline, batches.sequence == cursor.sequence
     )
-    return int(connection.execute(query).scalar_one())
+    before = connection.execute(at).scalar()
+    # The batch of the cursor is kept; where it is gone, the log is damaged, which opening it reports.
+    return 0 if before is None else max(stored - before - cursor.row, 0)
 
 
 def batch_lost(pipeline: str, sequence: int) -> DataLostError:
@@ -233,14 +277,16 @@ def batch_lost(pipeline: str, sequence: int) -> DataLostError:
     )
 
 
-def _lock_log(connection: sql.Connection, pipeline: str) -> int:
-    """Lock the log until the transaction ends; its last sequence.
+def _lock_log(connection: sql.Connection, pipeline: str) -> tuple[int, int]:
+    """Lock the log until the transaction ends; its last sequence, and the rows of all its batches.
 
     So sequences become visible in their order, and a reader never skips one that is not committed yet. On
     SQLite the transaction itself is the lock.
     """
-    query = sql.select(PUSHED_LOGS.c.last_sequence).where(PUSHED_LOGS.c.pipeline == pipeline)
-    return int(connection.execute(query.with_for_update()).scalar_one())
+    log = PUSHED_LOGS.c
+    query = sql.select(log.last_sequence, log.rows).where(log.pipeline == pipeline)
+    row = connection.execute(query.with_for_update()).one()
+    return int(row.last_sequence), int(row.rows)
 
 
 def _last_sequence(connection: sql.Connection, pipeline: str) -> int:

@@ -113,6 +113,8 @@ PUSHED_LOGS = sql.Table(
     METADATA,
     sql.Column("pipeline", sql.String(200), primary_key=True),
     sql.Column("last_sequence", sql.Integer, nullable=False),
+    sql.Column("rows", sql.BigInteger, nullable=False, comment="Of all batches that were ever stored."),
+    sql.Column("trimmed_to", sql.Integer, nullable=False, comment="Batches before this one are trimmed."),
 )
 PUSHED_BATCHES = sql.Table(
     "pushed_batches",
@@ -120,6 +122,7 @@ PUSHED_BATCHES = sql.Table(
     sql.Column("pipeline", sql.String(200), primary_key=True),
     sql.Column("sequence", sql.Integer, primary_key=True, autoincrement=False),
     sql.Column("rows", sql.Integer, nullable=False),
+    sql.Column("rows_before", sql.BigInteger, nullable=False, comment="Of all batches stored before it."),
     sql.Column("payload", sql.LargeBinary, nullable=True, comment="Null once it was consumed and trimmed."),
     sql.Column("request_key", sql.String(200), nullable=True),
     sql.Column(
@@ -127,6 +130,7 @@ PUSHED_BATCHES = sql.Table(
     ),
     sql.Column("created_at", sql.Double, nullable=False),
     sql.UniqueConstraint("pipeline", "request_key"),
+    sql.Index(None, "pipeline", "created_at"),
 )
 
 

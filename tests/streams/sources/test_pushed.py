@@ -159,7 +159,8 @@ def test_a_key_outlives_its_payload_for_a_day(engine: sql.Engine) -> None:
     assert kept(engine) == [(1, False), (2, True)]
     assert log.append("digits", SCHEMA, records(["a"]), request_key="a").duplicate
     now = REQUEST_KEY_SECONDS + 1
-    source.trim({"pushed": "2:1"})
+    later = PushedSource("digits", SCHEMA, engine=engine, clock=lambda: now)
+    later.trim({"pushed": "2:1"})
     assert kept(engine) == [(2, True)]
 
 
@@ -176,11 +177,47 @@ def test_a_missing_batch_stops_the_source(engine: sql.Engine, cursor: str) -> No
 def test_a_batch_lost_while_reading_stops_the_source(engine: sql.Engine) -> None:
     push(engine, 2, 2)
     source = opened(engine)
-    source.poll(10, 0.0)
+    assert len(source.poll(2, 0.0)) == 1
     with engine.begin() as connection:
         connection.execute(sql.delete(PUSHED_BATCHES).where(PUSHED_BATCHES.c.sequence == 2))
     with pytest.raises(DataLostError, match="batch 2"):
         source.poll(10, 0.0)
+
+
+def test_many_requests_are_read_at_once_and_bounded_by_records(engine: sql.Engine) -> None:
+    names = push(engine, *[1] * 40, 7, 5)
+    source = opened(engine)
+    sizes = []
+    while batches := source.poll(10, 0.0):
+        sizes.append([len(batch.positions) for batch in batches])
+    assert sizes == [[1] * 10] * 4 + [[7], [5]]
+    assert read(opened(engine, "41:3"), 10)[0] == names[43:]
+
+
+def test_what_came_before_a_batch_that_cannot_be_read_is_given_out_first(engine: sql.Engine) -> None:
+    push(engine, 2, 1, 1)
+    with engine.begin() as connection:
+        broken = sql.update(PUSHED_BATCHES).where(PUSHED_BATCHES.c.sequence == 2)
+        connection.execute(broken.values(payload=b"broken"))
+    source = opened(engine)
+    assert [len(batch.positions) for batch in source.poll(10, 0.0)] == [2]
+    for _ in range(2):
+        with pytest.raises(SourceError, match="batch 2"):
+            source.poll(10, 0.0)
+
+
+def test_a_trim_reads_only_what_was_consumed_since_the_last(engine: sql.Engine) -> None:
+    log = PushedLog(engine)
+    for number in range(30):
+        log.append("digits", SCHEMA, records([f"r{number}"]), request_key=f"k{number}")
+    source = opened(engine)
+    statements: list[tuple[str, object]] = []
+    sql.event.listen(engine, "before_cursor_execute", lambda *each: statements.append(each[2:4]))
+    for before in (10, 10, 20):
+        source.trim({"pushed": f"{before}:0"})
+    ranges = [values for text, values in statements if text.startswith("DELETE") and "BETWEEN" in text]
+    assert ranges == [("digits", 0, 9), ("digits", 10, 19)]
+    assert [sequence for sequence, stored in kept(engine) if stored] == list(range(20, 31))
 
 
 def test_a_batch_of_another_schema_stops_the_source(engine: sql.Engine) -> None:
