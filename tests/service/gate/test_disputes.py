@@ -259,7 +259,7 @@ def test_a_dispute_turns_rejections_into_questions_and_nothing_else(
     moved: Any,
     shares: dict[int, float],
 ) -> None:
-    evidence, config = random_case(11, index)
+    evidence, config = random_case(11, index, questions=False)
     evidence = replace(evidence, shift=shift(moved) if moved else None)
     without = decide(evidence, config)
     evidence = with_traffic(evidence, shares)
