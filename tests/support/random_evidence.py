@@ -3,7 +3,7 @@
 Golden sets come with it, and what makes a rejection a question.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,8 +70,7 @@ def _with_questions(world: World, evidence: Evidence, config: GateConfig) -> Evi
     if rng.random() < (0.9 if stopped else 0.3):
         evidence = with_disputes(rng, evidence, stopped)
     if rng.random() < (0.35 if stopped else 0.2):
-        # Not both: the gate does not ask about little traffic where a dispute settles nothing.
-        evidence = replace(with_traffic(rng, evidence), disputed=())
+        evidence = with_traffic(rng, evidence)
     if rng.random() < (0.3 if stopped else 0.1):
         evidence = with_near_duplicates(rng, evidence, stopped)
     return evidence

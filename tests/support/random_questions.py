@@ -22,12 +22,11 @@ MOST_RECORDS = 2500
 
 
 def with_golden(rng: np.random.Generator, evidence: Evidence, config: GateConfig) -> Evidence:
-    """The evidence with up to three golden sets, or with one that is there twice."""
+    """The evidence with up to three golden sets, of which one may be there twice."""
     count = int(rng.integers(1, 4))
     sets = [_golden(rng, number, evidence.champion or 0, config) for number in range(count)]
     if rng.random() < 0.06:
-        # Alone: the gate judges no other set next to one that is there twice.
-        sets = [sets[0], sets[0]]
+        sets.append(sets[0])
     return replace(evidence, golden=tuple(sets))
 
 

@@ -204,6 +204,13 @@ def test_a_loss_that_enough_of_the_traffic_sees_or_that_nobody_weighed_is_reject
     assert asked(with_traffic(REJECTED, {2: share})) == ()
 
 
+def test_a_dispute_that_explains_nothing_leaves_the_question_of_little_traffic() -> None:
+    both = replace(REJECTED, past=(*PAST[:3], LOST, paired(600, lost=100, experience=5)))
+    rare = with_traffic(both, dict.fromkeys(range(6), 0.001))
+    assert asked(replace(both, disputed=(2,))) == ()
+    assert asked(rare) == asked(replace(rare, disputed=(2,))) != ()
+
+
 def test_every_experience_that_fails_must_stand_for_little_traffic() -> None:
     both = replace(REJECTED, past=(*PAST, paired(600, lost=90, experience=5)))
     assert asked(with_traffic(both, {2: 0.01})) == ()
