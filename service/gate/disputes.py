@@ -33,39 +33,36 @@ def question(evidence: Evidence, config: GateConfig, findings: Sequence[Finding]
     kept = _kept(evidence, config)
     if any(each.about <= kept for each in lost):
         return None
-    about = _about(lost)
-    repeated = (about - kept) & set(evidence.disputed)
-    if repeated and _fails_without(repeated, evidence, config):
-        return None
     others = [each for each in failed if each.guard != _RETENTION]
-    seldom = [] if repeated else _seldom(lost, evidence, config)
-    about = about if repeated else _about(seldom)
-    if not about or not _lost_there(others, about, evidence, config, findings):
-        return None
-    if seldom:
-        return _little_traffic(seldom)
-    alone = {each.experience for each in lost if each.experience is not None and not each.experiences}
-    named = sorted(alone & repeated or repeated)
-    return Finding(
-        DISPUTE, "undecided", _sentence(named), named[0] if len(named) == 1 else None, {}, tuple(named)
-    )
+
+    def explains(about: frozenset[int], gone: frozenset[int]) -> bool:
+        """Whether nothing fails without the first, nor any rare class without the second."""
+        if not about or _fails_without(about, evidence, config):
+            return False
+        return _lost_there(others, gone, evidence, config, findings)
+
+    repeated = (_about(lost) - kept) & set(evidence.disputed)
+    if explains(repeated, _about(lost)):
+        alone = {each.experience for each in lost if each.experience is not None and not each.experiences}
+        named = sorted(alone & repeated or repeated)
+        one = named[0] if len(named) == 1 else None
+        return Finding(DISPUTE, "undecided", _sentence(named), one, {}, tuple(named))
+    seldom = _seldom(lost, config)
+    return _little_traffic(seldom) if explains(_about(seldom), _about(seldom)) else None
 
 
 def _about(findings: Sequence[Finding]) -> frozenset[int]:
     return frozenset[int]().union(*(each.about for each in findings))
 
 
-def _seldom(lost: Sequence[Finding], evidence: Evidence, config: GateConfig) -> list[Finding]:
-    """The failing findings by which less than the margin of the traffic was lost at worst, if they are why.
-
-    They are where nothing fails without their experiences: a block may fail by one of its members.
-    """
+def _seldom(lost: Sequence[Finding], config: GateConfig) -> list[Finding]:
+    """The failing findings by which less than the margin of the traffic was lost at worst."""
     found = []
     for each in lost:
         share, most = each.numbers.get("traffic"), each.numbers.get("loss_upper")
         if share is not None and most is not None and share * most < config.margin:
             found.append(each)
-    return [] if found and _fails_without(_about(found), evidence, config) else found
+    return found
 
 
 def _fails_without(experiences: frozenset[int], evidence: Evidence, config: GateConfig) -> bool:

@@ -1,4 +1,7 @@
-"""Random evidence for the gate: holdouts of very different sizes, rare classes, audits and history."""
+"""Random evidence for the gate: holdouts of very different sizes, rare classes, audits and history.
+
+Golden sets come with it, and what makes a rejection a question.
+"""
 
 from dataclasses import dataclass
 
@@ -6,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.gate.base import Audit, DataEvidence, Evidence, GateConfig, PairedAnswers, PastExperience
+from tests.support.random_questions import with_disputes, with_golden, with_near_duplicates, with_traffic
 
 Bits = NDArray[np.bool_]
-MOODS = ("harmless", "harmless", "harmless", "harmless", "one", "all", "rare", "new", "eroded")
+MOODS = (*["harmless"] * 4, "one", "some", "some", "all", "rare", "new", "eroded")
 """What an update does, each as likely as it occurs here."""
 
 
@@ -22,13 +26,16 @@ class World:
     accuracy: float
     churn: float
     mood: str
-    hurt: int
-    """The experience, or the class, that is hurt."""
+    hurt: tuple[int, ...]
+    """The places among the past experiences, or the class, that are hurt."""
     loss: float
 
 
-def random_case(seed: int, index: int) -> tuple[Evidence, GateConfig]:
-    """Evidence and configuration number `index` of the sequence that starts from `seed`."""
+def random_case(seed: int, index: int, *, questions: bool = True) -> tuple[Evidence, GateConfig]:
+    """Evidence and configuration number `index` of the sequence that starts from `seed`.
+
+    Without `questions` it has no golden sets, and nothing that makes a rejection a question.
+    """
     rng = np.random.default_rng([seed, index])
     config = _config(rng)
     past_count, new_count = int(rng.integers(1, 13)), int(rng.integers(1, 4))
@@ -40,18 +47,33 @@ def random_case(seed: int, index: int) -> tuple[Evidence, GateConfig]:
     new = tuple(
         _paired(world, total + 2 + number, _size(rng, largest), new=True) for number in range(new_count)
     )
-    return (
-        Evidence(
-            data=DataEvidence(600, 0),
-            past=past,
-            new=new,
-            attempt=None if rng.random() < 0.1 else int(rng.choice([1, 1, 2, 3])),
-            audit=_audit(world, config, past) if rng.random() < 0.5 else None,
-            champion=total,
-            history=history,
-        ),
-        config,
+    evidence = Evidence(
+        data=DataEvidence(600, 0),
+        past=past,
+        new=new,
+        attempt=None if rng.random() < 0.1 else int(rng.choice([1, 1, 2, 3])),
+        audit=_audit(world, config, past) if rng.random() < 0.5 else None,
+        champion=total,
+        history=history,
     )
+    return _with_questions(world, evidence, config) if questions else evidence, config
+
+
+def _with_questions(world: World, evidence: Evidence, config: GateConfig) -> Evidence:
+    """The evidence with golden sets, disputes and the like, each in some of the cases."""
+    rng, numbers = world.rng, [each.experience for each in evidence.past]
+    hurt = {"all": numbers, "one": [numbers[each] for each in world.hurt if each < len(numbers)]}
+    hurt["some"] = hurt["one"]
+    stopped = sorted(hurt.get(world.mood, []))
+    if rng.random() < 0.4:
+        evidence = with_golden(rng, evidence, config)
+    if rng.random() < (0.9 if stopped else 0.3):
+        evidence = with_disputes(rng, evidence, stopped)
+    if rng.random() < (0.35 if stopped else 0.2):
+        evidence = with_traffic(rng, evidence)
+    if rng.random() < (0.3 if stopped else 0.1):
+        evidence = with_near_duplicates(rng, evidence, stopped)
+    return evidence
 
 
 def _config(rng: np.random.Generator) -> GateConfig:
@@ -79,7 +101,9 @@ def _world(rng: np.random.Generator, config: GateConfig, past_count: int) -> Wor
         shares[rare] = rng.uniform(0.001, 1.1 * config.margin, len(rare))
         shares /= shares.sum()
     mood = str(rng.choice(MOODS))
-    hurt = int(np.argmin(shares)) if mood == "rare" else int(rng.integers(0, past_count))
+    several = int(rng.integers(2, 4)) if mood == "some" else 1
+    places = rng.choice(past_count, size=min(several, past_count), replace=False)
+    hurt = (int(np.argmin(shares)),) if mood == "rare" else tuple(int(each) for each in places)
     loss = float(rng.uniform(0.2, 0.9)) if mood == "rare" else float(rng.uniform(0.5, 3.0)) * config.margin
     churn = float(rng.choice([0.0, 0.01, 0.03, 0.06, 0.12]))
     return World(rng, shares, float(rng.uniform(0.6, 0.98)), churn, mood, hurt, loss)
@@ -98,7 +122,7 @@ def _answers(world: World, labels: NDArray[np.int64], loss: float) -> tuple[Bits
         baseline[:] = False
     lose = np.full(n, world.churn / 2 + loss) / max(world.accuracy, 0.01)
     if world.mood == "rare":
-        lose[labels == world.hurt] += world.loss
+        lose[labels == world.hurt[0]] += world.loss
     gain = world.churn / 2 / (1 - world.accuracy)
     flips = rng.random(n) < np.where(baseline, lose, gain)
     return baseline, baseline ^ flips
@@ -115,7 +139,7 @@ def _paired(
 ) -> PairedAnswers:
     """Answers on one holdout; `place` is that among the past ones."""
     hit = world.mood == "all" or (world.mood == "new" and new)
-    hit = hit or (world.mood == "one" and place == world.hurt)
+    hit = hit or (world.mood in ("one", "some") and place in world.hurt)
     labels = world.rng.choice(len(world.shares), size=n, p=world.shares).astype(np.int64)
     baseline, challenger = _answers(world, labels, world.loss if hit else 0.0)
     looks = int(world.rng.integers(0, 6))

@@ -25,6 +25,8 @@ class Block:
     """Holdouts that are judged as one."""
 
     members: tuple[PairedAnswers, ...]
+    joined: frozenset[int] = frozenset()
+    """Members that are neighbours, and only make up for the records that the block is short of."""
 
     @property
     def n(self) -> int:
@@ -72,12 +74,12 @@ def p_gained(counts: Counts) -> float:
     return p_lost(Counts(counts.n, counts.right, counts.gained, counts.lost))
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values."""
+def holm(values: Sequence[float], family: int | None = None) -> list[float]:
+    """Holm's adjusted p-values, where so many questions are asked in all."""
     adjusted = [1.0] * len(values)
-    largest = 0.0
+    largest, asked = 0.0, family or len(values)
     for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
-        largest = max(largest, min(1.0, (len(values) - rank) * values[index]))
+        largest = max(largest, min(1.0, (asked - rank) * values[index]))
         adjusted[index] = largest
     return adjusted
 
@@ -173,11 +175,12 @@ def joined(blocks: Sequence[Block], enough: Callable[[Block], bool]) -> list[Blo
     """Every block; one that is short together with those before it, then with those after it."""
     found: dict[frozenset[int], Block] = {}
     for index, block in enumerate(blocks):
-        whole = block
+        whole, own = block, block.key
         for other in [*reversed(blocks[:index]), *blocks[index + 1 :]]:
             if enough(whole):
                 break
             whole = Block(whole.members + other.members)
-        found.pop(whole.key, None)
-        found[whole.key] = whole
+        if same := found.pop(whole.key, None):
+            own |= same.key - same.joined
+        found[whole.key] = Block(whole.members, whole.key - own)
     return list(found.values())

@@ -8,7 +8,7 @@ challenger can follow from is then the sequence of these bits, and alpha is shar
 learning models with ease.ml/ci", MLSys 2019.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -120,41 +120,58 @@ def questions(
         config: the gate.
         spends: experience -> what this look may spend on it; several together spend the least of theirs.
     """
-    budget, widest = config.budget, max(config.single_margin, config.budget)
-
-    def enough(margin: float) -> Enough:
-        # Most were looked at alike, and may spend the same.
-        by_spending = {each: _records(margin, each, LASTING_POWER) for each in set(spends.values())}
-        needs = {each: by_spending[spends[each]] for each in sizes}
-        return lambda members: max(map(needs.__getitem__, members))
-
-    def spent(members: Sequence[int]) -> float:
-        return min(map(spends.__getitem__, members))
-
     found: list[Question] = []
-    alone = records_alone(budget, config.alpha)
-    together = records_together(budget, config.alpha, config.audits)
+    alone = records_alone(config.budget, config.alpha)
+    together = records_together(config.budget, config.alpha, config.audits)
     blocks = blocks_of(history, sizes, together, alone=alone)
-    for pool in pools_of(blocks, sizes, enough(budget)):
+    for pool in pools_of(blocks, sizes, _enough(config.budget, sizes, spends)):
         records = [sizes[each] for each in pool.members]
         if sum(records) >= together or max(records) >= alone:
-            found.append(Question(pool, budget, spent(pool.members)))
-    asked = {frozenset(each.pool.members) for each in found}
-    shortest = min(map(len, asked), default=0)
+            found.append(Question(pool, config.budget, _spent(pool.members, spends)))
     planned = config.alpha * stats.look_share(config.audits)
-    units = units_of(history, sizes, _records(widest, planned, LASTING_POWER))
-    small, at_widest = [], enough(widest)
-    for pool in pools_of(units, sizes, at_widest):
+    units = units_of(history, sizes, _records(_widest(config), planned, LASTING_POWER))
+    return found + _alone(
+        units, sizes, config, spends, asked={frozenset(each.pool.members) for each in found}
+    )
+
+
+def _alone(
+    units: Sequence[Sequence[int]],
+    sizes: Mapping[int, int],
+    config: GateConfig,
+    spends: Mapping[int, float],
+    *,
+    asked: Set[frozenset[int]],
+) -> list[Question]:
+    """Experiences by themselves, or with their neighbours, at what their records settle; none twice."""
+    shortest = min(map(len, asked), default=0)
+    small, enough = [], _enough(_widest(config), sizes, spends)
+    for pool in pools_of(units, sizes, enough):
         members = pool.members
         n = sum(map(sizes.__getitem__, members))
-        if n >= at_widest(members) and (len(members) < shortest or frozenset(members) not in asked):
-            small.append((pool, n, spent(members)))
+        if n >= enough(members) and (len(members) < shortest or frozenset(members) not in asked):
+            small.append((pool, n, _spent(members, spends)))
     n_of, alphas = (np.array([each[place] for each in small]) for place in (1, 2))
     settled = stats.settled_margin(n_of, alphas, churn=LASTING_CHURN, power=LASTING_POWER).tolist()
-    return found + [
-        Question(pool, max(budget, margin), spending)
+    return [
+        Question(pool, max(config.budget, margin), spending)
         for (pool, _, spending), margin in zip(small, settled, strict=True)
     ]
+
+
+def _widest(config: GateConfig) -> float:
+    return max(config.single_margin, config.budget)
+
+
+def _enough(margin: float, sizes: Mapping[int, int], spends: Mapping[int, float]) -> Enough:
+    # Most were looked at alike, and may spend the same.
+    by_spending = {each: _records(margin, each, LASTING_POWER) for each in set(spends.values())}
+    needs = {each: by_spending[spends[each]] for each in sizes}
+    return lambda members: max(map(needs.__getitem__, members))
+
+
+def _spent(members: Sequence[int], spends: Mapping[int, float]) -> float:
+    return min(map(spends.__getitem__, members))
 
 
 class _Look:

@@ -32,15 +32,23 @@ def golden(evidence: Evidence, config: GateConfig) -> tuple[Finding | Note, ...]
     the sets (Holm) and held against `alarm_alpha`. A set without a margin must lose no right answer: that is
     a count, and promises nothing of other records.
     """
-    sets = evidence.golden
-    twice = [number for number, count in Counter(each.number for each in sets).items() if count > 1]
-    if twice:
-        name = next(each.name for each in sets if each.number == twice[0])
-        why = f"golden set {name} is more than once among the golden sets; run the update again"
-        return (Finding(GOLDEN, "undecided", why, numbers={"golden": twice[0]}),)
+    times = Counter(each.number for each in evidence.golden)
+    sets = [each for each in evidence.golden if times[each.number] == 1]
+    names = {each.number: each.name for each in evidence.golden if times[each.number] > 1}
+    twice = [
+        Finding(
+            GOLDEN,
+            "undecided",
+            f"golden set {name} is more than once among the golden sets; run the update again",
+            numbers={"golden": number},
+        )
+        for number, name in names.items()
+    ]
     if evidence.first:
-        return tuple(_first(each) for each in sets)
-    found = [*_against(sets, config, "champion"), *_against(_anchored(sets, evidence), config, "anchor")]
+        return (*twice, *(_first(each) for each in sets))
+    family = len(evidence.golden)
+    anchored = _against(_anchored(sets, evidence), config, "anchor", family=family)
+    found = [*twice, *_against(sets, config, "champion", family=family), *anchored]
     return (*found, *_promises(sets, evidence, config))
 
 
@@ -60,8 +68,8 @@ def _first(answers: GoldenAnswers) -> Finding | Note:
     return Note(GOLDEN, sentence, {"golden": answers.number, "n": len(right)})
 
 
-def _against(sets: Sequence[GoldenAnswers], config: GateConfig, side: Side) -> list[Finding]:
-    """One finding on each set, in their order."""
+def _against(sets: Sequence[GoldenAnswers], config: GateConfig, side: Side, *, family: int) -> list[Finding]:
+    """One finding on each set, in their order; of so many that are asked about in all."""
     margins = {each.number: _margin(each, config, side) for each in sets}
     wrong = {each.number: _wrong(each, config, side) for each in sets}
     sound = [each for each in sets if wrong[each.number] is None]
@@ -69,7 +77,7 @@ def _against(sets: Sequence[GoldenAnswers], config: GateConfig, side: Side) -> l
         # A set without a margin takes part with any: it is judged by its count alone.
         [(_pair(each, side), margins[each.number] or 0.5) for each in sound],
         alpha=config.alpha,
-        holdouts=len(sets),
+        holdouts=family,
     )
     compared = {each.number: its for each, its in zip(sound, seen, strict=True)}
     found = []

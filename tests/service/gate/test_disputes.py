@@ -204,6 +204,13 @@ def test_a_loss_that_enough_of_the_traffic_sees_or_that_nobody_weighed_is_reject
     assert asked(with_traffic(REJECTED, {2: share})) == ()
 
 
+def test_a_dispute_that_explains_nothing_leaves_the_question_of_little_traffic() -> None:
+    both = replace(REJECTED, past=(*PAST[:3], LOST, paired(600, lost=100, experience=5)))
+    rare = with_traffic(both, dict.fromkeys(range(6), 0.001))
+    assert asked(replace(both, disputed=(2,))) == ()
+    assert asked(rare) == asked(replace(rare, disputed=(2,))) != ()
+
+
 def test_every_experience_that_fails_must_stand_for_little_traffic() -> None:
     both = replace(REJECTED, past=(*PAST, paired(600, lost=90, experience=5)))
     assert asked(with_traffic(both, {2: 0.01})) == ()
@@ -259,7 +266,7 @@ def test_a_dispute_turns_rejections_into_questions_and_nothing_else(
     moved: Any,
     shares: dict[int, float],
 ) -> None:
-    evidence, config = random_case(11, index)
+    evidence, config = random_case(11, index, questions=False)
     evidence = replace(evidence, shift=shift(moved) if moved else None)
     without = decide(evidence, config)
     evidence = with_traffic(evidence, shares)

@@ -110,6 +110,15 @@ def test_none_lost_counts_and_promises_nothing() -> None:
     assert set(found.numbers) <= set(NUMBERS)
 
 
+def test_a_set_that_is_there_twice_hides_no_other() -> None:
+    lost = replace(answers(600, lost=200), number=1, name="set-1")
+    verdict = decide(replace(GOOD, golden=(answers(600), answers(600), lost)), CONFIG)
+    twice, other = of_guard(verdict, "golden")
+    assert (twice.answer, twice.numbers) == ("undecided", {"golden": 0})
+    assert "set-0 is more than once" in twice.sentence
+    assert (other.answer, verdict.outcome) == ("fail", "reject")
+
+
 def test_what_was_lost_since_the_anchor_asks_a_person_and_never_rejects() -> None:
     for margin, lost in ((None, 1), (0.05, 100)):
         kept = answers(600, lost=100, margin=margin)
