@@ -158,6 +158,11 @@ class Ingest:
             return None
         return self._cut(cut)
 
+    def overdue(self) -> bool:
+        """Whether a step has something to do though nothing new came: time alone makes a cut due."""
+        now = self._clock()
+        return self._pending.due(now) is not None or bool(self._late and self._late.commit_due(now))
+
     def cut(self, reason: str) -> ExperienceRow | None:
         """Cut everything that the source holds now into one experience, whatever the trigger says.
 
@@ -165,6 +170,7 @@ class Ingest:
             The experience; None when no record is pending, or when all that are pending fall in the gate and
             audit parts: these stay pending until one to train on arrives.
         """
+        self.progressed = False
         while not self._pending.full and self._poll(0.0):
             self._commit_rest()
         cut = self._pending.cut_of_all(reason, self._clock())

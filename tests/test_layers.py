@@ -100,8 +100,8 @@ FLOORS = (
         "the catalog names the strategies, so a strategy that read it would be a ring",
     ),
     Floor(
-        ("service.errors", "service.differences"),
-        "every part may raise a named error, or say where documents differ",
+        ("service.errors", "service.differences", "service.loops"),
+        "every part may raise a named error, run a loop, or say where documents differ",
     ),
     Floor(("service.settings", "service.client"), "a client needs an address, not the settings of a server"),
     Floor(
@@ -164,12 +164,15 @@ RANKS: Mapping[str, str] = {
         migrations.versions.v0005_margins migrations.versions.v0006_words
         migrations.versions.v0007_words migrations.versions.v0008_inputs
         migrations.versions.v0009_causes migrations.versions.v0010_golden
-        migrations.versions.v0011_disputes migrations.versions.v0012_anchors migrations.versions.v0013_pushed presence
+        migrations.versions.v0011_disputes migrations.versions.v0012_anchors migrations.versions.v0013_pushed
+        migrations.versions.v0014_troubles presence
         pipelines backlog jobs inputs outcomes ledger endings claims
         golden champions freezes holdouts
     """,
     "service.training": "answers inspection tasks checkpoint origin screening served trainer repeats pool",
-    "service.ingest": "sources retention bodies push golden relabel status replay champion_answers ingester",
+    "service.ingest": """
+        sources retention bodies push golden relabel status replay champion_answers pipeline ingester
+    """,
     "service.updates": """
         golden_sets requests inputs results past decisions golden_plan plan comparison input_checks
         verification reproduction publication update dispatcher

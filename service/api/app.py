@@ -2,11 +2,12 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 
 from fastapi import APIRouter, FastAPI
 
 from service.api import golden, holdouts, pipelines, problems, records, reference, streams, updates
-from service.api.bodies.health import Alive, Ready, RoleView
+from service.api.bodies.health import Alive, Ready, RoleView, TroubleView
 from service.api.limits import SecureAnswers
 from service.api.parameters import Engine
 from service.settings import Settings
@@ -71,6 +72,12 @@ def readyz(engine: Engine) -> Ready:
         present = presence.seen(connection)
     return Ready(
         roles=[
-            RoleView(role=role.role, instance=role.instance, seconds_ago=role.seconds_ago) for role in present
+            RoleView(
+                role=role.role,
+                instance=role.instance,
+                seconds_ago=role.seconds_ago,
+                troubles=[TroubleView(**asdict(each)) for each in role.troubles],
+            )
+            for role in present
         ]
     )

@@ -12,7 +12,7 @@ from collections.abc import Sequence, Set
 import sqlalchemy as sa
 import structlog
 
-from service.errors import PipelineUnreadableError
+from service.loops import for_all
 from service.pipelines import PipelineSpec
 from service.settings import Settings
 from service.state import backlog, champions, golden, jobs, pipelines
@@ -22,6 +22,8 @@ from streams.state.tables import reading
 from streams.store.experiences import ExperienceStore
 
 log = structlog.get_logger(__name__)
+
+_LOOK_SECONDS = 1.0
 
 
 class Upkeep:
@@ -33,19 +35,20 @@ class Upkeep:
         self._store = store
         self._next = time.monotonic() + settings.upkeep_seconds
 
-    def turn(self) -> None:
-        """Run if it is time."""
+    def turn(self) -> float:
+        """Run if it is time; seconds until it is worth asking again."""
         if time.monotonic() >= self._next:
+            # Before the run: one that fails is tried at the next time, by the loop that calls this.
             self._next = time.monotonic() + self._settings.upkeep_seconds
             self.run()
+        return min(_LOOK_SECONDS, max(0.0, self._next - time.monotonic()))
 
     def run(self) -> list[str]:
         """Run now; returns the names of the removed files."""
         with reading(self._engine) as connection:
             names = pipelines.names(connection)
             kept = golden.digests(connection)
-        for name in names:
-            self._remove_unneeded(name)
+        for_all(names, self._remove_unneeded, what="pipeline")
         removed = self._store.collect_garbage(
             Manifest(self._engine).digests() | kept, grace_seconds=self._settings.orphan_grace_seconds
         )
@@ -54,12 +57,8 @@ class Upkeep:
         return removed
 
     def _remove_unneeded(self, pipeline: str) -> None:
-        try:
-            with reading(self._engine) as connection:
-                spec = pipelines.load_spec(connection, pipeline)
-        except PipelineUnreadableError:
-            log.exception("pipeline left as it is", pipeline=pipeline)
-            return
+        with reading(self._engine) as connection:
+            spec = pipelines.load_spec(connection, pipeline)
         if spec.retention.keep_experiences is None:
             return
         manifest = Manifest(self._engine)

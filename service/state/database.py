@@ -196,6 +196,7 @@ roles = sa.Table(
     sa.Column("role", sa.String(16), primary_key=True),
     sa.Column("instance", sa.String(255), primary_key=True),
     sa.Column("seen_at", sa.Double, nullable=False),
+    sa.Column("troubles", sa.JSON, nullable=False, server_default="[]"),
 )
 
 

@@ -217,6 +217,14 @@ def wanting_cut(connection: sa.Connection, pipeline: str) -> list[str]:
     return [row.id for row in rows]
 
 
+def pipelines_wanting_cut(connection: sa.Connection) -> set[str]:
+    """Pipelines of which an update waits until ingest has cut the pending records."""
+    rows = connection.execute(
+        sa.select(updates.c.pipeline).where(updates.c.state == "queued", updates.c.wants_cut).distinct()
+    )
+    return set(rows.scalars())
+
+
 def cut_done(connection: sa.Connection, update_ids: Sequence[str]) -> None:
     """Let workers claim these updates."""
     connection.execute(sa.update(updates).where(updates.c.id.in_(update_ids)).values(wants_cut=False))

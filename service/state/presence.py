@@ -3,18 +3,21 @@
 import os
 import socket
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from types import TracebackType
 
 import sqlalchemy as sa
 import structlog
 
+from service.loops import Loop, Trouble
 from service.state.database import now, roles
 
 log = structlog.get_logger(__name__)
 
 BEAT_SECONDS = 2.0
 SILENT_SECONDS = 10.0
+LEAVE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Seen:
     role: str
     instance: str
     seconds_ago: float
+    troubles: Sequence[Trouble] = ()
+    """Of its loops, at that time."""
 
 
 def instance_name() -> str:
@@ -32,17 +37,22 @@ def instance_name() -> str:
 
 
 class Presence:
-    """Records that a role is alive in this process, from entry to exit."""
+    """Records that a role is alive in this process, from entry to exit, and the troubles of its loops."""
 
-    def __init__(self, engine: sa.Engine, role: str) -> None:
+    def __init__(
+        self, engine: sa.Engine, role: str, troubles: Callable[[], Sequence[Trouble]] = tuple
+    ) -> None:
         self._engine = engine
         self._role = role
+        self._troubles = troubles
         self._instance = instance_name()
         self._left = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name=f"presence-{role}", daemon=True)
+        # While the database is away, this role rightly looks absent.
+        self._loop = Loop(f"presence-{role}", self._turn, self._left)
+        self._thread = threading.Thread(target=self._loop.run, name=self._loop.name, daemon=True)
 
     def __enter__(self) -> "Presence":
-        self._record()
+        self._turn()
         self._thread.start()
         return self
 
@@ -53,28 +63,25 @@ class Presence:
         traceback: TracebackType | None,
     ) -> None:
         self._left.set()
-        self._thread.join()
-        with self._engine.begin() as connection:
-            connection.execute(sa.delete(roles).where(self._mine))
+        self._loop.wake()
+        self._thread.join(LEAVE_SECONDS)
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(sa.delete(roles).where(self._mine))
+        except sa.exc.SQLAlchemyError:
+            log.warning("presence not taken back: it ends by itself", role=self._role)
 
-    def _beat(self) -> None:
-        while not self._left.wait(BEAT_SECONDS):
-            try:
-                self._record()
-            except sa.exc.OperationalError:
-                # The database may come back; until then this role rightly looks absent.
-                log.warning("presence not recorded", role=self._role, exc_info=True)
-
-    def _record(self) -> None:
+    def _turn(self) -> float:
+        troubles = [asdict(each) for each in self._troubles()]
         with self._engine.begin() as connection:
             moment = now(connection)
-            present = connection.execute(sa.update(roles).where(self._mine).values(seen_at=moment))
+            seen = {"seen_at": moment, "troubles": troubles}
+            present = connection.execute(sa.update(roles).where(self._mine).values(seen))
             if present.rowcount == 0:
-                connection.execute(
-                    sa.insert(roles).values(role=self._role, instance=self._instance, seen_at=moment)
-                )
+                connection.execute(sa.insert(roles).values(role=self._role, instance=self._instance, **seen))
             # Instances that were killed leave their rows behind.
             connection.execute(sa.delete(roles).where(roles.c.seen_at < moment - 3600))
+        return BEAT_SECONDS
 
     @property
     def _mine(self) -> sa.ColumnElement[bool]:
@@ -87,4 +94,12 @@ def seen(connection: sa.Connection) -> list[Seen]:
     rows = connection.execute(
         sa.select(roles).where(roles.c.seen_at > moment - SILENT_SECONDS).order_by(roles.c.role)
     )
-    return [Seen(row.role, row.instance, round(moment - row.seen_at, 1)) for row in rows]
+    return [
+        Seen(
+            row.role,
+            row.instance,
+            round(moment - row.seen_at, 1),
+            [Trouble(**each) for each in row.troubles],
+        )
+        for row in rows
+    ]

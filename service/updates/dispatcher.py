@@ -12,6 +12,7 @@ import sqlalchemy as sa
 import structlog
 
 from service.errors import ChampionMovedError, LostLeaseError, TrainerDiedError, TrainerStoppedError
+from service.loops import Loops, for_all
 from service.registry import Registry, warm_up
 from service.settings import Settings
 from service.state import claims, endings, pipelines
@@ -27,6 +28,7 @@ from streams.state.tables import reading
 log = structlog.get_logger(__name__)
 
 PROJECT_SECONDS = 1.0
+REFUSED_SECONDS = 5.0
 REPAIR_SECONDS = 30.0
 RETRY_SECONDS = 2.0
 STOP_SECONDS = 5.0
@@ -85,7 +87,8 @@ class Heartbeat:
                 # The settlement is fenced, so more work changes nothing; the next note ends it.
                 self._lost = lost
                 return
-            except sa.exc.SQLAlchemyError:
+            except Exception:
+                # The lease ends by itself if no beat comes through; until then the next one may.
                 log.warning("heartbeat not recorded", update=self._update.id, exc_info=True)
 
 
@@ -96,38 +99,27 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         TrainerDiedError: Ray itself has died; only a new process can start it again.
     """
     engine = connect(settings.database)
+    loops = Loops(stop)
     with ThreadPoolExecutor(1, thread_name_prefix="warm-up") as background:
         # MLflow's imports and schema take as long as Ray's start: do both at once.
         warming = background.submit(warm_up, settings)
         with TrainerPool(settings) as pool:
             registry = warming.result()
             updater = Updater(engine, settings, train=pool.run, registry=registry)
-            threads = [
-                threading.Thread(
-                    target=_work,
-                    args=(engine, settings, updater, stop),
-                    name=f"updater-{number}",
-                    daemon=True,
-                )
-                for number in range(settings.trainers)
-            ]
-            threads.append(
-                threading.Thread(
-                    target=_project_all, args=(engine, registry, stop), name="projector", daemon=True
-                )
-            )
-            for thread in threads:
-                thread.start()
-            with Presence(engine, "dispatch"):
+            for number in range(settings.trainers):
+                name = f"updater-{number}"
+                loops.start(name, partial(_work, engine, settings, updater, f"{instance_name()}:{name}"))
+            loops.start("projector", Projector(engine, registry).turn)
+            with Presence(engine, "dispatch", loops.troubles):
                 log.info("dispatcher ready", trainers=settings.trainers)
                 while not stop.wait(LOST_LOOK_SECONDS) and not pool.lost:
-                    pass
+                    loops.tend()
             lost = not stop.is_set()
             stop.set()
             # While Ray still runs: leave time for running updates to be queued again.
             pool.release()
-            for thread in threads:
-                thread.join(STOP_SECONDS)
+            for name in loops.join(STOP_SECONDS):
+                log.warning("loop did not end in time", loop=name)
     engine.dispose()
     if lost:
         raise TrainerDiedError(
@@ -136,20 +128,15 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         )
 
 
-def _work(engine: sa.Engine, settings: Settings, updater: Updater, stop: threading.Event) -> None:
-    owner = f"{instance_name()}:{threading.current_thread().name}"
-    while not stop.is_set():
-        try:
-            update = claims.claim(
-                engine, owner, lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts
-            )
-            if update is None:
-                stop.wait(settings.poll_seconds)
-                continue
-            _run_one(engine, settings, updater, update)
-        except sa.exc.SQLAlchemyError:
-            log.exception("database unreachable, trying again")
-            stop.wait(1.0)
+def _work(engine: sa.Engine, settings: Settings, updater: Updater, owner: str) -> float:
+    """Run one update, if any may run; seconds until it is worth looking again."""
+    update = claims.claim(
+        engine, owner, lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts
+    )
+    if update is None:
+        return settings.poll_seconds
+    _run_one(engine, settings, updater, update)
+    return 0.0
 
 
 def _run_one(engine: sa.Engine, settings: Settings, updater: Updater, update: Update) -> None:
@@ -206,21 +193,26 @@ def _abandon(updater: Updater, update: Update) -> None:
         log.warning("lease lost, another worker goes on")
 
 
-def _project_all(engine: sa.Engine, registry: Registry, stop: threading.Event) -> None:
-    """Make MLflow's aliases follow every champion, and restore those moved by hand every 30 seconds."""
-    known: dict[str, tuple[int | None, int | None]] = {}
-    repair_at = 0.0
-    while not stop.wait(PROJECT_SECONDS):
-        if time.monotonic() > repair_at:
-            known, repair_at = {}, time.monotonic() + REPAIR_SECONDS
-        try:
-            with reading(engine) as connection:
-                wanted = {name: aliases(connection, name) for name in pipelines.names(connection)}
-            for name, pair in wanted.items():
-                if known.get(name) != pair:
-                    project(engine, registry, name)
-                    known[name] = pair
-        except Exception:
-            # MLflow may not answer for a while; the champion row is the truth, and the aliases follow later.
-            log.exception("aliases not projected, trying again")
-            stop.wait(5.0)
+class Projector:
+    """Makes MLflow's aliases follow every champion, and restores those moved by hand every 30 seconds."""
+
+    def __init__(self, engine: sa.Engine, registry: Registry) -> None:
+        self._engine = engine
+        self._registry = registry
+        self._known: dict[str, tuple[int | None, int | None]] = {}
+        self._repair_at = 0.0
+
+    def turn(self) -> float:
+        """Project the pipelines whose versions have moved; seconds until the next turn.
+
+        One whose aliases MLflow refuses keeps no other from being projected; the champion row is the truth,
+        and its aliases follow later.
+        """
+        if time.monotonic() > self._repair_at:
+            self._known, self._repair_at = {}, time.monotonic() + REPAIR_SECONDS
+        with reading(self._engine) as connection:
+            wanted = {name: aliases(connection, name) for name in pipelines.names(connection)}
+        moved = [name for name, pair in wanted.items() if self._known.get(name) != pair]
+        failed = for_all(moved, partial(project, self._engine, self._registry), what="pipeline's aliases")
+        self._known |= {name: wanted[name] for name in moved if name not in failed}
+        return REFUSED_SECONDS if failed else PROJECT_SECONDS

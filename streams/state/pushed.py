@@ -181,9 +181,7 @@ class PushedLog:
         with reading(self._engine) as connection:
             return _last_sequence(connection, pipeline), set(connection.execute(query).scalars())
 
-    def batches(
-        self, pipeline: str, first: int, *, most_rows: int, most_bytes: int
-    ) -> Sequence[StoredBatch]:
+    def batches(self, pipeline: str, first: int, *, most_rows: int, most_bytes: int) -> Sequence[StoredBatch]:
         """The batches from sequence `first` on: one at least, if it is stored, then up to these bounds.
 
         Raises:
@@ -230,13 +228,11 @@ class PushedLog:
         old = batches.created_at < self._clock() - REQUEST_KEY_SECONDS
         with self._engine.begin() as connection:
             connection.execute(
-                sql.delete(PUSHED_BATCHES).where(
-                    batches.pipeline == pipeline, old, batches.sequence < before
-                )
+                sql.delete(PUSHED_BATCHES).where(batches.pipeline == pipeline, old, batches.sequence < before)
             )
 
 
-def _leading(found: Sequence[sql.Row[Any]], first: int, *, most_rows: int, most_bytes: int) -> int:
+def _leading(found: Sequence[Any], first: int, *, most_rows: int, most_bytes: int) -> int:
     """How many batches without a gap stay within the bounds; one at least, if it has its payload."""
     many = rows = size = 0
     for each in found:
@@ -246,6 +242,17 @@ def _leading(found: Sequence[sql.Row[Any]], first: int, *, most_rows: int, most_
             break
         many, rows, size = many + 1, rows + each.rows, size + each.bytes
     return many
+
+
+def batches_stored(connection: sql.Connection) -> int:
+    """Batches that were ever stored, of all pipelines: a number that rises whenever anybody pushes."""
+    return int(connection.execute(sql.select(sql.func.sum(PUSHED_LOGS.c.last_sequence))).scalar() or 0)
+
+
+def last_sequences(connection: sql.Connection) -> dict[str, int]:
+    """The newest sequence of every pipeline's log."""
+    query = sql.select(PUSHED_LOGS.c.pipeline, PUSHED_LOGS.c.last_sequence)
+    return {row.pipeline: row.last_sequence for row in connection.execute(query)}
 
 
 def pending_records(connection: sql.Connection, pipeline: str, *, partition: str) -> int:

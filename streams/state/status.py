@@ -71,6 +71,31 @@ def set_status(
     _write(connection, pipeline, values)
 
 
+def set_by_service(
+    connection: sql.Connection, pipeline: str, status: Status, *, reason: str, now: float
+) -> None:
+    """The same by the service itself, which never overwrites what a person paused.
+
+    The condition is in the statement: between a read and a write, a person may pause.
+    """
+    table = STREAM_STATES
+    values = {"status": status, "reason": reason, "actor": SERVICE, "since": now}
+    if status != "running":
+        values["pending"] = {**read(connection, pipeline).pending, "records": 0}
+    other = sql.or_(table.c.status != status, table.c.reason != reason)
+    mine = (table.c.pipeline == pipeline, table.c.status != "paused", other)
+    if connection.execute(sql.update(table).where(*mine).values(values)).rowcount:
+        return
+    if connection.execute(_present(pipeline)).first() is None:
+        _write(connection, pipeline, values)
+
+
+def held(connection: sql.Connection) -> set[str]:
+    """Pipelines whose streams are paused or stopped."""
+    query = sql.select(STREAM_STATES.c.pipeline).where(STREAM_STATES.c.status.in_(HELD))
+    return set(connection.execute(query).scalars())
+
+
 def note_pending(connection: sql.Connection, pipeline: str, pending: Mapping[str, Any]) -> None:
     """Note what is read and not yet cut, for the stream's status."""
     _write(connection, pipeline, {"pending": dict(pending)})

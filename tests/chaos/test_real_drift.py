@@ -64,7 +64,7 @@ def stream(place: Home, incoming: Path) -> list[ExperienceRow]:
         unfinished.write_text(text)
         unfinished.rename(incoming / f"week-{number:03}.csv")
         for _ in range(3):
-            while place.ingest.turn():
+            while place.ingest.turn() == 0.0:
                 settle(place)
         settle(place)
     return Manifest(place.engine).experiences(NAME)

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from pydantic import SecretStr
 
 from service.gate.base import Answer, Finding, Note, Outcome, Verdict
-from service.ingest.ingester import PipelineIngest
+from service.ingest.pipeline import PipelineIngest
 from service.settings import Settings
 from service.state import backlog, champions, claims, jobs, ledger, pipelines
 from service.state.database import connect

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from pydantic import SecretStr
 
 from service.gate.base import Verdict
-from service.ingest.ingester import PipelineIngest
+from service.ingest.pipeline import PipelineIngest
 from service.ingest.push import push
 from service.pipelines import PipelineSpec, parse
 from service.registry import Registry
@@ -105,7 +105,7 @@ class Home:
             max_backlog_records=100_000,
         )
         deadline = time.monotonic() + 30
-        while self.ingest.turn() or self._pending() >= BATCH:
+        while self.ingest.turn() == 0.0 or self._pending() >= BATCH:
             assert time.monotonic() < deadline
 
     def ask(self, experiences: list[int] | None = None) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import sqlalchemy as sql
 
-from service.ingest.ingester import ingest_config
+from service.ingest.pipeline import ingest_config
 from service.ingest.sources import build_source
 from service.pipelines import PipelineSpec
 from service.state.database import connect

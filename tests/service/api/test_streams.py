@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from service.ingest.ingester import PipelineIngest
+from service.ingest.pipeline import PipelineIngest
 from service.state import pipelines
 from service.storage import store_location
 from streams.state.manifest import Manifest

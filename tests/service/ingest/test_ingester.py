@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from service.ingest import ingester, sources
+from service.ingest import pipeline as pipeline_ingest
 from service.ingest.push import push
 from service.settings import Settings
 from service.state import jobs
@@ -107,7 +108,7 @@ def test_a_broker_that_never_answers_holds_up_no_other_pipeline(
 def test_an_update_that_waits_for_a_cut_goes_on_while_the_source_is_away(
     engine: sa.Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingester, "BACKOFF_SECONDS", 0.05)
+    monkeypatch.setattr(pipeline_ingest, "BACKOFF_SECONDS", 0.05)
     source = {"kind": "redis", "url": "redis://127.0.0.1:1/0", "streams": ["s"]}
     declare(engine, name="away", source=source)
     update = request_update(engine, "away", by="Ada", request_key=None, experiences=None)
@@ -132,8 +133,8 @@ def test_a_fault_in_one_pipeline_is_told_and_stops_no_other(
             raise ZeroDivisionError("division by zero")
         return real(engine, spec)
 
-    monkeypatch.setattr(ingester, "build_source", build_source)
-    monkeypatch.setattr(ingester, "BACKOFF_SECONDS", 0.2)
+    monkeypatch.setattr(pipeline_ingest, "build_source", build_source)
+    monkeypatch.setattr(pipeline_ingest, "BACKOFF_SECONDS", 0.2)
     for name in ("faulty", "sound"):
         declare(engine, name=name, trigger={"records": RECORDS})
         send(engine, name, 0)
@@ -144,7 +145,8 @@ def test_a_fault_in_one_pipeline_is_told_and_stops_no_other(
             seconds=20,
             hint="note of the fault",
         )
-        assert "ZeroDivisionError: division by zero" in failing.reason
+        assert "ZeroDivisionError" in failing.reason
+        assert "division by zero" not in failing.reason, "what an exception says stands in the log alone"
         assert "log of the ingest role" in failing.reason
         faulty.clear()
         wait_for(lambda: cut(engine, "faulty"), seconds=20, hint="experience once the fault is mended")

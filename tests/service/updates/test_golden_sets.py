@@ -219,17 +219,14 @@ def test_records_of_a_set_that_come_later_or_wait_are_never_learnt(make: Callabl
     add(each, replace(held, labels=held.labels))
     # The ingest that has read the 40 opens again, and counts none of them towards the cut.
     later = digits(1)
-    each.ingest._not_before = 0.0
     push_all(each, later.take(slice(100, 300)))
     push_all(each, held)
     for _ in range(5):
-        each.ingest._not_before = 0.0
         each.ingest.turn()
     assert len(Manifest(each.engine).experiences(NAME)) == 1
     push_all(each, digits(2, records=40))
     deadline = 50
     while len(Manifest(each.engine).experiences(NAME)) < 2 and deadline:
-        each.ingest._not_before = 0.0
         each.ingest.turn()
         deadline -= 1
     store = store_location(each.settings).open()

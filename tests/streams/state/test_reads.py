@@ -21,7 +21,7 @@ CUT = CutExperience(
 )
 WRITES: Mapping[type[object], set[str]] = {
     Manifest: {"commit", "forget"},
-    PushedLog: {"append", "trim"},
+    PushedLog: {"append", "forget_requests", "trim"},
 }
 """Public methods that must take the lock."""
 WITHIN: Mapping[type[object], set[str]] = {
@@ -62,7 +62,10 @@ PUSHED: Mapping[str, tuple[Callable[[PushedLog], Any], Callable[[Any], bool]]] =
     ),
     "ensure": (lambda log: log.ensure(PIPELINE), lambda found: found is None),
     "sequences": (lambda log: log.sequences(PIPELINE, first=0), lambda found: found == (1, {1})),
-    "batch": (lambda log: log.batch(PIPELINE, 1), lambda found: isinstance(found, StoredBatch)),
+    "batches": (
+        lambda log: log.batches(PIPELINE, 1, most_rows=10, most_bytes=1000),
+        lambda found: isinstance(found[0], StoredBatch),
+    ),
 }
 
 

@@ -42,7 +42,8 @@ def _count() -> None:
     """Count what is there; batches that were deleted before count as nothing, which no difference shows."""
     op.execute(
         "UPDATE pushed_batches SET rows_before = counted.before FROM ("
-        "SELECT pipeline, sequence, SUM(rows) OVER (PARTITION BY pipeline ORDER BY sequence) - rows AS before "
+        "SELECT pipeline, sequence, "
+        "SUM(rows) OVER (PARTITION BY pipeline ORDER BY sequence) - rows AS before "
         "FROM pushed_batches) AS counted "
         "WHERE counted.pipeline = pushed_batches.pipeline AND counted.sequence = pushed_batches.sequence"
     )
