@@ -43,6 +43,8 @@ DOORS = {
     "not-json",
     "media-type",
     "body-too-large",
+    "host-unknown",
+    "origin-foreign",
     "http-404",
     "http-405",
     "database-away",

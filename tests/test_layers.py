@@ -175,7 +175,7 @@ RANKS: Mapping[str, str] = {
         verification reproduction publication update dispatcher
     """,
     "service.api": """
-        problems limits parameters bodies.base bodies.health bodies.pipelines bodies.holdouts
+        problems origins limits parameters bodies.base bodies.health bodies.pipelines bodies.holdouts
         bodies.streams bodies.updates pipelines golden holdouts records streams updates reference app
     """,
     "service.commands": """

@@ -8,6 +8,7 @@ from fastapi import APIRouter, FastAPI
 from service.api import golden, holdouts, pipelines, problems, records, reference, streams, updates
 from service.api.bodies.health import Alive, Ready, RoleView
 from service.api.limits import SecureAnswers
+from service.api.origins import OwnCallers, OwnHosts
 from service.api.parameters import Engine
 from service.settings import Settings
 from service.state import presence
@@ -50,6 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     problems.install(app)
+    app.add_middleware(OwnCallers, hosts=OwnHosts(settings))
     app.add_middleware(SecureAnswers)
     for part in (pipelines, golden, holdouts, records, streams, updates, reference):
         app.include_router(part.router)

@@ -14,6 +14,7 @@ NAMES = {
     "database_url",
     "host",
     "port",
+    "allowed_hosts",
     "mlflow_tracking_uri",
     "mlflow_ui",
     "mlflow_port",
@@ -53,6 +54,7 @@ def test_every_setting_is_an_environment_variable(monkeypatch: pytest.MonkeyPatc
         "database_url": "postgresql://u:p@db/holdfast",
         "host": "0.0.0.0",
         "port": 1,
+        "allowed_hosts": "Holdfast.example, *.lab.example",
         "mlflow_tracking_uri": "http://mlflow:5000",
         "mlflow_ui": False,
         "mlflow_port": 2,
@@ -82,6 +84,7 @@ def test_every_setting_is_an_environment_variable(monkeypatch: pytest.MonkeyPatc
     assert {name: getattr(settings, name) for name in given} == given
     assert settings.tracking_uri == "http://mlflow:5000"
     assert settings.roots == [Path("/srv/in"), "s3://bucket/in"]
+    assert settings.listed_hosts == ("holdfast.example", "*.lab.example")
     assert settings.installation == Installation({"mine": "pkg.nets:make"}, Path("/srv/weights"))
 
 
@@ -118,6 +121,11 @@ def test_passwords_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "value"),
     [
         ("port", "70000"),
+        ("allowed_hosts", "*"),
+        ("allowed_hosts", "fine.example, *fine.example"),
+        ("allowed_hosts", "https://fine.example"),
+        ("allowed_hosts", "fine.example:8400"),
+        ("allowed_hosts", "127.0.0.1:8400"),
         ("trainers", "0"),
         ("lease_seconds", "0"),
         ("max_attempts", "0"),

@@ -82,7 +82,7 @@ def test_serving_requests_imports_nothing_heavy(tmp_path: Path) -> None:
         "async def use():\n"
         "    async with app.router.lifespan_context(app):\n"
         "        transport = httpx.ASGITransport(app)\n"
-        "        async with httpx.AsyncClient(transport=transport, base_url='http://here') as http:\n"
+        "        async with httpx.AsyncClient(transport=transport, base_url='http://localhost') as http:\n"
         f"            assert (await http.post('/v1/pipelines', json={spec('light')!r})).status_code == 201\n"
         "            await http.post('/v1/pipelines/light/records', json={'records': [\n"
         "                {'id': 'a', 'features': [1, 2], 'label': 'up'}]})\n"
@@ -397,7 +397,7 @@ def test_an_announced_body_beyond_the_limit_is_refused_before_it_is_sent(api: Ap
     declare(api, "announced")
     for path, limit in (("/v1/pipelines", 2**20), ("/v1/pipelines/announced/records", 256 * 2**20)):
         with socket.create_connection((api.settings.host, api.settings.port)) as connection:
-            head = f"POST {path} HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             connection.sendall(f"{head}Content-Length: {limit + 1}\r\n\r\n".encode())
             connection.settimeout(20)
             answer = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
