@@ -34,6 +34,9 @@ class Settings(BaseSettings):
         description="MLflow server or store; default SQLite.",
     )
     mlflow_ui: bool = Field(True, description="Whether `holdfast up` starts MLflow's pages.")
+    mlflow_host: str = Field(
+        "127.0.0.1", description="Address that MLflow's pages listen on, whatever the API listens on."
+    )
     mlflow_port: int = Field(8401, ge=0, le=65535, description="Port of MLflow's pages.")
     ray_address: str | None = Field(None, description="Ray cluster to join; default: a local one.")
     trainers: int = Field(
@@ -139,6 +142,12 @@ class Settings(BaseSettings):
     @property
     def artifacts(self) -> Path:
         return self.root / "mlflow-artifacts"
+
+
+def url_of(host: str, port: int) -> str:
+    """Where this machine reaches what listens on an address; on loopback, if that is every address."""
+    reached = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
 
 
 def _is_address(host: str) -> bool:

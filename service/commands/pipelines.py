@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from service.commands.outcomes import outcome_lines
 from service.errors import HoldfastError, SettingsError
-from service.settings import Settings
+from service.settings import Settings, url_of
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -303,7 +303,7 @@ def open_client(url: str | None) -> "Client":
 
     if url is None:
         settings = read_settings()
-        url = f"http://{settings.host}:{settings.port}"
+        url = url_of(settings.host, settings.port)
     return Client(url)
 
 
