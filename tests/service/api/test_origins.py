@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator
 
 import httpx
+import psutil
 import pytest
 from starlette.responses import PlainTextResponse
 
@@ -12,6 +13,7 @@ from service.api.origins import OwnCallers, OwnHosts
 from service.settings import Settings
 from tests.support.api_parts import Api, declare, running_api, unchanged
 from tests.support.routes import ROUTES, UNSAFE_ROUTES
+from tests.support.running import listening
 
 LISTED = "holdfast.example,*.lab.example"
 PAGE = "http://evil.example"
@@ -96,6 +98,10 @@ def test_programs_the_own_page_and_a_proxys_reach_every_route(api: Api, headers:
     for method, path in ROUTES:
         answer = api.http.request(method, path, headers=sent)
         assert answer.status_code not in (403, 421), (method, path, answer.text)
+
+
+def test_every_socket_of_the_api_is_on_loopback(api: Api) -> None:
+    assert listening(psutil.Process(api.process.pid)) == {("127.0.0.1", api.settings.port)}
 
 
 def test_it_is_refused_before_its_body_is_read(api: Api) -> None:
