@@ -105,7 +105,7 @@ FLOORS = (
     ),
     Floor(("service.settings", "service.client"), "a client needs an address, not the settings of a server"),
     Floor(
-        ("service.gate", "service.logs"),
+        ("service.gate", "service.logs", "service.home"),
         "a verdict is a pure function of its evidence, to be recomputed by anybody",
     ),
     Floor(
@@ -198,6 +198,7 @@ LIMITS = (
             "service.client",
             "service.errors",
             "service.gate",
+            "service.home",
             "service.settings",
             "streams",
         ),

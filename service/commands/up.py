@@ -21,6 +21,7 @@ import httpx
 import structlog
 
 from service.errors import SettingsError
+from service.home import take_home
 from service.settings import Settings, url_of
 
 log = structlog.get_logger(__name__)
@@ -50,9 +51,9 @@ def run(settings: Settings, *, prepare: Callable[[], None], announce: Callable[[
         prepare: migrates the database; called once it is certain that no other service is up in this home.
 
     Raises:
-        SettingsError: another `holdfast up` holds this home.
+        SettingsError: another `holdfast up` holds this home, or it cannot be made.
     """
-    settings.root.mkdir(parents=True, exist_ok=True)
+    take_home(settings)
     lock = _lock(settings)
     _check_port(settings)
     prepare()
