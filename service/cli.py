@@ -140,20 +140,10 @@ def update_reproduce(update: str, json_output: Json = False) -> None:
 @serve_app.command("api")
 def serve_api(lifeline: Lifeline = None) -> None:
     """Serve the HTTP API."""
-    import uvicorn
-
-    from service.api.app import create_app
+    from service.api.server import make_server
 
     settings, stop = _start_role(lifeline, needs="unmigrated")
-    config = uvicorn.Config(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-    )
-    server = uvicorn.Server(config)
+    server = make_server(settings)
 
     def end() -> None:
         stop.wait()

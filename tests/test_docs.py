@@ -45,6 +45,7 @@ DOORS = {
     "body-too-large",
     "host-unknown",
     "origin-foreign",
+    "request-slow",
     "http-404",
     "http-405",
     "database-away",

@@ -175,8 +175,8 @@ RANKS: Mapping[str, str] = {
         verification reproduction publication update dispatcher
     """,
     "service.api": """
-        problems origins limits parameters bodies.base bodies.health bodies.pipelines bodies.holdouts
-        bodies.streams bodies.updates pipelines golden holdouts records streams updates reference app
+        problems origins pace limits parameters bodies.base bodies.health bodies.pipelines bodies.holdouts
+        bodies.streams bodies.updates pipelines golden holdouts records streams updates reference app server
     """,
     "service.commands": """
         mlflow_pages up demo demo_small outcomes pipelines reproduction streams holdouts declared_gate

@@ -13,6 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.problems import SECURITY_HEADERS, RefusedError, not_json
 from service.ingest.bodies import MAX_BODY_BYTES, MEDIA_TYPES
 
+ANNOUNCED_CHUNK = "announced_chunk"
+"""Key of a request's state: the size of the chunk of its body that comes now, where the server tells it."""
+
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -57,7 +60,7 @@ class JsonRoute(APIRoute):
         async def handler(request: Request) -> Response:
             _check_media_type(request, self.media_types)
             _check_announced(request, self.limit_bytes)
-            return await inside(StrictRequest(request.scope, _bounded(request.receive, self.limit_bytes)))
+            return await inside(StrictRequest(request.scope, _bounded(request, self.limit_bytes)))
 
         return handler
 
@@ -99,15 +102,16 @@ def _check_announced(request: Request, limit_bytes: int) -> None:
         raise _too_large(limit_bytes)
 
 
-def _bounded(receive: Receive, limit_bytes: int) -> Receive:
+def _bounded(request: Request, limit_bytes: int) -> Receive:
     """The same body, refused as soon as it passes the limit: no more than that is ever held."""
     seen = 0
+    state = request.scope.get("state", {})
 
     async def bounded() -> Message:
         nonlocal seen
-        message = await receive()
+        message = await request.receive()
         seen += len(message.get("body", b""))
-        if seen > limit_bytes:
+        if max(seen, state.get(ANNOUNCED_CHUNK, 0)) > limit_bytes:
             raise _too_large(limit_bytes)
         return message
 

@@ -99,6 +99,18 @@ def problem_response(
     )
 
 
+def refusal(error: RefusedError) -> JSONResponse:
+    """The answer to a request that is refused."""
+    return problem_response(
+        error.status_code,
+        slug=error.slug,
+        title=error.title,
+        detail=error.detail,
+        fix=error.fix,
+        headers=error.headers,
+    )
+
+
 def install(app: FastAPI) -> None:
     """Answer every failure of the app with a problem document."""
     app.add_exception_handler(HoldfastError, _ours)
@@ -153,16 +165,9 @@ def _where(location: Sequence[Any]) -> str:
 def _http(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
-    headers = error.headers or {}
     if isinstance(error, RefusedError):
-        return problem_response(
-            error.status_code,
-            slug=error.slug,
-            title=error.title,
-            detail=error.detail,
-            fix=error.fix,
-            headers=headers,
-        )
+        return refusal(error)
+    headers = error.headers or {}
     status, title, detail, fix = error.status_code, str(error.detail), f"{error.detail}.", "See /docs."
     if status == 404:
         title, detail = "Nothing is here", f"There is nothing at {request.url.path[:200]!r}."

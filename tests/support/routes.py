@@ -1,7 +1,9 @@
 """Every route of the API, as the app itself has them: what must hold at one is tested at all."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from fastapi.routing import iter_route_contexts
 
@@ -16,15 +18,21 @@ FILLED = {
     "{name}": "here",
     "{marking}": "retire",
 }
+ASKED = {"margin": "0.1"}
+"""Query parameters that a route wants without saying so in its description, and what they are."""
 SAFE = {"GET", "HEAD", "OPTIONS"}
 
 
 def every_route() -> list[tuple[str, str]]:
-    """Method and path template of all that the app answers, the page under /docs and its files included."""
+    """Method and path of all that the app answers, with each parameter that it wants.
+
+    The page under /docs and its files are among them.
+    """
     with TemporaryDirectory() as home:
         app = create_app(Settings(home=Path(home)))
+        described = app.openapi()["paths"]
         found = [
-            (method, str(route.path))
+            (method, filled(str(route.path)) + query(described.get(route.path, {}).get(method.lower(), {})))
             for route in iter_route_contexts(app.routes)
             for method in sorted(route.methods or ())
         ]
@@ -40,6 +48,16 @@ def filled(path: str) -> str:
     return path
 
 
-ROUTES = [(method, filled(path)) for method, path in every_route()]
+def query(operation: Mapping[str, Any]) -> str:
+    """The query parameters that an operation wants, after a question mark."""
+    wanted = [
+        f"{each['name']}={ASKED.get(each['name'], 'here')}"
+        for each in operation.get("parameters", [])
+        if each["in"] == "query" and (each.get("required") or each["name"] in ASKED)
+    ]
+    return f"?{'&'.join(wanted)}" if wanted else ""
+
+
+ROUTES = every_route()
 """Method and path, ready to be asked."""
 UNSAFE_ROUTES = [(method, path) for method, path in ROUTES if method not in SAFE]
