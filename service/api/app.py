@@ -11,6 +11,7 @@ from service.api.limits import SecureAnswers
 from service.api.origins import OwnCallers, OwnHosts
 from service.api.pace import Pace, SlowBodies
 from service.api.parameters import Engine
+from service.api.texts import PlainAddresses
 from service.settings import Settings
 from service.state import presence
 from service.state.database import connect, migrate
@@ -55,6 +56,7 @@ def create_app(settings: Settings, pace: Pace | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     problems.install(app)
+    app.add_middleware(PlainAddresses)
     app.add_middleware(SlowBodies, pace=pace or Pace())
     app.add_middleware(OwnCallers, hosts=OwnHosts(settings))
     app.add_middleware(SecureAnswers)

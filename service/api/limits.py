@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Coroutine
+from itertools import islice
 from typing import Any, ClassVar
 
 from fastapi import Request, Response
@@ -10,7 +11,8 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.problems import SECURITY_HEADERS, RefusedError, not_json
+from service.api import texts
+from service.api.problems import SECURITY_HEADERS, SHOWN_ERRORS, RefusedError, invalid, not_json
 from service.ingest.bodies import MAX_BODY_BYTES, MEDIA_TYPES
 
 ANNOUNCED_CHUNK = "announced_chunk"
@@ -26,11 +28,15 @@ class StrictRequest(Request):
         """The body as JSON.
 
         Raises:
-            RefusedError: it is not.
+            RefusedError: it is not, or holds a text that cannot be stored.
         """
         try:
             text = (await self.body()).decode()
-            return json.loads(text, parse_constant=_refuse_number, parse_float=_finite)
+            document = json.loads(text, parse_constant=_refuse_number, parse_float=_finite)
+            # In JSON, only an escape can write what cannot be stored.
+            if "\\u" in text and (found := list(islice(texts.faults(document), SHOWN_ERRORS))):
+                raise invalid(found)
+            return document
         except UnicodeDecodeError as error:
             raise not_json(f"it is not UTF-8, at byte {error.start}") from error
         except json.JSONDecodeError as error:

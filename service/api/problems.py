@@ -32,7 +32,6 @@ WORDS = {
     "extra_forbidden": "is not a field of this request",
     "string_too_short": "must not be empty",
     "string_type": "must be a text",
-    "string_unicode": "holds a lone surrogate: send plain text",
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -54,10 +53,12 @@ class RefusedError(HTTPException):
         title: str,
         detail: str,
         fix: str,
+        members: Mapping[str, object] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(status, detail, dict(headers or {}))
         self.slug, self.title, self.fix = slug, title, fix
+        self.members = dict(members or {})
 
 
 def not_json(reason: str) -> RefusedError:
@@ -107,6 +108,7 @@ def refusal(error: RefusedError) -> JSONResponse:
         title=error.title,
         detail=error.detail,
         fix=error.fix,
+        members=error.members,
         headers=error.headers,
     )
 
@@ -138,16 +140,20 @@ def _invalid(_request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise error
     found: Sequence[Any] = error.errors()
-    errors = [
-        {"where": _where(entry["loc"]), "problem": WORDS.get(entry["type"], entry["msg"])}
-        for entry in found[:SHOWN_ERRORS]
-    ]
-    first = errors[0]
-    return problem_response(
+    return refusal(
+        invalid([(_where(entry["loc"]), WORDS.get(entry["type"], entry["msg"])) for entry in found])
+    )
+
+
+def invalid(found: Sequence[tuple[str, str]]) -> RefusedError:
+    """The error of a request of which something is wrong: where, and what."""
+    where, problem = found[0]
+    errors = [{"where": where, "problem": problem} for where, problem in found[:SHOWN_ERRORS]]
+    return RefusedError(
         422,
         slug="request-invalid",
         title="The request is not valid",
-        detail=f"{first['where']}: {first['problem']}.",
+        detail=f"{where}: {problem}.",
         fix="Correct what `errors` names; /docs shows what this path takes.",
         members={"errors": errors},
     )

@@ -1,6 +1,7 @@
 """Every route of the API, as the app itself has them: what must hold at one is tested at all."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,19 +24,17 @@ ASKED = {"margin": "0.1"}
 SAFE = {"GET", "HEAD", "OPTIONS"}
 
 
-def every_route() -> list[tuple[str, str]]:
-    """Method and path of all that the app answers, with each parameter that it wants.
-
-    The page under /docs and its files are among them.
-    """
+@cache
+def described() -> Mapping[tuple[str, str], Mapping[str, Any]]:
+    """Each route's operation in the API's description; the page under /docs and its files have none."""
     with TemporaryDirectory() as home:
         app = create_app(Settings(home=Path(home)))
-        described = app.openapi()["paths"]
-        found = [
-            (method, filled(str(route.path)) + query(described.get(route.path, {}).get(method.lower(), {})))
-            for route in iter_route_contexts(app.routes)
-            for method in sorted(route.methods or ())
-        ]
+        paths = app.openapi()["paths"]
+        found = {}
+        for route in iter_route_contexts(app.routes):
+            for method in sorted(route.methods or ()):
+                operation = paths.get(route.path, {}).get(method.lower(), {})
+                found[method, filled(str(route.path)) + query(operation)] = operation
     assert len(found) > 30
     return found
 
@@ -58,6 +57,6 @@ def query(operation: Mapping[str, Any]) -> str:
     return f"?{'&'.join(wanted)}" if wanted else ""
 
 
-ROUTES = every_route()
+ROUTES = list(described())
 """Method and path, ready to be asked."""
 UNSAFE_ROUTES = [(method, path) for method, path in ROUTES if method not in SAFE]

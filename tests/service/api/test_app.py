@@ -230,9 +230,7 @@ def test_a_method_that_a_path_does_not_take_is_a_problem_that_names_the_right_on
     assert "GET" in document["fix"]
 
 
-@pytest.mark.parametrize(
-    "name", ["nobody", "UPPER", "a" * 64, "%00", "%ED%A0%80", "..%00", "é", "' OR 1=1 --"]
-)
+@pytest.mark.parametrize("name", ["nobody", "UPPER", "a" * 64, "é", "' OR 1=1 --"])
 @pytest.mark.parametrize(
     ("method", "rest"),
     [
@@ -312,7 +310,6 @@ def test_a_pipeline_that_is_none_is_refused(api: Api, body: Any) -> None:
         ({"trigger": {"kind": "records", "records": 10**30}}, "trigger.records"),
         ({"split": {"gate": 0.7, "audit": 0.3}}, "split"),
         ({"schema": {"shape": [2], "classes": ["one"]}}, "schema.classes"),
-        ({"schema": {"shape": [2], "classes": ["a", "\ud800"]}}, "schema.classes.1"),
         ({"surprise": 1}, "surprise"),
     ],
 )
