@@ -175,9 +175,9 @@ RANKS: Mapping[str, str] = {
         verification reproduction publication update dispatcher
     """,
     "service.api": """
-        problems texts origins pace limits parameters bodies.base bodies.health bodies.pipelines
-        bodies.holdouts bodies.streams bodies.updates pipelines golden holdouts records streams updates
-        reference app server
+        methods problems texts origins pace limits parameters bodies.base bodies.health bodies.pipelines
+        bodies.records bodies.holdouts bodies.streams bodies.updates pipelines golden holdouts records
+        streams updates reference app server
     """,
     "service.commands": """
         mlflow_pages up demo demo_small outcomes pipelines reproduction streams holdouts declared_gate

@@ -11,7 +11,6 @@ TREE = Tree(ROOT)
 
 COVERED_BY = {
     "service.api.bodies": "tests/service/api/test_app.py",
-    "service.api.limits": "tests/service/api/test_app.py",
     "service.api.parameters": "tests/service/api/test_app.py",
     "service.api.pipelines": "tests/service/api/test_app.py",
     "service.api.problems": "tests/service/api/test_app.py",

@@ -8,6 +8,7 @@ from fastapi import APIRouter, FastAPI
 from service.api import golden, holdouts, pipelines, problems, records, reference, streams, updates
 from service.api.bodies.health import Alive, Ready, RoleView
 from service.api.limits import SecureAnswers
+from service.api.methods import HeadAsGet
 from service.api.origins import OwnCallers, OwnHosts
 from service.api.pace import Pace, SlowBodies
 from service.api.parameters import Engine
@@ -56,6 +57,7 @@ def create_app(settings: Settings, pace: Pace | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     problems.install(app)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(PlainAddresses)
     app.add_middleware(SlowBodies, pace=pace or Pace())
     app.add_middleware(OwnCallers, hosts=OwnHosts(settings))

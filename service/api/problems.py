@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from service.api.methods import methods_at
 from service.errors import DatabaseAwayError, HoldfastError
 
 log = structlog.get_logger(__name__)
@@ -183,7 +184,9 @@ def _http(request: Request, error: Exception) -> JSONResponse:
             "Not with this method",
             f"{request.method} does nothing at {request.url.path[:200]!r}.",
         )
-        fix = f"This path takes {headers.get('allow', headers.get('Allow', 'another method'))}; see /docs."
+        # A route names its own methods only, and the path may have several.
+        headers = {"Allow": ", ".join(methods_at(request.app.routes, request.scope))}
+        fix = f"This path takes {headers['Allow']}; see /docs."
     return problem_response(
         status, slug=f"http-{status}", title=title, detail=detail, fix=fix, headers=headers
     )

@@ -226,7 +226,7 @@ def test_a_method_that_a_path_does_not_take_is_a_problem_that_names_the_right_on
 ) -> None:
     answer = api.http.request(method, "/v1/pipelines/a/ledger")
     document = api.refuses(answer, 405, "http-405")
-    assert answer.headers["allow"] == "GET"
+    assert answer.headers["allow"] == "GET, HEAD"
     assert "GET" in document["fix"]
 
 
