@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from service.errors import PipelineInvalidError
 from service.gate.base import GateConfig
+from service.yaml_text import read_yaml
 from strategies.base import StrategyConfig, StreamInfo
 from strategies.catalog import STRATEGIES
 from strategies.combined import with_parts
@@ -162,7 +163,7 @@ def parse(document: Mapping[str, Any] | str) -> PipelineSpec:
         PipelineInvalidError: it says where and why.
     """
     try:
-        raw = yaml.safe_load(document) if isinstance(document, str) else document
+        raw = read_yaml(document) if isinstance(document, str) else document
         return PipelineSpec.model_validate(raw)
     except yaml.YAMLError as error:
         raise PipelineInvalidError(f"This is not YAML: {error}.", fix="Correct the file.") from error

@@ -100,8 +100,8 @@ FLOORS = (
         "the catalog names the strategies, so a strategy that read it would be a ring",
     ),
     Floor(
-        ("service.errors", "service.differences"),
-        "every part may raise a named error, or say where documents differ",
+        ("service.errors", "service.differences", "service.yaml_text"),
+        "every part may raise a named error, read a text, or say where documents differ",
     ),
     Floor(("service.settings", "service.client"), "a client needs an address, not the settings of a server"),
     Floor(
@@ -201,6 +201,7 @@ LIMITS = (
             "service.gate",
             "service.home",
             "service.settings",
+            "service.yaml_text",
             "streams",
         ),
         "a command speaks to the API as every caller does; what it could do by itself, a caller could not",

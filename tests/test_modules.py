@@ -20,7 +20,6 @@ COVERED_BY = {
     "service.commands.gate_tables": "tests/service/test_cli.py",
     "service.commands.holdouts": "tests/service/test_cli.py",
     "service.commands.outcomes": "tests/service/test_cli.py",
-    "service.commands.pipelines": "tests/service/test_cli.py",
     "service.commands.streams": "tests/service/test_cli.py",
     "service.api.golden": "tests/service/ingest/test_golden.py",
     "service.gate.golden": "tests/service/gate/guards/test_golden.py",

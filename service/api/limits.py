@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from itertools import islice
 from typing import Any, ClassVar
@@ -32,7 +33,9 @@ class StrictRequest(Request):
         """
         try:
             text = (await self.body()).decode()
-            document = json.loads(text, parse_constant=_refuse_number, parse_float=_finite)
+            document = json.loads(
+                text, parse_constant=_refuse_number, parse_float=_finite, object_pairs_hook=_once
+            )
             # In JSON, only an escape can write what cannot be stored.
             if "\\u" in text and (found := list(islice(texts.faults(document), SHOWN_ERRORS))):
                 raise invalid(found)
@@ -76,6 +79,16 @@ class RecordsRoute(JsonRoute):
 
     media_types: ClassVar[tuple[str, ...]] = tuple(MEDIA_TYPES)
     limit_bytes: ClassVar[int] = MAX_BODY_BYTES
+
+
+def _once(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, in which the last of two fields with one name would win in silence."""
+    found = dict(fields)
+    if len(found) < len(fields):
+        counted = Counter(name for name, _ in fields)
+        repeated = next(name for name, times in counted.items() if times > 1)
+        raise not_json(f"the field {repeated[:100]!r} stands twice in one object")
+    return found
 
 
 def _refuse_number(text: str) -> float:

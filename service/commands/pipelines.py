@@ -329,8 +329,10 @@ def read_document(file: Path) -> Any:
     """
     import yaml
 
+    from service.yaml_text import read_yaml
+
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        document = read_yaml(file.read_text(encoding="utf-8"))
         json.dumps(document, allow_nan=False)
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file} cannot be read: {error}.", fix="Name a readable UTF-8 file.") from error

@@ -279,6 +279,8 @@ def test_a_body_of_another_type_is_turned_away(api: Api, media_type: str, path: 
         (b'{"name": 1e999}', "1e999 is not"),
         (b'{"name": ' + b"9" * 5000 + b"}", "too many digits"),
         (b'{"name": "\xff"}', "not UTF-8, at byte 10"),
+        (b'{"name": "a", "name": "b"}', "'name' stands twice"),
+        (b'{"deep": [{"a": 1, "b": 2, "\\u0061": 1}]}', "'a' stands twice"),
         (b"[" * 100_000, "nested too deeply"),
         (b"\xef\xbb\xbf{}", "BOM"),
     ],
