@@ -27,7 +27,13 @@ class Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
-class ReasonRequest(Body):
+class StrictBody(Body):
+    """A request body in JSON, in which a number is a number, and a text is a text."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class ReasonRequest(StrictBody):
     """Why a person does this, and who that person is."""
 
     reason: Reason
