@@ -140,20 +140,10 @@ def update_reproduce(update: str, json_output: Json = False) -> None:
 @serve_app.command("api")
 def serve_api(lifeline: Lifeline = None) -> None:
     """Serve the HTTP API."""
-    import uvicorn
-
-    from service.api.app import create_app
+    from service.api.server import make_server
 
     settings, stop = _start_role(lifeline, needs="unmigrated")
-    config = uvicorn.Config(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-    )
-    server = uvicorn.Server(config)
+    server = make_server(settings)
 
     def end() -> None:
         stop.wait()
@@ -198,14 +188,19 @@ def serve_mlflow(lifeline: Lifeline = None) -> None:
 @app.command()
 def migrate() -> None:
     """Migrate the database to this release."""
-    _migrate(read_settings())
+    from service.logs import configure
+
+    settings = read_settings()
+    configure(settings)
+    _migrate(settings)
     typer.echo("The database is at this release.")
 
 
 def _migrate(settings: Settings) -> None:
+    from service.home import take_home
     from service.state import database
 
-    _make_home(settings)
+    take_home(settings)
     engine = database.connect(settings.database)
     try:
         with database.answering(engine):
@@ -219,6 +214,7 @@ def _start_role(
 ) -> tuple[Settings, threading.Event]:
     """Settings and stop event of a role; first looks whether it can use the database that it needs."""
     from service.commands.up import follow_lifeline
+    from service.home import take_home
     from service.logs import configure
     from service.state.database import require
 
@@ -228,7 +224,7 @@ def _start_role(
         _refuse_other_packages()
     settings = read_settings()
     configure(settings)
-    _make_home(settings)
+    take_home(settings)
     if alone and needs != "none":
         require(settings.database, migrated=needs == "migrated")
     stop = threading.Event()
@@ -250,16 +246,6 @@ def _refuse_other_packages(*, current_folder: bool = False) -> None:
     if refusal is not None:
         typer.echo(f"holdfast: {refusal}", err=True)
         raise typer.Exit(1)
-
-
-def _make_home(settings: Settings) -> None:
-    try:
-        settings.root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(
-            f"The home {settings.root} cannot be made: {error.strerror}.",
-            fix="Set HOLDFAST_HOME to a folder that this user may write.",
-        ) from error
 
 
 def _stop_on_signals(stop: threading.Event) -> None:

@@ -1,6 +1,6 @@
 """The pipeline spec: its owner's declaration of one registered model to keep trained on one stream."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Self, Union
 
 import yaml
@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from service.errors import PipelineInvalidError
 from service.gate.base import GateConfig
+from service.yaml_text import read_yaml
 from strategies.base import StrategyConfig, StreamInfo
 from strategies.catalog import STRATEGIES
 from strategies.combined import with_parts
@@ -162,17 +163,40 @@ def parse(document: Mapping[str, Any] | str) -> PipelineSpec:
         PipelineInvalidError: it says where and why.
     """
     try:
-        raw = yaml.safe_load(document) if isinstance(document, str) else document
-        return PipelineSpec.model_validate(raw)
+        raw = read_yaml(document) if isinstance(document, str) else document
+        spec = PipelineSpec.model_validate(raw)
     except yaml.YAMLError as error:
         raise PipelineInvalidError(f"This is not YAML: {error}.", fix="Correct the file.") from error
     except ValidationError as error:
-        errors = describe(error)
-        raise PipelineInvalidError(
-            f"The pipeline is not valid: {errors[0]['where']}: {errors[0]['problem']}.",
-            fix="Correct the fields under `errors`; docs/reference/pipelines.md describes each.",
-            members={"errors": errors},
-        ) from error
+        raise _invalid(describe(error)) from error
+    written = {**raw, "strategy": with_parts(raw["strategy"])}
+    if converted := list(_converted(written, spec.model_dump(mode="json", by_alias=True))):
+        raise _invalid(converted)
+    return spec
+
+
+def _invalid(errors: list[dict[str, str]]) -> PipelineInvalidError:
+    return PipelineInvalidError(
+        f"The pipeline is not valid: {errors[0]['where']}: {errors[0]['problem']}.",
+        fix="Correct the fields under `errors`; docs/reference/pipelines.md describes each.",
+        members={"errors": errors},
+    )
+
+
+def _converted(written: Any, read: Any, where: str = "") -> Iterator[dict[str, str]]:
+    """Values that pydantic has read as something else than what stands there, such as "0.02" as a number."""
+    if isinstance(written, Mapping) and isinstance(read, Mapping):
+        for key, value in written.items():
+            if key in read:
+                yield from _converted(value, read[key], f"{where}.{key}" if where else str(key))
+    elif isinstance(written, list | tuple) and isinstance(read, list | tuple):
+        for place, (each, its) in enumerate(zip(written, read, strict=False)):
+            yield from _converted(each, its, f"{where}.{place}")
+    elif isinstance(read, bool):
+        if not isinstance(written, bool):
+            yield {"where": where, "problem": "must be true or false, not a text or a number"}
+    elif isinstance(read, int | float) and isinstance(written, str | bool):
+        yield {"where": where, "problem": "must be a number, not a text or true or false"}
 
 
 def describe(error: ValidationError) -> list[dict[str, str]]:

@@ -1,11 +1,16 @@
 """Settings of the service, read from environment variables that begin with HOLDFAST_."""
 
+import ipaddress
+import re
 from pathlib import Path
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from strategies.network_choice import Installation, own_networks
+
+HOST_NAME = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*", re.IGNORECASE)
+"""A name, or the suffix of names; without a scheme and without a port."""
 
 
 class Settings(BaseSettings):
@@ -17,6 +22,11 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; default SQLite in the home.")
     host: str = Field("127.0.0.1", description="Address that the API listens on.")
     port: int = Field(8400, ge=0, le=65535, description="Port of the API.")
+    allowed_hosts: str | None = Field(
+        None,
+        description="Hosts that requests may name besides this machine's own, such as a proxy's: "
+        "names or *.suffix, with commas between them.",
+    )
     mlflow_tracking_uri: str | None = Field(
         None,
         # It may hold a password.
@@ -24,6 +34,9 @@ class Settings(BaseSettings):
         description="MLflow server or store; default SQLite.",
     )
     mlflow_ui: bool = Field(True, description="Whether `holdfast up` starts MLflow's pages.")
+    mlflow_host: str = Field(
+        "127.0.0.1", description="Address that MLflow's pages listen on, whatever the API listens on."
+    )
     mlflow_port: int = Field(8401, ge=0, le=65535, description="Port of MLflow's pages.")
     ray_address: str | None = Field(None, description="Ray cluster to join; default: a local one.")
     trainers: int = Field(
@@ -74,6 +87,19 @@ class Settings(BaseSettings):
         own_networks(networks or "")
         return networks
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts_parse(cls, hosts: str | None) -> str | None:
+        for host in _listed(hosts):
+            if not HOST_NAME.fullmatch(host) and not _is_address(host):
+                raise ValueError(f"{host!r} is no host: write holdfast.example or *.example, without a port")
+        return hosts
+
+    @property
+    def listed_hosts(self) -> tuple[str, ...]:
+        """Hosts that requests may name besides this machine's own; what begins with *. is a suffix."""
+        return tuple(host.lower() for host in _listed(self.allowed_hosts))
+
     @property
     def installation(self) -> Installation:
         """Networks and weights that this installation adds to the built-in ones."""
@@ -116,3 +142,21 @@ class Settings(BaseSettings):
     @property
     def artifacts(self) -> Path:
         return self.root / "mlflow-artifacts"
+
+
+def url_of(host: str, port: int) -> str:
+    """Where this machine reaches what listens on an address; on loopback, if that is every address."""
+    reached = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _listed(hosts: str | None) -> list[str]:
+    return [host.strip() for host in (hosts or "").split(",") if host.strip()]

@@ -100,12 +100,12 @@ FLOORS = (
         "the catalog names the strategies, so a strategy that read it would be a ring",
     ),
     Floor(
-        ("service.errors", "service.differences", "service.loops"),
-        "every part may raise a named error, run a loop, or say where documents differ",
+        ("service.errors", "service.differences", "service.yaml_text", "service.loops"),
+        "every part may raise a named error, read a text, run a loop, or say where documents differ",
     ),
     Floor(("service.settings", "service.client"), "a client needs an address, not the settings of a server"),
     Floor(
-        ("service.gate", "service.logs"),
+        ("service.gate", "service.logs", "service.home"),
         "a verdict is a pure function of its evidence, to be recomputed by anybody",
     ),
     Floor(
@@ -178,8 +178,9 @@ RANKS: Mapping[str, str] = {
         verification reproduction publication update dispatcher
     """,
     "service.api": """
-        problems limits parameters bodies.base bodies.health bodies.pipelines bodies.holdouts
-        bodies.streams bodies.updates pipelines golden holdouts records streams updates reference app
+        methods problems texts origins pace limits parameters bodies.base bodies.health bodies.pipelines
+        bodies.records bodies.holdouts bodies.streams bodies.updates pipelines golden holdouts records
+        streams updates reference app server
     """,
     "service.commands": """
         mlflow_pages up demo demo_small outcomes pipelines reproduction streams holdouts declared_gate
@@ -201,7 +202,9 @@ LIMITS = (
             "service.client",
             "service.errors",
             "service.gate",
+            "service.home",
             "service.settings",
+            "service.yaml_text",
             "streams",
         ),
         "a command speaks to the API as every caller does; what it could do by itself, a caller could not",

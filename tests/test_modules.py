@@ -11,7 +11,6 @@ TREE = Tree(ROOT)
 
 COVERED_BY = {
     "service.api.bodies": "tests/service/api/test_app.py",
-    "service.api.limits": "tests/service/api/test_app.py",
     "service.api.parameters": "tests/service/api/test_app.py",
     "service.api.pipelines": "tests/service/api/test_app.py",
     "service.api.problems": "tests/service/api/test_app.py",
@@ -20,11 +19,8 @@ COVERED_BY = {
     "service.commands.gate_questions": "tests/service/gate/simulation/test_questions.py",
     "service.commands.gate_tables": "tests/service/test_cli.py",
     "service.commands.holdouts": "tests/service/test_cli.py",
-    "service.commands.mlflow_pages": "tests/service/commands/test_demo.py",
     "service.commands.outcomes": "tests/service/test_cli.py",
-    "service.commands.pipelines": "tests/service/test_cli.py",
     "service.commands.streams": "tests/service/test_cli.py",
-    "service.commands.up": "tests/service/test_cli.py",
     "service.api.golden": "tests/service/ingest/test_golden.py",
     "service.gate.golden": "tests/service/gate/guards/test_golden.py",
     "service.updates.golden_plan": "tests/service/updates/test_golden_sets.py",

@@ -9,7 +9,11 @@ from fastapi import APIRouter, FastAPI
 from service.api import golden, holdouts, pipelines, problems, records, reference, streams, updates
 from service.api.bodies.health import Alive, Ready, RoleView, TroubleView
 from service.api.limits import SecureAnswers
+from service.api.methods import HeadAsGet
+from service.api.origins import OwnCallers, OwnHosts
+from service.api.pace import Pace, SlowBodies
 from service.api.parameters import Engine
+from service.api.texts import PlainAddresses
 from service.settings import Settings
 from service.state import presence
 from service.state.database import connect, migrate
@@ -24,8 +28,11 @@ Every error is an RFC 9457 problem document with a `fix` member that says what t
 health = APIRouter(tags=["health"])
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, pace: Pace | None = None) -> FastAPI:
     """The ASGI app; it owns its database engine for as long as it runs.
+
+    Args:
+        pace: how long bodies may take to arrive.
 
     Raises:
         SettingsError: the database is of a kind that is not supported, or its driver is missing.
@@ -51,6 +58,10 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     problems.install(app)
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(PlainAddresses)
+    app.add_middleware(SlowBodies, pace=pace or Pace())
+    app.add_middleware(OwnCallers, hosts=OwnHosts(settings))
     app.add_middleware(SecureAnswers)
     for part in (pipelines, golden, holdouts, records, streams, updates, reference):
         app.include_router(part.router)

@@ -7,6 +7,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from service.api.bodies.base import ReasonRequest
 from service.api.bodies.holdouts import GoldenAdded, GoldenRequest
+from service.api.bodies.records import LABELLED, RECORD, records_body
 from service.api.limits import RecordsRoute
 from service.api.parameters import MAX_INTEGER, Configured, Engine, PipelineName
 from service.errors import RecordsInvalidError
@@ -16,16 +17,10 @@ from service.storage import store_location
 
 router = APIRouter(prefix="/v1/pipelines", tags=["holdouts"], route_class=RecordsRoute)
 
-_RECORDS = {
-    "requestBody": {
-        "required": True,
-        "description": "The records, in any form that records are sent in.",
-        "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
-    }
-}
 
-
-@router.post("/{pipeline}/holdouts", status_code=201, summary="Add a golden set", openapi_extra=_RECORDS)
+@router.post(
+    "/{pipeline}/holdouts", status_code=201, summary="Add a golden set", openapi_extra=records_body(RECORD)
+)
 async def add(
     pipeline: PipelineName,
     request: Request,
@@ -58,7 +53,7 @@ async def add(
     "/{pipeline}/holdouts/{experience}/relabel",
     status_code=201,
     summary="Correct the labels of a past holdout",
-    openapi_extra=_RECORDS,
+    openapi_extra=records_body(LABELLED),
 )
 async def correct(
     pipeline: PipelineName,

@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Coroutine
+from itertools import islice
 from typing import Any, ClassVar
 
 from fastapi import Request, Response
@@ -10,8 +12,12 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.problems import SECURITY_HEADERS, RefusedError, not_json
+from service.api import texts
+from service.api.problems import SECURITY_HEADERS, SHOWN_ERRORS, RefusedError, invalid, not_json
 from service.ingest.bodies import MAX_BODY_BYTES, MEDIA_TYPES
+
+ANNOUNCED_CHUNK = "announced_chunk"
+"""Key of a request's state: the size of the chunk of its body that comes now, where the server tells it."""
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -23,11 +29,17 @@ class StrictRequest(Request):
         """The body as JSON.
 
         Raises:
-            RefusedError: it is not.
+            RefusedError: it is not, or holds a text that cannot be stored.
         """
         try:
             text = (await self.body()).decode()
-            return json.loads(text, parse_constant=_refuse_number, parse_float=_finite)
+            document = json.loads(
+                text, parse_constant=_refuse_number, parse_float=_finite, object_pairs_hook=_once
+            )
+            # In JSON, only an escape can write what cannot be stored.
+            if "\\u" in text and (found := list(islice(texts.faults(document), SHOWN_ERRORS))):
+                raise invalid(found)
+            return document
         except UnicodeDecodeError as error:
             raise not_json(f"it is not UTF-8, at byte {error.start}") from error
         except json.JSONDecodeError as error:
@@ -57,7 +69,7 @@ class JsonRoute(APIRoute):
         async def handler(request: Request) -> Response:
             _check_media_type(request, self.media_types)
             _check_announced(request, self.limit_bytes)
-            return await inside(StrictRequest(request.scope, _bounded(request.receive, self.limit_bytes)))
+            return await inside(StrictRequest(request.scope, _bounded(request, self.limit_bytes)))
 
         return handler
 
@@ -67,6 +79,16 @@ class RecordsRoute(JsonRoute):
 
     media_types: ClassVar[tuple[str, ...]] = tuple(MEDIA_TYPES)
     limit_bytes: ClassVar[int] = MAX_BODY_BYTES
+
+
+def _once(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, in which the last of two fields with one name would win in silence."""
+    found = dict(fields)
+    if len(found) < len(fields):
+        counted = Counter(name for name, _ in fields)
+        repeated = next(name for name, times in counted.items() if times > 1)
+        raise not_json(f"the field {repeated[:100]!r} stands twice in one object")
+    return found
 
 
 def _refuse_number(text: str) -> float:
@@ -99,15 +121,16 @@ def _check_announced(request: Request, limit_bytes: int) -> None:
         raise _too_large(limit_bytes)
 
 
-def _bounded(receive: Receive, limit_bytes: int) -> Receive:
+def _bounded(request: Request, limit_bytes: int) -> Receive:
     """The same body, refused as soon as it passes the limit: no more than that is ever held."""
     seen = 0
+    state = request.scope.get("state", {})
 
     async def bounded() -> Message:
         nonlocal seen
-        message = await receive()
+        message = await request.receive()
         seen += len(message.get("body", b""))
-        if seen > limit_bytes:
+        if max(seen, state.get(ANNOUNCED_CHUNK, 0)) > limit_bytes:
             raise _too_large(limit_bytes)
         return message
 

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from service.api.methods import methods_at
 from service.errors import DatabaseAwayError, HoldfastError
 
 log = structlog.get_logger(__name__)
@@ -32,7 +33,6 @@ WORDS = {
     "extra_forbidden": "is not a field of this request",
     "string_too_short": "must not be empty",
     "string_type": "must be a text",
-    "string_unicode": "holds a lone surrogate: send plain text",
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -54,10 +54,12 @@ class RefusedError(HTTPException):
         title: str,
         detail: str,
         fix: str,
+        members: Mapping[str, object] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(status, detail, dict(headers or {}))
         self.slug, self.title, self.fix = slug, title, fix
+        self.members = dict(members or {})
 
 
 def not_json(reason: str) -> RefusedError:
@@ -99,6 +101,19 @@ def problem_response(
     )
 
 
+def refusal(error: RefusedError) -> JSONResponse:
+    """The answer to a request that is refused."""
+    return problem_response(
+        error.status_code,
+        slug=error.slug,
+        title=error.title,
+        detail=error.detail,
+        fix=error.fix,
+        members=error.members,
+        headers=error.headers,
+    )
+
+
 def install(app: FastAPI) -> None:
     """Answer every failure of the app with a problem document."""
     app.add_exception_handler(HoldfastError, _ours)
@@ -126,16 +141,20 @@ def _invalid(_request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise error
     found: Sequence[Any] = error.errors()
-    errors = [
-        {"where": _where(entry["loc"]), "problem": WORDS.get(entry["type"], entry["msg"])}
-        for entry in found[:SHOWN_ERRORS]
-    ]
-    first = errors[0]
-    return problem_response(
+    return refusal(
+        invalid([(_where(entry["loc"]), WORDS.get(entry["type"], entry["msg"])) for entry in found])
+    )
+
+
+def invalid(found: Sequence[tuple[str, str]]) -> RefusedError:
+    """The error of a request of which something is wrong: where, and what."""
+    where, problem = found[0]
+    errors = [{"where": where, "problem": problem} for where, problem in found[:SHOWN_ERRORS]]
+    return RefusedError(
         422,
         slug="request-invalid",
         title="The request is not valid",
-        detail=f"{first['where']}: {first['problem']}.",
+        detail=f"{where}: {problem}.",
         fix="Correct what `errors` names; /docs shows what this path takes.",
         members={"errors": errors},
     )
@@ -153,16 +172,9 @@ def _where(location: Sequence[Any]) -> str:
 def _http(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
-    headers = error.headers or {}
     if isinstance(error, RefusedError):
-        return problem_response(
-            error.status_code,
-            slug=error.slug,
-            title=error.title,
-            detail=error.detail,
-            fix=error.fix,
-            headers=headers,
-        )
+        return refusal(error)
+    headers = error.headers or {}
     status, title, detail, fix = error.status_code, str(error.detail), f"{error.detail}.", "See /docs."
     if status == 404:
         title, detail = "Nothing is here", f"There is nothing at {request.url.path[:200]!r}."
@@ -172,7 +184,9 @@ def _http(request: Request, error: Exception) -> JSONResponse:
             "Not with this method",
             f"{request.method} does nothing at {request.url.path[:200]!r}.",
         )
-        fix = f"This path takes {headers.get('allow', headers.get('Allow', 'another method'))}; see /docs."
+        # A route names its own methods only, and the path may have several.
+        headers = {"Allow": ", ".join(methods_at(request.app.routes, request.scope))}
+        fix = f"This path takes {headers['Allow']}; see /docs."
     return problem_response(
         status, slug=f"http-{status}", title=title, detail=detail, fix=fix, headers=headers
     )

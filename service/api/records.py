@@ -1,46 +1,23 @@
 """The route that takes records, which are stored durably before the answer."""
 
-import msgspec
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
+from service.api.bodies.records import RECORD, records_body
 from service.api.bodies.streams import RecordsReceipt
 from service.api.limits import RecordsRoute
 from service.api.parameters import Engine, IdempotencyKey, PipelineName, settings_of
 from service.errors import RecordsInvalidError
 from service.ingest.push import push
-from streams.wire.decode import JsonRecord
 
 router = APIRouter(prefix="/v1/pipelines", tags=["records"], route_class=RecordsRoute)
-
-(RECORD,), COMPONENTS = msgspec.json.schema_components(
-    (JsonRecord,), ref_template="#/components/schemas/{name}"
-)
-"""JSON Schema of a record, derived from the decoder's own type."""
 
 
 @router.post(
     "/{pipeline}/records",
     status_code=202,
     summary="Send records",
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {
-                        "type": "object",
-                        "required": ["records"],
-                        "additionalProperties": False,
-                        "properties": {"records": {"type": "array", "minItems": 1, "items": RECORD}},
-                    }
-                },
-                "application/x-ndjson": {
-                    "schema": {"type": "string", "description": "One record, as JSON, a line."}
-                },
-            },
-        }
-    },
+    openapi_extra=records_body(RECORD),
 )
 async def send(
     pipeline: PipelineName, request: Request, engine: Engine, key: IdempotencyKey = None

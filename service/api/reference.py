@@ -8,8 +8,8 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.api.bodies.records import COMPONENTS
 from service.api.problems import MEDIA_TYPE
-from service.api.records import COMPONENTS
 from service.pipelines import PipelineSpec
 
 STATIC = Path(__file__).parent / "static"

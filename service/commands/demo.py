@@ -28,6 +28,7 @@ from rich.table import Table
 from service.client import Client
 from service.commands import mlflow_pages, up
 from service.errors import HoldfastError
+from service.home import take_home
 from service.settings import Settings
 from streams.records import Records, text_column
 from streams.sources.datasets import DIGITS_SCHEMA, DatasetsConfig, digits_step
@@ -114,7 +115,7 @@ def spec(name: str, strategy: Mapping[str, Any]) -> dict[str, Any]:
 @contextmanager
 def running_service(settings: Settings, console: Console) -> Iterator[None]:
     """`holdfast up` in a process of its own, until the block ends."""
-    settings.root.mkdir(parents=True, exist_ok=True)
+    take_home(settings)
     log_path = settings.root / "service.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(

@@ -23,7 +23,7 @@ def command(settings: Settings) -> list[str]:
         "--default-artifact-root",
         settings.artifacts.as_uri(),
         "--host",
-        settings.host,
+        settings.mlflow_host,
         "--port",
         str(settings.mlflow_port),
         "--workers",
@@ -31,19 +31,31 @@ def command(settings: Settings) -> list[str]:
     ]
 
 
-def serve(settings: Settings, stop: threading.Event) -> None:
-    """Run MLflow's server until `stop` is set, or until it ends by itself."""
-    quiet = {
+def environment(settings: Settings) -> dict[str, str]:
+    """What MLflow's server must be told by variables of its own."""
+    return {
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
         # Its job workers serve features that nothing here uses, at a gigabyte of memory.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(_hosts(settings)),
     }
+
+
+def _hosts(settings: Settings) -> list[str]:
+    """The hosts that requests may name; MLflow's own list has 10.*, which is the start of names as well."""
+    port, own = settings.mlflow_port, settings.mlflow_host
+    named = ["localhost", "127.0.0.1", "[::1]", f"[{own}]" if ":" in own else own, *settings.listed_hosts]
+    return [each for host in dict.fromkeys(named) for each in (host, f"{host}:{port}")]
+
+
+def serve(settings: Settings, stop: threading.Event) -> None:
+    """Run MLflow's server until `stop` is set, or until it ends by itself."""
     # A group of its own: the server starts workers, and all of them must go with it.
     process = subprocess.Popen(
         [sys.executable, "-m", *command(settings)],
-        env={**os.environ, **quiet},
+        env={**os.environ, **environment(settings)},
         start_new_session=True,
         stdout=subprocess.DEVNULL,
     )

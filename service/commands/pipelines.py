@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from service.commands.outcomes import outcome_lines
 from service.errors import HoldfastError, SettingsError
-from service.settings import Settings
+from service.settings import Settings, url_of
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -303,7 +303,7 @@ def open_client(url: str | None) -> "Client":
 
     if url is None:
         settings = read_settings()
-        url = f"http://{settings.host}:{settings.port}"
+        url = url_of(settings.host, settings.port)
     return Client(url)
 
 
@@ -329,8 +329,10 @@ def read_document(file: Path) -> Any:
     """
     import yaml
 
+    from service.yaml_text import read_yaml
+
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        document = read_yaml(file.read_text(encoding="utf-8"))
         json.dumps(document, allow_nan=False)
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file} cannot be read: {error}.", fix="Name a readable UTF-8 file.") from error

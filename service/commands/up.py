@@ -21,7 +21,8 @@ import httpx
 import structlog
 
 from service.errors import SettingsError
-from service.settings import Settings
+from service.home import take_home
+from service.settings import Settings, url_of
 
 log = structlog.get_logger(__name__)
 
@@ -50,9 +51,9 @@ def run(settings: Settings, *, prepare: Callable[[], None], announce: Callable[[
         prepare: migrates the database; called once it is certain that no other service is up in this home.
 
     Raises:
-        SettingsError: another `holdfast up` holds this home.
+        SettingsError: another `holdfast up` holds this home, or it cannot be made.
     """
-    settings.root.mkdir(parents=True, exist_ok=True)
+    take_home(settings)
     lock = _lock(settings)
     _check_port(settings)
     prepare()
@@ -89,7 +90,8 @@ def _lock(settings: Settings) -> int:
 
 def _check_port(settings: Settings) -> None:
     """Refuse an occupied port before any role starts, instead of restarting one for ever."""
-    with socket.socket() as probe:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((settings.host, settings.port))
@@ -191,12 +193,12 @@ def environment(settings: Settings) -> Mapping[str, str]:
 
 def api_url(settings: Settings) -> str:
     """Where the API listens."""
-    return f"http://{settings.host}:{settings.port}"
+    return url_of(settings.host, settings.port)
 
 
 def mlflow_url(settings: Settings) -> str:
     """Where MLflow's pages are."""
-    return f"http://{settings.host}:{settings.mlflow_port}"
+    return url_of(settings.mlflow_host, settings.mlflow_port)
 
 
 def answer(settings: Settings, http: httpx.Client) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ class Pool(NamedTuple):
 
     @property
     def members(self) -> tuple[int, ...]:
-        return self.own + self.joined
+        return self.own + self.joined if self.joined else self.own
 
 
 Enough = Callable[[Sequence[int]], int]
@@ -88,11 +88,11 @@ def pools_of(blocks: Sequence[Sequence[int]], sizes: Mapping[int, int], enough: 
     Blocks that come to be judged on the same records are one pool. The last pool is that of the newest block.
     """
     records = [sum(map(sizes.__getitem__, block)) for block in blocks]
-    pools: dict[Hashable, tuple[Sequence[int], Sequence[int]]] = {}
+    pools: dict[Hashable, Pool] = {}
     for place, block in enumerate(blocks):
         if records[place] >= enough(block):
             # No pool of several blocks has the same records: it needs no look for one.
-            pools[place] = (block, ())
+            pools[place] = Pool(tuple(sorted(block) if len(block) > 1 else block))
             continue
         members, n = list(block), records[place]
         for other in (*range(place - 1, -1, -1), *range(place + 1, len(blocks))):
@@ -102,12 +102,10 @@ def pools_of(blocks: Sequence[Sequence[int]], sizes: Mapping[int, int], enough: 
             n += records[other]
         key = frozenset(members)
         # The later of two alike stands at its own place, so that the newest comes last.
-        own, _ = pools.pop(key, ((), ()))
-        pools[key] = ([*own, *block], members)
-    return [
-        Pool(tuple(sorted(own)), tuple(sorted(set(members).difference(own))) if members else ())
-        for own, members in pools.values()
-    ]
+        alike = pools.pop(key, None)
+        own = {*block, *alike.own} if alike else set(block)
+        pools[key] = Pool(tuple(sorted(own)), tuple(sorted(set(members) - own)))
+    return list(pools.values())
 
 
 def history_of(

@@ -1,5 +1,6 @@
 """Request bodies of records, by media type, as batches of payloads for the decoder."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
@@ -9,6 +10,11 @@ from streams.base import LazyTexts, RawBatch
 
 PARTITION = "request"
 MAX_BODY_BYTES = 256 * 2**20
+
+
+_BEGIN = re.compile(rb'\s*\{\s*"records"\s*:\s*\[\s*')
+_GAP = re.compile(rb"\s*,\s*")
+_END = re.compile(rb"\s*\]\s*\}\s*")
 
 
 class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
@@ -49,7 +55,30 @@ def _json(body: bytes) -> RawBatch:
             f"The body is not an object with a list of records: {error}.",
             fix='Send {"records": [{"id": "a1", "features": [...], "label": "..."}, ...]}.',
         ) from error
-    return _of([bytes(raw) for raw in envelope.records])
+    records = [bytes(raw) for raw in envelope.records]
+    if not _is_all(body, records):
+        raise RecordsInvalidError(
+            "The body has the field records more than once, or writes its name with escapes.",
+            fix='Send all records in one list: {"records": [{"id": "a1", ...}, ...]}.',
+        )
+    return _of(records)
+
+
+def _is_all(body: bytes, records: Sequence[bytes]) -> bool:
+    """Whether a body is one list of these records and nothing else: of two lists, the decoder drops one."""
+    if len(body) - sum(map(len, records)) == len(b'{"records":[]}') + max(0, len(records) - 1):
+        # Nothing but what one list needs has room between them.
+        return True
+    begin = _BEGIN.match(body)
+    if begin is None:
+        return False
+    position = begin.end()
+    for place, record in enumerate(records):
+        gap = _GAP.match(body, position) if place else begin
+        if gap is None or not body.startswith(record, gap.end()):
+            return False
+        position = gap.end() + len(record)
+    return _END.fullmatch(body, position) is not None
 
 
 def _ndjson(body: bytes) -> RawBatch:

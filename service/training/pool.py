@@ -34,11 +34,15 @@ if "HOLDFAST_RAY_ADDRESS" not in os.environ:
     # A local cluster is this process's own: nobody else needs its token. Ray reads these at its import.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # Nor need others reach it: without this, Ray replaces a node's loopback address by an outer one, and each
+    # of its processes then listens on every interface. The name is misleading, it holds on Linux as well.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
 import ray
 
 log = structlog.get_logger(__name__)
 
+LOOPBACK = "127.0.0.1"
 PROGRESS_SECONDS = 0.5
 CANCEL_SECONDS = 10.0
 """Time for a trainer to stop between two batches; then it is killed, and another one started."""
@@ -108,6 +112,8 @@ class TrainerPool:
             ray.init(
                 num_cpus=self._settings.trainers,
                 include_dashboard=False,
+                dashboard_host=LOOPBACK,
+                _node_ip_address=LOOPBACK,
                 object_store_memory=100 * 2**20,
                 namespace="holdfast",
                 log_to_driver=False,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from service.settings import Settings
+from service.settings import Settings, url_of
 from strategies.network_choice import Installation
 
 NAMES = {
@@ -14,8 +14,10 @@ NAMES = {
     "database_url",
     "host",
     "port",
+    "allowed_hosts",
     "mlflow_tracking_uri",
     "mlflow_ui",
+    "mlflow_host",
     "mlflow_port",
     "ray_address",
     "trainers",
@@ -53,8 +55,10 @@ def test_every_setting_is_an_environment_variable(monkeypatch: pytest.MonkeyPatc
         "database_url": "postgresql://u:p@db/holdfast",
         "host": "0.0.0.0",
         "port": 1,
+        "allowed_hosts": "Holdfast.example, *.lab.example",
         "mlflow_tracking_uri": "http://mlflow:5000",
         "mlflow_ui": False,
+        "mlflow_host": "10.0.0.9",
         "mlflow_port": 2,
         "ray_address": "ray://head:10001",
         "trainers": 3,
@@ -82,6 +86,7 @@ def test_every_setting_is_an_environment_variable(monkeypatch: pytest.MonkeyPatc
     assert {name: getattr(settings, name) for name in given} == given
     assert settings.tracking_uri == "http://mlflow:5000"
     assert settings.roots == [Path("/srv/in"), "s3://bucket/in"]
+    assert settings.listed_hosts == ("holdfast.example", "*.lab.example")
     assert settings.installation == Installation({"mine": "pkg.nets:make"}, Path("/srv/weights"))
 
 
@@ -118,6 +123,11 @@ def test_passwords_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "value"),
     [
         ("port", "70000"),
+        ("allowed_hosts", "*"),
+        ("allowed_hosts", "fine.example, *fine.example"),
+        ("allowed_hosts", "https://fine.example"),
+        ("allowed_hosts", "fine.example:8400"),
+        ("allowed_hosts", "127.0.0.1:8400"),
         ("trainers", "0"),
         ("lease_seconds", "0"),
         ("max_attempts", "0"),
@@ -142,3 +152,18 @@ def test_a_value_that_cannot_work_is_refused_by_name(
 def test_settings_do_not_change_while_a_process_runs() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Settings().port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8400"),
+        ("box.example", "http://box.example:8400"),
+        ("0.0.0.0", "http://127.0.0.1:8400"),
+        ("", "http://127.0.0.1:8400"),
+        ("::", "http://[::1]:8400"),
+        ("2001:db8::1", "http://[2001:db8::1]:8400"),
+    ],
+)
+def test_what_listens_everywhere_is_reached_on_loopback(host: str, url: str) -> None:
+    assert url_of(host, 8400) == url

@@ -153,6 +153,19 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
+def listening(process: psutil.Process) -> set[tuple[str, int]]:
+    """Address and port of every socket on which a process, or one that it started, waits for others."""
+    found = set()
+    for each in [process, *process.children(recursive=True)]:
+        for connection in each.net_connections(kind="inet"):
+            # A UDP socket without a peer hears everybody; one of TCP has to listen.
+            if connection.status == psutil.CONN_LISTEN or (
+                connection.type == socket.SOCK_DGRAM and not connection.raddr
+            ):
+                found.add((connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port))
+    return found
+
+
 def is_role(process: psutil.Process, name: str) -> bool:
     try:
         line = process.cmdline()

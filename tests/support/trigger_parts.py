@@ -107,3 +107,13 @@ def cuts_of(
 def sizes_of(cuts: Iterable[Cut]) -> list[int]:
     """Records of each cut."""
     return [cut.records for cut in cuts]
+
+
+def in_bursts(count: int, rate: float, length: float, random: np.random.Generator) -> NDArray[np.bool_]:
+    """Answers of a two-state Markov chain: wrong with this rate, in bursts of this mean length."""
+    calm = length * (1 - rate) / rate
+    pairs = int(count / (length + calm)) * 2 + 50
+    runs = np.stack([random.geometric(1 / length, pairs), random.geometric(1 / calm, pairs)], axis=1)
+    wrong = np.repeat(np.tile([True, False], pairs), runs.ravel())
+    # The chain is stationary where it begins anywhere in its past.
+    return np.roll(wrong, -int(random.integers(len(wrong))))[:count]

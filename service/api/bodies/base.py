@@ -3,28 +3,19 @@
 from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from service.api.parameters import MAX_INTEGER
 from service.state.ledger import By
 
-
-def _storable(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("holds a NUL character: send plain text")
-    return text
-
-
 Reason = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=2000),
-    AfterValidator(_storable),
     Field(description="Why, for whoever reads it later. Must not be empty."),
 ]
 Actor = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=200),
-    AfterValidator(_storable),
     Field(description="Who decides."),
 ]
 Index = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
@@ -36,7 +27,13 @@ class Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
-class ReasonRequest(Body):
+class StrictBody(Body):
+    """A request body in JSON, in which a number is a number, and a text is a text."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class ReasonRequest(StrictBody):
     """Why a person does this, and who that person is."""
 
     reason: Reason

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from service.api.bodies.base import Body, ReasonRequest, moment
 from service.api.bodies.pipelines import EntryView
@@ -29,6 +29,9 @@ class HoldoutMargin(ReasonRequest):
 
 class GoldenRequest(ReasonRequest):
     """Parameters of a golden set that is added."""
+
+    # It comes as query parameters, which are texts.
+    model_config = ConfigDict(strict=False)
 
     name: GoldenName
     margin: Margin | None = Field(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from service.api.bodies.base import Body, moment
+from service.api.bodies.base import Body, StrictBody, moment
 from streams.state.dead_letters import DeadLetter
 from streams.state.status import Status
 
@@ -96,7 +96,7 @@ class DeadLetterContent(Body):
     base64: str = Field(description="The payload.")
 
 
-class ReplayRequest(Body):
+class ReplayRequest(StrictBody):
     """Which dead letters to decode again; those that are valid now go back into the stream."""
 
     dead_letters: Annotated[list[DeadLetterId], Field(min_length=1, max_length=1000)] | None = Field(

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
-from service.api.bodies.base import Actor, Body, Index, ReasonRequest, moment
+from service.api.bodies.base import Actor, Body, Index, ReasonRequest, StrictBody, moment
 from service.gate import schema
 from service.state import jobs
 
@@ -14,7 +14,7 @@ VerdictForm = Annotated[Mapping[str, Any], WithJsonSchema(schema.schema())]
 """A verdict as the gate stored it, possibly by an earlier release."""
 
 
-class UpdateRequest(Body):
+class UpdateRequest(StrictBody):
     """What to learn now. Empty: everything that has arrived and was not learnt."""
 
     experiences: Annotated[list[Index], Field(min_length=1, max_length=1000)] | None = Field(

@@ -148,7 +148,7 @@ def _alone(
     small, enough = [], _enough(_widest(config), sizes, spends)
     for pool in pools_of(units, sizes, enough):
         members = pool.members
-        n = sum(map(sizes.__getitem__, members))
+        n = sizes[members[0]] if len(members) == 1 else sum(map(sizes.__getitem__, members))
         if n >= enough(members) and (len(members) < shortest or frozenset(members) not in asked):
             small.append((pool, n, _spent(members, spends)))
     n_of, alphas = (np.array([each[place] for each in small]) for place in (1, 2))
@@ -167,7 +167,7 @@ def _enough(margin: float, sizes: Mapping[int, int], spends: Mapping[int, float]
     # Most were looked at alike, and may spend the same.
     by_spending = {each: _records(margin, each, LASTING_POWER) for each in set(spends.values())}
     needs = {each: by_spending[spends[each]] for each in sizes}
-    return lambda members: max(map(needs.__getitem__, members))
+    return lambda members: needs[members[0]] if len(members) == 1 else max(map(needs.__getitem__, members))
 
 
 def _spent(members: Sequence[int], spends: Mapping[int, float]) -> float:

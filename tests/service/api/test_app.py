@@ -82,7 +82,7 @@ def test_serving_requests_imports_nothing_heavy(tmp_path: Path) -> None:
         "async def use():\n"
         "    async with app.router.lifespan_context(app):\n"
         "        transport = httpx.ASGITransport(app)\n"
-        "        async with httpx.AsyncClient(transport=transport, base_url='http://here') as http:\n"
+        "        async with httpx.AsyncClient(transport=transport, base_url='http://localhost') as http:\n"
         f"            assert (await http.post('/v1/pipelines', json={spec('light')!r})).status_code == 201\n"
         "            await http.post('/v1/pipelines/light/records', json={'records': [\n"
         "                {'id': 'a', 'features': [1, 2], 'label': 'up'}]})\n"
@@ -226,13 +226,11 @@ def test_a_method_that_a_path_does_not_take_is_a_problem_that_names_the_right_on
 ) -> None:
     answer = api.http.request(method, "/v1/pipelines/a/ledger")
     document = api.refuses(answer, 405, "http-405")
-    assert answer.headers["allow"] == "GET"
+    assert answer.headers["allow"] == "GET, HEAD"
     assert "GET" in document["fix"]
 
 
-@pytest.mark.parametrize(
-    "name", ["nobody", "UPPER", "a" * 64, "%00", "%ED%A0%80", "..%00", "é", "' OR 1=1 --"]
-)
+@pytest.mark.parametrize("name", ["nobody", "UPPER", "a" * 64, "é", "' OR 1=1 --"])
 @pytest.mark.parametrize(
     ("method", "rest"),
     [
@@ -281,6 +279,8 @@ def test_a_body_of_another_type_is_turned_away(api: Api, media_type: str, path: 
         (b'{"name": 1e999}', "1e999 is not"),
         (b'{"name": ' + b"9" * 5000 + b"}", "too many digits"),
         (b'{"name": "\xff"}', "not UTF-8, at byte 10"),
+        (b'{"name": "a", "name": "b"}', "'name' stands twice"),
+        (b'{"deep": [{"a": 1, "b": 2, "\\u0061": 1}]}', "'a' stands twice"),
         (b"[" * 100_000, "nested too deeply"),
         (b"\xef\xbb\xbf{}", "BOM"),
     ],
@@ -312,7 +312,6 @@ def test_a_pipeline_that_is_none_is_refused(api: Api, body: Any) -> None:
         ({"trigger": {"kind": "records", "records": 10**30}}, "trigger.records"),
         ({"split": {"gate": 0.7, "audit": 0.3}}, "split"),
         ({"schema": {"shape": [2], "classes": ["one"]}}, "schema.classes"),
-        ({"schema": {"shape": [2], "classes": ["a", "\ud800"]}}, "schema.classes.1"),
         ({"surprise": 1}, "surprise"),
     ],
 )
@@ -347,9 +346,10 @@ def test_a_declaration_says_what_its_gate_means_and_shows_it_again(api: Api) -> 
     found = view["gate_plan"]
     assert found["sentence"].startswith("With 1,000 records an experience, about ")
     assert (found["records"], found["gate_records"], found["sealed_records"]) == (1000, 250, 200)
-    ((asked),) = found["asked"]
-    assert asked["low"] < asked["per_100"] < asked["high"]
-    assert (asked["churn"], asked["bound"], found["unseen_loss"]) == (0.06, "about", 0.134)
+    assert [each["churn"] for each in found["asked"]] == [0.06, 0.12]
+    for asked in found["asked"]:
+        assert asked["low"] < asked["per_100"] < asked["high"]
+    assert (found["asked"][0]["bound"], found["unseen_loss"]) == ("about", 0.134)
     assert (found["notes"], found["hopeless"]) == ([], None)
     assert (view["spec"]["gate"]["preset"], view["spec"]["gate"]["margin"]) == ("eager", 0.03)
     assert api.http.get("/v1/pipelines/planned").json() == view
@@ -397,7 +397,7 @@ def test_an_announced_body_beyond_the_limit_is_refused_before_it_is_sent(api: Ap
     declare(api, "announced")
     for path, limit in (("/v1/pipelines", 2**20), ("/v1/pipelines/announced/records", 256 * 2**20)):
         with socket.create_connection((api.settings.host, api.settings.port)) as connection:
-            head = f"POST {path} HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             connection.sendall(f"{head}Content-Length: {limit + 1}\r\n\r\n".encode())
             connection.settimeout(20)
             answer = b"".join(iter(lambda: connection.recv(65536), b"")).decode()

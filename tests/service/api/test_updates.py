@@ -122,7 +122,7 @@ def test_an_experience_that_cannot_be_learnt_again_is_named(api: Api, pipeline: 
 
 
 @pytest.mark.parametrize("rest", ["", "/decision"])
-@pytest.mark.parametrize("name", ["u-0000000000000000", "x" * 500, "%00", "é", "..%2F"])
+@pytest.mark.parametrize("name", ["u-0000000000000000", "x" * 500, "é", "..%2F"])
 def test_an_unknown_update_is_a_problem(api: Api, name: str, rest: str) -> None:
     slug = "http-404" if name == "..%2F" else "update-unknown"
     api.refuses(api.http.get(f"/v1/updates/{name}{rest}"), 404, slug)

@@ -1,5 +1,6 @@
 """The demo shows what it promises, decided by evidence."""
 
+import stat
 from pathlib import Path
 
 import psutil
@@ -52,6 +53,19 @@ def test_it_says_where_to_look_and_the_report_is_there() -> None:
     assert "mlflow server --backend-store-uri" in run.shown
     assert "Rejected: digits-naive" in report.read_text()
     assert run.document["seconds"] > 0
+
+
+def test_no_file_of_any_role_can_be_read_by_others() -> None:
+    """Databases, experiences, checkpoints, MLflow's artifacts and the log, as every role has left them."""
+    home = demo_run().home
+    open_to_others = {
+        str(path.relative_to(home)): oct(mode)
+        for path in [home, *home.rglob("*")]
+        if (mode := stat.S_IMODE(path.lstat().st_mode)) & 0o077
+    }
+    assert open_to_others == {}
+    made = {path.name for path in home.iterdir()}
+    assert {"holdfast.db", "mlflow.db", "experiences", "checkpoints", "mlflow-artifacts"} <= made
 
 
 def test_it_leaves_no_process_behind() -> None:

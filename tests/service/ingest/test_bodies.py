@@ -62,3 +62,31 @@ def test_what_holds_no_records_is_refused_with_the_reason(body: bytes, media_typ
     with pytest.raises(RecordsInvalidError, match=said) as caught:
         batch(body, media_type)
     assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"records":[{"id":"a"}],"records":[{"id":"b"}]}',
+        b'{"records":[{"id":"a"}],"records":[{"id":"a"}]}',
+        b'{ "records": [{"id": "a"}, {"id": "b"}], "records": [{"id": "a"}, {"id": "c"}] }',
+        b'{"records":[],"records":[{"id":"b"}]}',
+        b'{"records":[{"id":"a"}],"\\u0072ecords":[{"id":"b"}]}',
+        b'{"\\u0072ecords":[{"id":"a"}],"records":[{"id":"b"}]}',
+    ],
+)
+def test_a_second_list_of_records_is_refused_since_one_of_the_two_would_be_lost(body: bytes) -> None:
+    with pytest.raises(RecordsInvalidError, match="more than once"):
+        batch(body, "application/json")
+
+
+@pytest.mark.parametrize("indent", [None, 0, 3])
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": "), (" ,\t", "\n:  ")])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_one_list_is_taken_however_it_is_written(
+    indent: int | None, separators: tuple[str, str], count: int
+) -> None:
+    records = [{"id": '],"records":[', "label": [1, {"records": []}]}] * count
+    body = json.dumps({"records": records}, indent=indent, separators=separators).encode()
+    for written in (body, b" \n" + body + b"\r\n "):
+        assert [json.loads(each) for each in batch(written, "application/json").payloads] == records

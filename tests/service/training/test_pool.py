@@ -18,6 +18,7 @@ from service.training.tasks import Task
 from service.updates import decisions, dispatcher
 from service.updates.update import Updater
 from tests.support.homes import Home, digits, home
+from tests.support.running import listening
 
 LONG = {"epochs": 10_000}
 """Minutes of learning."""
@@ -72,6 +73,15 @@ def take_over(each: Home) -> None:
     newest = each.updates()[-1]
     with each.engine.begin() as connection:
         jobs.write(connection, newest, {"attempt": newest.attempt + 1})
+
+
+def test_every_socket_of_the_local_cluster_is_on_loopback(trainers: TrainerPool) -> None:
+    names = {each.name() for each in psutil.Process().children(recursive=True)}
+    assert {"gcs_server", "raylet"} <= names, "the cluster that is looked at must be running"
+    process_of(trainers)
+    found = listening(psutil.Process())
+    assert len(found) >= 5
+    assert {address for address, _ in found} == {"127.0.0.1"}
 
 
 @pytest.mark.parametrize("lose", [cancel_newest, take_over])

@@ -31,20 +31,10 @@ from streams.triggers.detectors import (
     cusum_plan,
     run_lengths,
 )
-from tests.support.trigger_parts import Parrot, answered, cuts_of, fed
+from tests.support.trigger_parts import Parrot, answered, cuts_of, fed, in_bursts
 
 Bits = NDArray[np.bool_]
 DECLARED = 1000
-
-
-def in_bursts(count: int, rate: float, length: float, random: np.random.Generator) -> Bits:
-    """Answers of a two-state Markov chain: wrong with this rate, in bursts of this mean length."""
-    calm = length * (1 - rate) / rate
-    pairs = int(count / (length + calm)) * 2 + 50
-    runs = np.stack([random.geometric(1 / length, pairs), random.geometric(1 / calm, pairs)], axis=1)
-    wrong = np.repeat(np.tile([True, False], pairs), runs.ravel())
-    # The chain is stationary where it begins anywhere in its past.
-    return np.roll(wrong, -int(random.integers(len(wrong))))[:count]
 
 
 def time_of(rate: float, length: float) -> float:

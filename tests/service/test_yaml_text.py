@@ -1,0 +1,40 @@
+"""YAML that says something twice is refused, wherever it is read."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from service.commands.pipelines import read_document
+from service.errors import HoldfastError, PipelineInvalidError
+from service.pipelines import parse
+from service.yaml_text import read_yaml
+
+TWICE = ["a: 1\na: 2", "x:\n  - {b: 1, 'b': 1}", "{a: 1, b: {c: 1, c: 1}}", "1: x\n1: y"]
+
+
+@pytest.mark.parametrize("text", TWICE)
+def test_a_repeated_key_is_refused_with_its_line(text: str, tmp_path: Path) -> None:
+    with pytest.raises(yaml.YAMLError, match=r"stands twice in one mapping\s.*line"):
+        read_yaml(text)
+    with pytest.raises(PipelineInvalidError, match="stands twice"):
+        parse(text)
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(text)
+    with pytest.raises(HoldfastError, match="stands twice"):
+        read_document(file)
+
+
+def test_what_is_said_once_is_read() -> None:
+    assert read_yaml("a: 1\nb: {a: 1}\nc: [{a: 1}, {a: 2}]") == {
+        "a": 1,
+        "b": {"a": 1},
+        "c": [{"a": 1}, {"a": 2}],
+    }
+    assert read_yaml("base: &base {a: 1, b: 2}\nown:\n  <<: *base\n  a: 3")["own"] == {"a": 3, "b": 2}
+    assert read_yaml("") is None
+
+
+def test_a_tag_that_makes_an_object_is_refused() -> None:
+    with pytest.raises(yaml.YAMLError):
+        read_yaml("!!python/object/apply:os.getcwd []")
