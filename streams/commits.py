@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from streams.base import DataLostError, FencedError, RecordSchema
 from streams.records import LabelMap
+from streams.split import PARTS
 from streams.state.manifest import (
     AlsoInTransaction,
     Commit,
@@ -12,9 +13,11 @@ from streams.state.manifest import (
     CutExperience,
     DeadLetter,
     Manifest,
+    Part,
     Span,
     WaitingCommit,
 )
+from streams.triggers.catalog import Cut
 
 
 class Committer:
@@ -108,3 +111,17 @@ class Committer:
             except FencedError as fenced:
                 raise fenced from error
             raise
+
+
+def experience_of(cut: Cut, schema: RecordSchema, parts: Sequence[Part]) -> CutExperience:
+    """What a commit stores of a cut whose parts are written, in the order of `PARTS`."""
+    written = dict(zip(PARTS, parts, strict=True))
+    return CutExperience(
+        train=written["train"],
+        gate=written["gate"],
+        audit=written["audit"],
+        schema_fingerprint=schema.fingerprint(),
+        cut_reason=cut.reason,
+        trigger_state=cut.state,
+        decision=cut.decision,
+    )

@@ -27,12 +27,12 @@ from streams.base import (
     select,
 )
 from streams.breaker import BadShare, CircuitBreaker
-from streams.commits import Committer
+from streams.commits import Committer, experience_of
 from streams.duplicates import DuplicateWindow
 from streams.held_out import HeldOut
 from streams.joining import Pair
 from streams.late_labels import Completed, LateLabels, late_labels
-from streams.pending import Chunk, Pending, part_records
+from streams.pending import Chunk, Pending, part_records, records_at_once
 from streams.recall import recall_ids
 from streams.records import Records
 from streams.split import PARTS, Split, parts_of
@@ -50,8 +50,6 @@ from streams.store.experiences import ExperienceStore
 from streams.triggers.catalog import Cut, TriggerConfig, TriggerContext
 from streams.wire.decode import Decoded, decode
 
-_POLL_BYTES = 32 * 1024 * 1024
-_MOST_POLLED, _LEAST_POLLED = 65_536, 256
 _FORGET_SECONDS = 60.0
 
 
@@ -73,6 +71,9 @@ class Ingest:
 
     After any exception but `SourceError` it must be closed, and another one opened.
     """
+
+    progressed = False
+    """Whether the last step read or cut anything: if so, there may be more at once."""
 
     def __init__(
         self,
@@ -111,8 +112,6 @@ class Ingest:
         self._refused: list[DeadLetter] = []
         self._came = self._newly_refused = 0
         self._untrimmed, self._forget_at = False, 0.0
-        self.progressed = False
-        """Whether the last step read or cut anything: if so, there may be more at once."""
         self._read = dict(self._committer.cursors)
         self._pending = Pending(
             config.trigger,
@@ -121,8 +120,7 @@ class Ingest:
         )
         recall_ids(self._seen_ids, pipeline, schema, manifest=manifest, store=store)
         self._recall_unmatched()
-        record_bytes = schema.size * np.dtype(schema.dtype).itemsize
-        self._polled = min(_MOST_POLLED, max(_LEAST_POLLED, _POLL_BYTES // record_bytes))
+        self._polled = records_at_once(schema)
         with self._committer.fenced_if_lost():
             source.open(self._committer.cursors)
         self._note_arrivals()
@@ -365,16 +363,7 @@ class Ingest:
             writing = pool.submit(self._store.write_parts, parts, self._schema)
             self._read_ahead(writing, most=2 * cut.records)
             digests = writing.result()
-        written = dict(zip(PARTS, map(Part, digests, map(len, parts)), strict=True))
-        return CutExperience(
-            train=written["train"],
-            gate=written["gate"],
-            audit=written["audit"],
-            schema_fingerprint=self._schema.fingerprint(),
-            cut_reason=cut.reason,
-            trigger_state=cut.state,
-            decision=cut.decision,
-        )
+        return experience_of(cut, self._schema, list(map(Part, digests, map(len, parts))))
 
     def _read_ahead(self, writing: Future[list[str]], *, most: int) -> None:
         """Read and decode the next records while the disk is busy; they queue behind those pending.

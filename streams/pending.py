@@ -20,6 +20,8 @@ MAX_EXPERIENCE_BYTES = 256 * 1024 * 1024
 """Pending records of this size are cut, whatever the trigger says: one experience is one file in memory."""
 
 _SEEN_AT_A_TIME = 8_192
+_POLL_BYTES = 32 * 1024 * 1024
+_MOST_POLLED, _LEAST_POLLED = 65_536, 256
 
 
 def _none() -> NDArray[np.int64]:
@@ -87,6 +89,12 @@ class Chunk:
             held_out=self.held_out[self.held_out >= count] - count,
             pairs=self.pairs[count:],
         )
+
+
+def records_at_once(schema: RecordSchema) -> int:
+    """Records of one poll at most: as many as 32 MiB of features hold, within bounds."""
+    record_bytes = schema.size * np.dtype(schema.dtype).itemsize
+    return min(_MOST_POLLED, max(_LEAST_POLLED, _POLL_BYTES // record_bytes))
 
 
 def part_records(chunks: Sequence[Chunk], part: int, schema: RecordSchema) -> Records:

@@ -63,6 +63,7 @@ class _Known:
 
     ingest: PipelineIngest
     sequence: int = -1
+    """The newest of its pushed log; -1: it must be opened to know what is due."""
     held: bool = False
 
 
@@ -115,23 +116,29 @@ class Ingester:
         ingest = known.ingest
         if not ingest.pushed_only:
             return True
-        if not ingest.is_open:
-            return opening < MOST_OPENING
-        return self._sequences.get(ingest.name, 0) > known.sequence or (every and ingest.overdue())
+        if self._sequences.get(ingest.name, 0) > known.sequence:
+            return ingest.is_open or opening < MOST_OPENING
+        return every and ingest.overdue()
 
     def _runs(self, name: str) -> bool:
         return self.loops.is_running(_loop_name(name))
 
     def _add_new(self, connection: sa.Connection) -> None:
-        """Pipelines declared since the last look; one that this release cannot read stops no other."""
-        for name in pipelines.names(connection):
-            if name in self._known or name in self._unreadable:
-                continue
+        """Pipelines declared since the last look; one that this release cannot read stops no other.
+
+        One whose records all come from its pushed log, and are all committed, is not opened until more come.
+        """
+        names = [each for each in pipelines.names(connection) if each not in self._known]
+        names = [each for each in names if each not in self._unreadable]
+        uncommitted = pushed.uncommitted(connection) if names else set()
+        for name in names:
             spec = _spec(connection, name)
             if spec is None:
                 self._unreadable.add(name)
-            else:
-                self._known[name] = _Known(PipelineIngest(self.engine, self.settings, spec, store=self.store))
+                continue
+            ingest = PipelineIngest(self.engine, self.settings, spec, store=self.store)
+            idle = ingest.pushed_only and spec.label_source is None and name not in uncommitted
+            self._known[name] = _Known(ingest, self._sequences.get(name, 0) if idle else -1)
 
     def close(self) -> None:
         """Close the sources of all pipelines whose loops have ended."""

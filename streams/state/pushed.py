@@ -255,6 +255,23 @@ def last_sequences(connection: sql.Connection) -> dict[str, int]:
     return {row.pipeline: row.last_sequence for row in connection.execute(query)}
 
 
+def uncommitted(connection: sql.Connection) -> set[str]:
+    """Pipelines whose log holds records that are not committed, where the log is their only source."""
+    logs, batches, offsets = PUSHED_LOGS.c, PUSHED_BATCHES.c, OFFSETS.c
+    newest = sql.and_(batches.pipeline == logs.pipeline, batches.sequence == logs.last_sequence)
+    at = sql.and_(offsets.pipeline == logs.pipeline, offsets.partition == PUSHED_PARTITION)
+    rows = connection.execute(
+        sql.select(logs.pipeline, logs.last_sequence, batches.rows, offsets.cursor).select_from(
+            PUSHED_LOGS.outerjoin(PUSHED_BATCHES, newest).outerjoin(OFFSETS, at)
+        )
+    )
+    return {
+        row.pipeline
+        for row in rows
+        if row.last_sequence and row.cursor != str(PushedCursor(row.last_sequence, row.rows or -1))
+    }
+
+
 def pending_records(connection: sql.Connection, pipeline: str, *, partition: str) -> int:
     """Records after the committed cursor of the partition that the pushed log is read as."""
     offset = sql.select(OFFSETS.c.cursor).where(

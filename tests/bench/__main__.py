@@ -5,7 +5,7 @@ from importlib import import_module
 
 from tests.bench.measure import report
 
-AREAS = ("loop", "streams", "strategies", "references", "gate", "gpu")
+AREAS = ("loop", "streams", "strategies", "references", "gate", "faults", "gpu")
 
 
 def main() -> None:

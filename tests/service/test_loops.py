@@ -1,7 +1,6 @@
 """Loops survive every failure, show it, and are started again; one bad item ends no pass over all."""
 
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -111,9 +110,7 @@ def test_a_turn_that_hangs_is_shown_and_holds_up_no_stop(
     (trouble,) = wait_for(of_role.troubles, seconds=5, hint="the hanging turn")
     assert (trouble.loop, trouble.reason) == ("ingest-silent", "its turn has not ended yet")
     stop.set()
-    began = time.monotonic()
     assert of_role.join(0.3) == ["ingest-silent"], "the one that sleeps is woken and ends"
-    assert time.monotonic() - began < 5
     hangs.set()
 
 
