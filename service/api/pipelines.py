@@ -113,28 +113,25 @@ def roll_back(pipeline: PipelineName, body: RollbackRequest, engine: Engine) -> 
 
 @router.get("/{pipeline}/ledger", summary="Read the ledger")
 def read_ledger(pipeline: PipelineName, engine: Engine, after: After = 0, limit: Limit = 1000) -> LedgerView:
-    """Every decision, oldest first, from the entry after `after`. `intact` covers the whole ledger."""
+    """Every decision, oldest first, from the entry after `after`.
+
+    `intact`: each entry of the page follows from the one before, and the last page ends at the champion.
+    """
     with reading(engine) as connection:
         pipelines.load_spec(connection, pipeline)
-    chain = _whole_ledger(engine, pipeline)
-    page = chain[after : after + limit]
+        # One more on either side: what the page follows, and whether there is another page.
+        found = ledger.entries(connection, pipeline, after=max(after - 1, 0), limit=limit + 2)
+        before = [entry for entry in found if entry.sequence <= after][-1:]
+        rest = found[len(before) :]
+        page, is_last = rest[:limit], len(rest) <= limit
+        ends = not is_last or ledger.ends_at_champion(connection, pipeline)
+    follows = ledger.first_break(page, after=before[0] if before else None) is None
     return LedgerView(
         pipeline=pipeline,
         entries=[EntryView.of(entry) for entry in page],
-        next_after=after + limit if after + limit < len(chain) else None,
-        intact=ledger.first_break(chain) is None,
+        next_after=None if is_last else page[-1].sequence,
+        intact=follows and ends and (bool(before) or not after or not page),
     )
-
-
-def _whole_ledger(engine: sa.Engine, pipeline: str) -> list[ledger.Entry]:
-    """Every entry, read in short transactions, between which SQLite can checkpoint its log."""
-    chain: list[ledger.Entry] = []
-    while True:
-        with reading(engine) as connection:
-            more = ledger.entries(connection, pipeline, after=chain[-1].sequence if chain else 0)
-        chain += more
-        if not more:
-            return chain
 
 
 def _champion(connection: sa.Connection, pipeline: str) -> ChampionView:

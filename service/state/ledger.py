@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 import sqlalchemy as sa
 
-from service.state.database import ledger, lock_pipeline, now
+from service.state.database import champions, ledger, lock_pipeline, now
 
 Action = Literal[
     "promote",
@@ -120,16 +121,35 @@ def entries(connection: sa.Connection, pipeline: str, *, after: int = 0, limit: 
     return [Entry(**row._mapping) for row in rows]
 
 
-def first_break(chain: list[Entry]) -> int | None:
+def first_break(chain: Sequence[Entry], *, after: Entry | None = None) -> int | None:
     """The sequence of the first entry that does not follow from the one before it; None: the chain holds.
 
-    `chain` starts at the first entry of the pipeline. Entries taken off its end leave a shorter chain that
-    holds: to rule that out, keep the newest hash somewhere else.
+    `chain` starts right after `after`, whose own hash is checked too; None: at the pipeline's first entry.
+    Entries taken off its end leave a shorter chain that holds: see `ends_at_champion`.
     """
-    previous_hash = GENESIS
-    for sequence, entry in enumerate(chain, start=1):
+    if after is not None and after.hash != after.computed_hash():
+        return after.sequence
+    last, previous_hash = (after.sequence, after.hash) if after else (0, GENESIS)
+    for sequence, entry in enumerate(chain, start=last + 1):
         intact = entry.sequence == sequence and entry.previous_hash == previous_hash
         if not intact or entry.hash != entry.computed_hash():
             return sequence
         previous_hash = entry.hash
     return None
+
+
+def ends_at_champion(connection: sa.Connection, pipeline: str) -> bool:
+    """Whether the newest entry that moved the champion is about the version in use: else its end is missing.
+
+    In one statement: a champion that moves meanwhile moves with its entry.
+    """
+    moved = (
+        sa.select(ledger.c.version)
+        .where(ledger.c.pipeline == pipeline, ledger.c.action.in_(("promote", "rollback")))
+        .order_by(ledger.c.sequence.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    present = sa.select(champions.c.version).where(champions.c.pipeline == pipeline).scalar_subquery()
+    row = connection.execute(sa.select(moved.label("moved"), present.label("present"))).one()
+    return bool(row.moved == row.present)

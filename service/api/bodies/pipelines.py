@@ -262,4 +262,7 @@ class LedgerView(Body):
     pipeline: str
     entries: Sequence[EntryView]
     next_after: int | None = Field(description="The `after` of the next page; null: this is the last.")
-    intact: bool = Field(description="Whether the chain of hashes holds, over the whole ledger.")
+    intact: bool = Field(
+        description="Whether each entry of the page follows from the one before, and the last page ends at "
+        "the champion."
+    )
