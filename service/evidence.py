@@ -19,7 +19,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 LARGEST_INCHES = 24.0
 MOST_NUMBERS = 40
-"""A matrix with more rows or columns is drawn as colours only: a pipeline may learn for years."""
+"""A matrix with more rows or columns is drawn as colours only, and its table has the last of them: a pipeline
+may learn for years."""
 MOST_CHARACTERS = 4500
 """Limit of a version's description: MLflow's store has a column of 5000."""
 
@@ -37,6 +38,17 @@ class RetentionMatrix:
     """(len(versions), len(experiences))."""
     anchors: tuple[int | None, ...]
     """For each experience, the row of the version right after it was learnt; None: not learnt yet."""
+
+    def latest(self, most: int) -> "RetentionMatrix":
+        """Its last rows and columns, at most so many of each; anchors that are left out are None."""
+        rows = max(0, len(self.versions) - most)
+        anchors = (None if anchor is None or anchor < rows else anchor - rows for anchor in self.anchors)
+        return RetentionMatrix(
+            versions=self.versions[rows:],
+            experiences=self.experiences[-most:],
+            accuracy=self.accuracy[rows:, -most:],
+            anchors=tuple(anchors)[-most:],
+        )
 
     def metrics(self) -> dict[str, float]:
         """ACC, BWT and forgetting of the last row; what cannot be computed is left out.
@@ -78,14 +90,16 @@ def retention_matrix(
         accuracies: of each version, experience -> accuracy.
     """
     experiences = sorted({experience for row in accuracies for experience in row})
+    column = {experience: j for j, experience in enumerate(experiences)}
     table = np.full((len(lineage), len(experiences)), np.nan)
     for i, row in enumerate(accuracies):
         for experience, accuracy in row.items():
-            table[i, experiences.index(experience)] = accuracy
-    anchors = [
-        next((i for i, (_, learnt) in enumerate(lineage) if experience in learnt), None)
-        for experience in experiences
-    ]
+            table[i, column[experience]] = accuracy
+    first: dict[int, int] = {}
+    for i, (_, learnt) in enumerate(lineage):
+        for experience in learnt:
+            first.setdefault(experience, i)
+    anchors = [first.get(experience) for experience in experiences]
     return RetentionMatrix(
         versions=tuple(name for name, _ in lineage),
         experiences=tuple(experiences),
@@ -153,7 +167,9 @@ def html_report(report: ReportInput) -> str:
     return environment.get_template("report.html.j2").render(
         report=report,
         metrics=report.matrix.metrics(),
-        matrix=_shaded(report.matrix),
+        matrix=_shaded(report.matrix.latest(MOST_NUMBERS)),
+        columns=report.matrix.experiences[-MOST_NUMBERS:],
+        left_out=max(len(report.matrix.versions), len(report.matrix.experiences)) > MOST_NUMBERS,
         at=datetime.fromtimestamp(report.at, UTC).strftime("%Y-%m-%d %H:%M UTC"),
         holdouts=sorted(report.challenger),
         promises=[note for note in report.verdict.notes if note.about == PROMISE],

@@ -65,14 +65,22 @@ def challenger(connection: sa.Connection, pipeline: str) -> int | None:
 
 
 def lineage(connection: sa.Connection, pipeline: str, number: int | None) -> list[Version]:
-    """A version and its ancestors, oldest first."""
+    """A version and its ancestors, oldest first, in one statement however many there are."""
+    if number is None:
+        return []
+    own = versions.c.pipeline == pipeline
+    first = sa.select(versions.c.version, versions.c.parent).where(own, versions.c.version == number)
+    line = first.cte("line", recursive=True)
+    parents = sa.select(versions.c.version, versions.c.parent).where(own, versions.c.version == line.c.parent)
+    line = line.union(parents)
+    rows = connection.execute(
+        sa.select(versions).where(own, versions.c.version.in_(sa.select(line.c.version)))
+    ).all()
+    found = {row.version: Version(**row._mapping) for row in rows}
     chain: list[Version] = []
-    while number is not None:
-        found = version(connection, pipeline, number)
-        if found is None:
-            break
-        chain.append(found)
-        number = found.parent
+    while number is not None and number in found:
+        chain.append(found.pop(number))
+        number = chain[-1].parent
     return chain[::-1]
 
 

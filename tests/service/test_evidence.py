@@ -212,6 +212,19 @@ def test_a_pipeline_that_has_learnt_for_years_still_gets_a_figure() -> None:
     assert max(size) <= 2400
 
 
+def test_the_report_of_a_pipeline_that_has_learnt_for_years_stays_small() -> None:
+    lineage = [(f"v{number}", tuple(range(number))) for number in range(1, 501)]
+    accuracies = [dict.fromkeys(learnt, 0.9) for _, learnt in lineage]
+    long = retention_matrix(lineage, accuracies)
+    page = html_report(report(matrix=long, challenger=accuracies[-1], baseline=accuracies[-1]))
+    assert len(page) < 1_000_000
+    assert "the last 40 of 500 versions and the last 40 of 500 experiences" in " ".join(page.split())
+    assert ">v500<" in page
+    assert ">v460<" not in page
+    assert long.latest(40).metrics() == pytest.approx(long.metrics()), "all of it is alike here"
+    assert long.anchors[:2] == (0, 1)
+
+
 def test_a_matrix_without_any_measured_cell_is_drawn() -> None:
     assert drawn(retention_matrix([("v1", (0,))], [{0: nan}]))[0].startswith(b"\x89PNG")
 

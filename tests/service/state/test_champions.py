@@ -9,6 +9,7 @@ from service.errors import ChampionMissingError, ChampionMovedError, VersionUnfi
 from service.state import champions, ledger
 from service.state.champions import Champion
 from service.state.ledger import By
+from streams.state.tables import reading
 from tests.support.service_parts import NAME, add_version, promote, three_champions
 from tests.support.threads import outcome, together
 
@@ -169,6 +170,17 @@ def test_the_lineage_of_a_version_are_its_parents_oldest_first(database: sa.Engi
         assert [each.version for each in champions.lineage(connection, NAME, 4)] == [1, 2, 4]
         assert champions.lineage(connection, NAME, None) == []
         assert champions.lineage(connection, NAME, 77) == []
+
+
+def test_a_long_lineage_is_one_statement(database: sa.Engine) -> None:
+    for number in range(1, 301):
+        add_version(database, number, parent=number - 1 or None, learnt=[number])
+    statements: list[str] = []
+    sa.event.listen(database, "before_cursor_execute", lambda *each: statements.append(each[2]))
+    with reading(database) as connection:
+        found = champions.lineage(connection, NAME, 300)
+    assert [each.version for each in found] == list(range(1, 301))
+    assert len([each for each in statements if "SELECT" in each]) == 1
 
 
 def test_the_challenger_is_the_newest_version_until_it_was_champion(database: sa.Engine) -> None:
