@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from strategies.network_choice import Installation, own_networks
+from streams.allowed import LOOPBACK, Allowed, Peer, Trim, bound_secrets, listed
 
 HOST_NAME = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*", re.IGNORECASE)
 """A name, or the suffix of names; without a scheme and without a port."""
@@ -57,6 +58,21 @@ class Settings(BaseSettings):
         description="Folders and s3:// prefixes that pipelines may read files from, with ; between them; "
         "default: incoming in the home.",
     )
+    source_hosts: str | None = Field(
+        None,
+        description="Servers that pipelines may read from without a secret: host, host:port, *.suffix or "
+        "unix:///path, with commas between them; default: localhost, 127.0.0.1 and ::1.",
+    )
+    source_secrets: str | None = Field(
+        None,
+        description="Variables that pipelines may name, each with the servers that it may be sent to: "
+        "NAME=host:port, with a bar between servers and commas between variables.",
+    )
+    source_trims: str | None = Field(
+        None,
+        description="Redis servers whose streams `trim: true` may delete from, as host:port or "
+        "host:port/pattern-of-keys with commas between them; default: none.",
+    )
     store: str | None = Field(
         None, description="s3:// prefix that experiences are kept under; default: a folder in the home."
     )
@@ -87,10 +103,30 @@ class Settings(BaseSettings):
         own_networks(networks or "")
         return networks
 
+    @field_validator("source_hosts")
+    @classmethod
+    def _peers_parse(cls, hosts: str | None) -> str | None:
+        for host in listed(hosts):
+            Peer.parse(host)
+        return hosts
+
+    @field_validator("source_secrets")
+    @classmethod
+    def _secrets_parse(cls, secrets: str | None) -> str | None:
+        bound_secrets(secrets or "")
+        return secrets
+
+    @field_validator("source_trims")
+    @classmethod
+    def _trims_parse(cls, trims: str | None) -> str | None:
+        for entry in listed(trims):
+            Trim.parse(entry)
+        return trims
+
     @field_validator("allowed_hosts")
     @classmethod
     def _hosts_parse(cls, hosts: str | None) -> str | None:
-        for host in _listed(hosts):
+        for host in listed(hosts):
             if not HOST_NAME.fullmatch(host) and not _is_address(host):
                 raise ValueError(f"{host!r} is no host: write holdfast.example or *.example, without a port")
         return hosts
@@ -98,7 +134,7 @@ class Settings(BaseSettings):
     @property
     def listed_hosts(self) -> tuple[str, ...]:
         """Hosts that requests may name besides this machine's own; what begins with *. is a suffix."""
-        return tuple(host.lower() for host in _listed(self.allowed_hosts))
+        return tuple(host.lower() for host in listed(self.allowed_hosts))
 
     @property
     def installation(self) -> Installation:
@@ -136,6 +172,17 @@ class Settings(BaseSettings):
         return [root if root.startswith("s3://") else Path(root).expanduser().resolve() for root in named]
 
     @property
+    def allowed(self) -> Allowed:
+        """What declarations may name: the one allow-list that every source asks."""
+        hosts = self.source_hosts
+        return Allowed(
+            roots=tuple(str(root) for root in self.roots),
+            hosts=LOOPBACK if hosts is None else tuple(Peer.parse(host) for host in listed(hosts)),
+            secrets=bound_secrets(self.source_secrets or ""),
+            trims=tuple(Trim.parse(entry) for entry in listed(self.source_trims)),
+        )
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 
@@ -156,7 +203,3 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _listed(hosts: str | None) -> list[str]:
-    return [host.strip() for host in (hosts or "").split(",") if host.strip()]

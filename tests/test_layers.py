@@ -19,6 +19,7 @@ from tests.support.repository import ROOT
 TREE = Tree(ROOT)
 
 FLOORS = (
+    Floor(("streams.allowed",), "what an installation allows is known before anything is declared"),
     Floor(
         ("streams.base", "streams.hashing", "streams.shift", "streams.watermark"),
         "the words and the arithmetic of the data side depend on nothing of ours",
@@ -137,7 +138,8 @@ RANKS: Mapping[str, str] = {
     "streams.store": "objects files experiences",
     "streams.state": "tables status dead_letters experiences offsets waiting pushed manifest",
     "streams.sources": """
-        pushed merged mnist datasets kafka.config kafka.topic kafka.source redis_cursor redis
+        pushed merged mnist datasets kafka.config kafka.topic kafka.source redis.config redis.cursor
+        redis.source
         files.cursor files.listing files.text files.lines files.tables files.config files.source
     """,
     "strategies.learning": """
@@ -224,7 +226,7 @@ HOMES = {
         "the API and the command line start in a second, on machines without torch",
     ),
     "confluent_kafka": Home(("streams.sources.kafka.topic",), "who does not read Kafka does not load it"),
-    "redis": Home(("streams.sources.redis",), "who does not read Redis does not load it"),
+    "redis": Home(("streams.sources.redis.source",), "who does not read Redis does not load it"),
     "cleanlab": Home(("service.training.inspection",), "it is an extra that a user may lack"),
 }
 

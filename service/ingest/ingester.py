@@ -58,6 +58,7 @@ class PipelineIngest:
         self._spec = spec
         self._store = store
         self._poll_seconds = settings.poll_seconds
+        self._allowed = settings.allowed
         self._context = PipelineContext(engine, settings, spec.name)
         self._ingest: Ingest | None = None
         self._not_before = 0.0
@@ -152,7 +153,7 @@ class PipelineIngest:
         if self._ingest is None:
             self._ingest = Ingest(
                 ingest_config(self._spec),
-                source=build_source(self._engine, self._spec),
+                source=build_source(self._engine, self._spec, self._allowed),
                 store=self._store,
                 manifest=Manifest(self._engine),
                 also=self._queue,

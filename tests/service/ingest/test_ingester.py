@@ -127,10 +127,10 @@ def test_a_fault_in_one_pipeline_is_told_and_stops_no_other(
     real, faulty = sources.build_source, threading.Event()
     faulty.set()
 
-    def build_source(engine: sa.Engine, spec: Any) -> Any:
+    def build_source(engine: sa.Engine, spec: Any, allowed: Any) -> Any:
         if spec.name == "faulty" and faulty.is_set():
             raise ZeroDivisionError("division by zero")
-        return real(engine, spec)
+        return real(engine, spec, allowed)
 
     monkeypatch.setattr(ingester, "build_source", build_source)
     monkeypatch.setattr(ingester, "BACKOFF_SECONDS", 0.2)
