@@ -63,7 +63,6 @@ COVERED_BY = {
     "streams.sources.files.listing": "tests/streams/sources/test_files.py",
     "streams.sources.files.tables": "tests/streams/sources/test_files.py",
     "streams.sources.files.text": "tests/streams/sources/test_files.py",
-    "streams.sources.kafka.topic": "tests/streams/sources/test_kafka.py",
     "streams.sources.redis.cursor": "tests/streams/sources/test_redis.py",
     "streams.state.experiences": "tests/streams/state/test_manifest.py",
     "streams.state.offsets": "tests/streams/state/test_manifest.py",
