@@ -3,6 +3,7 @@
 import ipaddress
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -12,6 +13,10 @@ from streams.allowed import LOOPBACK, Allowed, Peer, Trim, bound_secrets, listed
 
 HOST_NAME = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*", re.IGNORECASE)
 """A name, or the suffix of names; without a scheme and without a port."""
+
+
+USER_INFO = re.compile(r"(https?://)([^/?#]*)@", re.IGNORECASE)
+"""The head of a server's URL that holds user and password."""
 
 
 class Settings(BaseSettings):
@@ -156,8 +161,19 @@ class Settings(BaseSettings):
 
     @property
     def tracking_uri(self) -> str:
-        """The MLflow tracking URI in force."""
-        return self.mlflow_tracking_uri or f"sqlite:///{self.root / 'mlflow.db'}"
+        """The MLflow tracking URI in force, without user and password of a server: MLflow quotes it."""
+        if self.mlflow_tracking_uri is None:
+            return f"sqlite:///{self.root / 'mlflow.db'}"
+        return USER_INFO.sub(r"\1", self.mlflow_tracking_uri)
+
+    @property
+    def tracking_login(self) -> tuple[str, SecretStr] | None:
+        """User and password for the MLflow server, where its URI holds them."""
+        found = USER_INFO.match(self.mlflow_tracking_uri or "")
+        if found is None:
+            return None
+        user, _, password = found[2].partition(":")
+        return unquote(user), SecretStr(unquote(password))
 
     @property
     def experiences(self) -> Path:

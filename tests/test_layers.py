@@ -104,7 +104,10 @@ FLOORS = (
         ("service.errors", "service.differences", "service.yaml_text"),
         "every part may raise a named error, read a text, or say where documents differ",
     ),
-    Floor(("service.settings", "service.client"), "a client needs an address, not the settings of a server"),
+    Floor(
+        ("service.settings", "service.client", "service.incidents"),
+        "a client needs an address, not the settings of a server",
+    ),
     Floor(
         ("service.gate", "service.logs", "service.home"),
         "a verdict is a pure function of its evidence, to be recomputed by anybody",

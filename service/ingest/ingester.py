@@ -8,6 +8,7 @@ import sqlalchemy as sa
 import structlog
 
 from service.errors import PipelineUnreadableError
+from service.incidents import tell
 from service.ingest import golden
 from service.ingest.champion_answers import PipelineContext
 from service.ingest.retention import Upkeep
@@ -30,7 +31,6 @@ log = structlog.get_logger(__name__)
 BACKOFF_SECONDS = 5.0
 _AWAY_SECONDS = 1.0
 _DATABASE_AWAY = (sa.exc.OperationalError, sa.exc.TimeoutError)
-_FAULT = "A fault inside Holdfast: see the log of the ingest role; nothing was skipped."
 PENDING_SECONDS = 1.0
 """Pause between two writes of what is read and not yet cut."""
 
@@ -91,8 +91,11 @@ class PipelineIngest:
             raise
         except Exception as error:
             # A fault of ours, which a person must see, and which must stop no other pipeline.
-            log.exception("ingest failed unexpectedly, trying again", pipeline=self.name)
-            self._failing(f"{_FAULT} {type(error).__name__}: {error}")
+            told = tell(error, role="ingest")
+            log.exception(
+                "ingest failed unexpectedly, trying again", pipeline=self.name, incident=told.incident
+            )
+            self._failing(f"{told.text} Nothing was skipped.")
         self.close()
         self._not_before = time.monotonic() + BACKOFF_SECONDS
         return False

@@ -173,6 +173,25 @@ def test_a_value_that_cannot_work_is_refused_by_name(
     assert [error["loc"] for error in caught.value.errors()] == [(name,)]
 
 
+@pytest.mark.parametrize(
+    ("uri", "seen", "login"),
+    [
+        ("https://user:p%40ss@mlflow:5000/a?b#c", "https://mlflow:5000/a?b#c", ("user", "p@ss")),
+        ("HTTP://user:a:b@c@mlflow", "HTTP://mlflow", ("user", "a:b@c")),
+        ("http://user@mlflow", "http://mlflow", ("user", "")),
+        ("http://mlflow/a@b", "http://mlflow/a@b", None),
+        ("sqlite:////srv/a@b.db", "sqlite:////srv/a@b.db", None),
+    ],
+)
+def test_user_and_password_are_taken_out_of_the_uri_of_mlflow(
+    uri: str, seen: str, login: tuple[str, str] | None
+) -> None:
+    settings = Settings(mlflow_tracking_uri=uri)
+    assert settings.tracking_uri == seen
+    found = settings.tracking_login
+    assert (found and (found[0], found[1].get_secret_value())) == login
+
+
 def test_settings_do_not_change_while_a_process_runs() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Settings().port = 1  # type: ignore[misc]
