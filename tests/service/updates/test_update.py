@@ -441,7 +441,7 @@ def test_a_network_of_this_installation_is_learnt_and_served(make: Callable[...,
     ("network", "message"),
     [
         ("no_such_package:make", "'mine' cannot be made by no_such_package:make: ModuleNotFoundError"),
-        ("tests.support.own_networks:tiring", "network 'mine' failed: LookupError: I am tired"),
+        ("tests.support.own_networks:tiring", "network 'mine' failed: LookupError, see"),
         ("tests.support.own_networks:branching", "cannot be exported to serve any number of records"),
     ],
 )
