@@ -58,6 +58,22 @@ class Settings(BaseSettings):
     max_backlog_records: int = Field(
         5_000_000, ge=1, description="Pushed records that may wait to be learnt; more are refused with 429."
     )
+    max_backlog_bytes: int = Field(
+        8 * 2**30,
+        ge=2**20,
+        description="Memory of records that may wait to be learnt, in each pipeline; more are refused with "
+        "429, and a trigger that waits for more is refused.",
+    )
+    max_duplicate_window: int = Field(
+        10_000_000,
+        ge=0,
+        description="Largest `duplicate_window` that a pipeline may declare; a record in it takes 24 bytes.",
+    )
+    max_queue_bytes: int = Field(
+        256 * 2**20,
+        ge=2**20,
+        description="Memory that the Kafka client of one pipeline may be told to fetch ahead into.",
+    )
     source_roots: str | None = Field(
         None,
         description="Folders and s3:// prefixes that pipelines may read files from, with ; between them; "
@@ -196,6 +212,7 @@ class Settings(BaseSettings):
             hosts=LOOPBACK if hosts is None else tuple(Peer.parse(host) for host in listed(hosts)),
             secrets=bound_secrets(self.source_secrets or ""),
             trims=tuple(Trim.parse(entry) for entry in listed(self.source_trims)),
+            queue_bytes=self.max_queue_bytes,
         )
 
     @property

@@ -114,6 +114,8 @@ class Allowed:
     """Variable -> the servers that what it holds may be sent to. No other variable may be named."""
     trims: tuple[Trim, ...] = ()
     """Redis streams whose entries may be deleted once they are read."""
+    queue_bytes: int = 256 * 2**20
+    """What one source may fetch ahead into memory."""
 
     def reads(self, location: str) -> bool:
         """Whether a folder, file or s3:// prefix is below a root, once links are followed."""

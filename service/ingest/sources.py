@@ -53,6 +53,7 @@ def require_allowed(spec: PipelineSpec, settings: Settings) -> None:
             fix="Let it cut fewer records, or raise HOLDFAST_MAX_BACKLOG_RECORDS.",
             members={"errors": [{"where": "trigger", "problem": problem}]},
         )
+    _require_memory(spec, settings)
     for field, config in (("source", spec.source), ("label_source", spec.label_source)):
         refused = None if config is None else config.refusal(settings.allowed)
         if refused:
@@ -63,6 +64,26 @@ def require_allowed(spec: PipelineSpec, settings: Settings) -> None:
                 "variables.",
                 members={"errors": [{"where": field, "problem": refused.rstrip(".")}]},
             )
+
+
+def _require_memory(spec: PipelineSpec, settings: Settings) -> None:
+    """Refuse what would take more memory of ingest than the settings grant one pipeline."""
+    problem = None
+    if spec.duplicate_window > settings.max_duplicate_window:
+        where, setting = "duplicate_window", "HOLDFAST_MAX_DUPLICATE_WINDOW"
+        problem = f"it may be {settings.max_duplicate_window} at most here"
+    elif spec.trigger.least_records * spec.record_bytes > settings.max_backlog_bytes:
+        where, setting = "trigger", "HOLDFAST_MAX_BACKLOG_BYTES"
+        problem = (
+            f"it never cuts fewer than {spec.trigger.least_records} records, of about {spec.record_bytes} "
+            f"bytes each, and only {settings.max_backlog_bytes} bytes may wait"
+        )
+    if problem is not None:
+        raise PipelineInvalidError(
+            f"The pipeline is not valid: {where}: {problem}.",
+            fix=f"Ask for less, or ask whoever runs this installation to raise {setting}.",
+            members={"errors": [{"where": where, "problem": problem}]},
+        )
 
 
 def pushed_partition(spec: PipelineSpec) -> str:

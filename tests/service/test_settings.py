@@ -26,6 +26,9 @@ NAMES = {
     "max_attempts",
     "poll_seconds",
     "max_backlog_records",
+    "max_backlog_bytes",
+    "max_duplicate_window",
+    "max_queue_bytes",
     "source_roots",
     "source_hosts",
     "source_secrets",
@@ -70,6 +73,9 @@ def test_every_setting_is_an_environment_variable(monkeypatch: pytest.MonkeyPatc
         "max_attempts": 5,
         "poll_seconds": 6.5,
         "max_backlog_records": 7,
+        "max_backlog_bytes": 2**22,
+        "max_duplicate_window": 0,
+        "max_queue_bytes": 2**23,
         "source_roots": "/srv/in;s3://bucket/in",
         "source_hosts": "redis-1:6379, *.stream.example, unix:///run/r.sock",
         "source_secrets": "KAFKA=k-1:9093|k-2:9093,CARDS=redis-2",
@@ -98,6 +104,7 @@ def test_every_setting_is_an_environment_variable(monkeypatch: pytest.MonkeyPatc
         hosts=(Peer("redis-1", 6379), Peer(".stream.example"), Peer("unix:///run/r.sock")),
         secrets={"KAFKA": (Peer("k-1", 9093), Peer("k-2", 9093)), "CARDS": (Peer("redis-2"),)},
         trims=(Trim(Peer("redis-1", 6379), "turbines:*"), Trim(Peer("redis-2"))),
+        queue_bytes=2**23,
     )
     assert settings.listed_hosts == ("holdfast.example", "*.lab.example")
     assert settings.installation == Installation({"mine": "pkg.nets:make"}, Path("/srv/weights"))

@@ -7,6 +7,7 @@ shown.
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -24,6 +25,15 @@ _UNVERIFIED = {
     "security.protocol": _PLAIN_PROTOCOLS,
 }
 """Values under which a secret could reach another server than its own, or be read on its way."""
+
+_BYTES = {
+    "fetch.max.bytes": 1,
+    "fetch.message.max.bytes": 1,
+    "max.partition.fetch.bytes": 1,
+    "queued.max.messages.kbytes": 1024,
+    "receive.message.max.bytes": 1,
+}
+"""Settings of what is held in memory, and the bytes of one unit."""
 
 TopicName = Annotated[str, StringConstraints(max_length=249, pattern=r"^[a-zA-Z0-9._-]+$")]
 
@@ -145,6 +155,11 @@ class KafkaConfig(SourceConfig):
                 return f"{name} may stand only in what properties_env names: it decides who gets a secret."
             if name.endswith(".location") and not allowed.reads_file(value):
                 return allowed.path_refusal(f"The file of {name},", value)
+            # Plain digits: the library reads 0x7fffffff too.
+            if name in _BYTES and not (
+                re.fullmatch(r"[0-9]{1,12}", value) and int(value) * _BYTES[name] <= allowed.queue_bytes
+            ):
+                return f"{name} must be a number of at most {allowed.queue_bytes // _BYTES[name]} here."
             if self.properties_env is not None and value.strip().lower() in _UNVERIFIED.get(name, ()):
                 return (
                     f"{name} may not be {value.strip()[:40]!r} together with properties_env: the secret "

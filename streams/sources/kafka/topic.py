@@ -21,6 +21,10 @@ ANSWER_SECONDS = 5.0
 """How long a broker may take to answer a question."""
 
 
+DEFAULT_QUEUE_BYTES = 64 * 2**20
+"""What is fetched ahead where nothing else is said: the library's own default."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """An error of one partition, which came instead of its next message."""
@@ -168,6 +172,7 @@ class KafkaTopic:
         settings = {
             "group.id": self._group,
             "client.id": "holdfast",
+            "queued.max.messages.kbytes": min(DEFAULT_QUEUE_BYTES, self._allowed.queue_bytes) // 1024,
             **self._config.properties,
             **secret,
             # As they were read, not as they were written: the library reads more spellings.
