@@ -150,6 +150,12 @@ class PipelineSpec(BaseModel):
         return "pushed" in (self.source.kind, self.label_source.kind if self.label_source else "")
 
     @property
+    def record_bytes(self) -> int:
+        """Memory of one record: its features, and about what its id, label, time and groups take."""
+        schema = self.record_schema
+        return schema.size * (1 if schema.dtype == "uint8" else 4) + 100 * (2 + len(schema.groups))
+
+    @property
     def stream_info(self) -> StreamInfo:
         """What a learner needs to know of the stream as declared; an open set may have more classes now."""
         schema = self.record_schema

@@ -75,6 +75,7 @@ class Registry:
     """MLflow, seen from one process. Thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
+        _sign_in(settings)
         self._client = mlflow.MlflowClient(settings.tracking_uri, settings.tracking_uri)
         self._artifacts = settings.artifacts
         self._own_store = settings.mlflow_tracking_uri is None
@@ -267,6 +268,14 @@ def _active_run(run_id: str, uri: str) -> Iterator[None]:
         yield
 
 
+def _sign_in(settings: Settings) -> None:
+    """Hand user and password to MLflow by its own variables: it quotes and stores its URI."""
+    if settings.tracking_login is not None:
+        user, password = settings.tracking_login
+        os.environ["MLFLOW_TRACKING_USERNAME"] = user
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = password.get_secret_value()
+
+
 def _use(uri: str) -> None:
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
@@ -281,5 +290,6 @@ def warm_up(settings: Settings) -> "Registry":
 
 def load(pipeline: str, *, settings: Settings, alias: str = "champion") -> Any:
     """The served model of a pipeline, as mlflow.pyfunc loads it."""
+    _sign_in(settings)
     _use(settings.tracking_uri)
     return mlflow.pyfunc.load_model(f"models:/{pipeline}@{alias}")

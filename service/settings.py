@@ -3,14 +3,20 @@
 import ipaddress
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from strategies.network_choice import Installation, own_networks
+from streams.allowed import LOOPBACK, Allowed, Peer, Trim, bound_secrets, listed
 
 HOST_NAME = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*", re.IGNORECASE)
 """A name, or the suffix of names; without a scheme and without a port."""
+
+
+USER_INFO = re.compile(r"(https?://)([^/?#]*)@", re.IGNORECASE)
+"""The head of a server's URL that holds user and password."""
 
 
 class Settings(BaseSettings):
@@ -52,10 +58,41 @@ class Settings(BaseSettings):
     max_backlog_records: int = Field(
         5_000_000, ge=1, description="Pushed records that may wait to be learnt; more are refused with 429."
     )
+    max_backlog_bytes: int = Field(
+        8 * 2**30,
+        ge=2**20,
+        description="Memory of records that may wait to be learnt, in each pipeline; more are refused with "
+        "429, and a trigger that waits for more is refused.",
+    )
+    max_duplicate_window: int = Field(
+        10_000_000,
+        ge=0,
+        description="Largest `duplicate_window` that a pipeline may declare; a record in it takes 24 bytes.",
+    )
+    max_queue_bytes: int = Field(
+        256 * 2**20,
+        ge=2**20,
+        description="Memory that the Kafka client of one pipeline may be told to fetch ahead into.",
+    )
     source_roots: str | None = Field(
         None,
         description="Folders and s3:// prefixes that pipelines may read files from, with ; between them; "
         "default: incoming in the home.",
+    )
+    source_hosts: str | None = Field(
+        None,
+        description="Servers that pipelines may read from without a secret: host, host:port, *.suffix or "
+        "unix:///path, with commas between them; default: localhost, 127.0.0.1 and ::1.",
+    )
+    source_secrets: str | None = Field(
+        None,
+        description="Variables that pipelines may name, each with the servers that it may be sent to: "
+        "NAME=host:port, with a bar between servers and commas between variables.",
+    )
+    source_trims: str | None = Field(
+        None,
+        description="Redis servers whose streams `trim: true` may delete from, as host:port or "
+        "host:port/pattern-of-keys with commas between them; default: none.",
     )
     store: str | None = Field(
         None, description="s3:// prefix that experiences are kept under; default: a folder in the home."
@@ -87,10 +124,30 @@ class Settings(BaseSettings):
         own_networks(networks or "")
         return networks
 
+    @field_validator("source_hosts")
+    @classmethod
+    def _peers_parse(cls, hosts: str | None) -> str | None:
+        for host in listed(hosts):
+            Peer.parse(host)
+        return hosts
+
+    @field_validator("source_secrets")
+    @classmethod
+    def _secrets_parse(cls, secrets: str | None) -> str | None:
+        bound_secrets(secrets or "")
+        return secrets
+
+    @field_validator("source_trims")
+    @classmethod
+    def _trims_parse(cls, trims: str | None) -> str | None:
+        for entry in listed(trims):
+            Trim.parse(entry)
+        return trims
+
     @field_validator("allowed_hosts")
     @classmethod
     def _hosts_parse(cls, hosts: str | None) -> str | None:
-        for host in _listed(hosts):
+        for host in listed(hosts):
             if not HOST_NAME.fullmatch(host) and not _is_address(host):
                 raise ValueError(f"{host!r} is no host: write holdfast.example or *.example, without a port")
         return hosts
@@ -98,7 +155,7 @@ class Settings(BaseSettings):
     @property
     def listed_hosts(self) -> tuple[str, ...]:
         """Hosts that requests may name besides this machine's own; what begins with *. is a suffix."""
-        return tuple(host.lower() for host in _listed(self.allowed_hosts))
+        return tuple(host.lower() for host in listed(self.allowed_hosts))
 
     @property
     def installation(self) -> Installation:
@@ -120,8 +177,19 @@ class Settings(BaseSettings):
 
     @property
     def tracking_uri(self) -> str:
-        """The MLflow tracking URI in force."""
-        return self.mlflow_tracking_uri or f"sqlite:///{self.root / 'mlflow.db'}"
+        """The MLflow tracking URI in force, without user and password of a server: MLflow quotes it."""
+        if self.mlflow_tracking_uri is None:
+            return f"sqlite:///{self.root / 'mlflow.db'}"
+        return USER_INFO.sub(r"\1", self.mlflow_tracking_uri)
+
+    @property
+    def tracking_login(self) -> tuple[str, SecretStr] | None:
+        """User and password for the MLflow server, where its URI holds them."""
+        found = USER_INFO.match(self.mlflow_tracking_uri or "")
+        if found is None:
+            return None
+        user, _, password = found[2].partition(":")
+        return unquote(user), SecretStr(unquote(password))
 
     @property
     def experiences(self) -> Path:
@@ -134,6 +202,18 @@ class Settings(BaseSettings):
             return [self.root / "incoming"]
         named = [root.strip() for root in self.source_roots.split(";") if root.strip()]
         return [root if root.startswith("s3://") else Path(root).expanduser().resolve() for root in named]
+
+    @property
+    def allowed(self) -> Allowed:
+        """What declarations may name: the one allow-list that every source asks."""
+        hosts = self.source_hosts
+        return Allowed(
+            roots=tuple(str(root) for root in self.roots),
+            hosts=LOOPBACK if hosts is None else tuple(Peer.parse(host) for host in listed(hosts)),
+            secrets=bound_secrets(self.source_secrets or ""),
+            trims=tuple(Trim.parse(entry) for entry in listed(self.source_trims)),
+            queue_bytes=self.max_queue_bytes,
+        )
 
     @property
     def checkpoints(self) -> Path:
@@ -156,7 +236,3 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _listed(hosts: str | None) -> list[str]:
-    return [host.strip() for host in (hosts or "").split(",") if host.strip()]

@@ -14,8 +14,7 @@ StreamError
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol, overload, runtime_checkable
 
 import numpy as np
@@ -29,6 +28,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from streams.allowed import Allowed
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -197,9 +198,24 @@ class SourceConfig(BaseModel):
         """Why this source cannot give records of that schema, as a sentence; None when it can."""
         return None
 
-    def location_problem(self, roots: Sequence[Path | str]) -> str | None:
-        """Why the source's location is not below one of these folders or s3:// prefixes; None when it is."""
-        return None
+    def refusal(self, allowed: Allowed) -> str | None:
+        """Why an installation does not let this source be read, as a sentence; None when it does.
+
+        Asked when a pipeline is declared, and by the source itself whenever it opens. Every config answers
+        for itself, since silence would allow everything. The sentence does not depend on whether what is
+        named exists.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what it names")
+
+    def require_allowed(self, allowed: Allowed) -> None:
+        """Ask once more, before anything that the config names is touched.
+
+        Raises:
+            SourceStoppedError: the installation does not let this source be read.
+        """
+        refused = self.refusal(allowed)
+        if refused:
+            raise SourceStoppedError(f"The installation does not allow this source. {refused}")
 
 
 @dataclass(frozen=True)
@@ -209,6 +225,7 @@ class SourceContext:
     pipeline: str
     schema: RecordSchema
     engine: "Engine"
+    allowed: Allowed = field(default_factory=Allowed)
 
 
 class LazyTexts(Sequence[str]):

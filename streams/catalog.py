@@ -10,12 +10,13 @@ from types import MappingProxyType
 
 from sqlalchemy import Engine
 
+from streams.allowed import Allowed
 from streams.base import RecordSchema, Source, SourceConfig, SourceContext
 from streams.sources.datasets import DatasetsConfig
 from streams.sources.files.config import FilesConfig
 from streams.sources.kafka.config import KafkaConfig
 from streams.sources.pushed import PushedConfig
-from streams.sources.redis import RedisConfig
+from streams.sources.redis.config import RedisConfig
 
 __all__ = ["SOURCES", "SourceConfig", "SourceSpec"]
 
@@ -33,11 +34,13 @@ class SourceSpec:
         """Why this source cannot give records of that schema, as a sentence; None when it can."""
         return config.problem(schema)
 
-    def build(self, config: SourceConfig, *, pipeline: str, schema: RecordSchema, engine: Engine) -> Source:
-        """The source of one pipeline, not yet open."""
+    def build(
+        self, config: SourceConfig, *, pipeline: str, schema: RecordSchema, engine: Engine, allowed: Allowed
+    ) -> Source:
+        """The source of one pipeline, not yet open. Opening it asks `allowed` once more."""
         module, _, function = self.builder.partition(":")
         build: Callable[[SourceConfig, SourceContext], Source] = getattr(import_module(module), function)
-        return build(config, SourceContext(pipeline=pipeline, schema=schema, engine=engine))
+        return build(config, SourceContext(pipeline, schema, engine, allowed))
 
 
 SOURCES: Mapping[str, SourceSpec] = MappingProxyType(
@@ -59,7 +62,7 @@ SOURCES: Mapping[str, SourceSpec] = MappingProxyType(
             KafkaConfig, "streams.sources.kafka.source:build", "A topic of Kafka, read without a group."
         ),
         "redis": SourceSpec(
-            RedisConfig, "streams.sources.redis:build", "Redis Streams, one record an entry."
+            RedisConfig, "streams.sources.redis.source:build", "Redis Streams, one record an entry."
         ),
     }
 )

@@ -19,6 +19,7 @@ from tests.support.repository import ROOT
 TREE = Tree(ROOT)
 
 FLOORS = (
+    Floor(("streams.allowed",), "what an installation allows is known before anything is declared"),
     Floor(
         ("streams.base", "streams.hashing", "streams.shift", "streams.watermark"),
         "the words and the arithmetic of the data side depend on nothing of ours",
@@ -103,7 +104,10 @@ FLOORS = (
         ("service.errors", "service.differences", "service.yaml_text", "service.loops"),
         "every part may raise a named error, read a text, run a loop, or say where documents differ",
     ),
-    Floor(("service.settings", "service.client"), "a client needs an address, not the settings of a server"),
+    Floor(
+        ("service.settings", "service.client", "service.incidents"),
+        "a client needs an address, not the settings of a server",
+    ),
     Floor(
         ("service.gate", "service.logs", "service.home"),
         "a verdict is a pure function of its evidence, to be recomputed by anybody",
@@ -137,7 +141,8 @@ RANKS: Mapping[str, str] = {
     "streams.store": "objects files experiences",
     "streams.state": "tables status dead_letters experiences offsets waiting pushed manifest",
     "streams.sources": """
-        pushed merged mnist datasets kafka.config kafka.topic kafka.source redis_cursor redis
+        pushed merged mnist datasets kafka.config kafka.topic kafka.source redis.config redis.cursor
+        redis.source
         files.cursor files.listing files.text files.lines files.tables files.config files.source
     """,
     "strategies.learning": """
@@ -227,7 +232,7 @@ HOMES = {
         "the API and the command line start in a second, on machines without torch",
     ),
     "confluent_kafka": Home(("streams.sources.kafka.topic",), "who does not read Kafka does not load it"),
-    "redis": Home(("streams.sources.redis",), "who does not read Redis does not load it"),
+    "redis": Home(("streams.sources.redis.source",), "who does not read Redis does not load it"),
     "cleanlab": Home(("service.training.inspection",), "it is an extra that a user may lack"),
 }
 

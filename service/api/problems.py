@@ -1,6 +1,5 @@
 """Every error as an RFC 9457 problem document: what is wrong, and what to do."""
 
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from service import incidents
 from service.api.methods import methods_at
 from service.errors import DatabaseAwayError, HoldfastError
 
@@ -205,7 +205,7 @@ def _database_away(_request: Request, error: Exception) -> JSONResponse:
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
     # The log has the traceback; the caller gets only the incident number that finds it there.
-    incident = secrets.token_hex(6)
+    incident = incidents.number()
     log.error(
         "request failed", incident=incident, method=request.method, path=request.url.path, exc_info=error
     )

@@ -34,6 +34,7 @@ async def send(
             content_type=request.headers.get("content-type", ""),
             request_key=key,
             max_backlog_records=settings_of(request).max_backlog_records,
+            max_backlog_bytes=settings_of(request).max_backlog_bytes,
         )
     except RecursionError as error:
         raise RecordsInvalidError(

@@ -5,6 +5,7 @@ import time
 import sqlalchemy as sa
 import structlog
 
+from service.incidents import tell
 from service.ingest import golden
 from service.ingest.champion_answers import PipelineContext
 from service.ingest.sources import build_source
@@ -57,6 +58,7 @@ class PipelineIngest:
         self._spec = spec
         self._store = store
         self._poll_seconds = settings.poll_seconds
+        self._allowed = settings.allowed
         self._idle = settings.poll_seconds
         self._context = PipelineContext(engine, settings, spec.name)
         self._ingest: Ingest | None = None
@@ -105,8 +107,11 @@ class PipelineIngest:
             raise
         except Exception as error:
             # A fault of ours, which a person must see, and which must stop no other pipeline.
-            log.exception("ingest failed unexpectedly, trying again", pipeline=self.name)
-            self._failing(fault_of(error))
+            told = tell(error, role="ingest")
+            log.exception(
+                "ingest failed unexpectedly, trying again", pipeline=self.name, incident=told.incident
+            )
+            self._failing(f"{told.text} Nothing was skipped.")
         finally:
             self.is_opening = False
         self.close()
@@ -164,7 +169,7 @@ class PipelineIngest:
         if self._ingest is None:
             self._ingest = Ingest(
                 ingest_config(self._spec),
-                source=build_source(self._engine, self._spec),
+                source=build_source(self._engine, self._spec, self._allowed),
                 store=self._store,
                 manifest=Manifest(self._engine),
                 also=self._queue,
@@ -201,11 +206,3 @@ class PipelineIngest:
         else:
             jobs.ensure_queued(connection, row.pipeline, requested_by="trigger")
         log.info("experience cut", pipeline=row.pipeline, experience=row.index, reason=row.cut_reason)
-
-
-def fault_of(error: Exception) -> str:
-    """The reason of a fault inside Holdfast; what the exception says stands in the log alone."""
-    return (
-        f"A fault inside Holdfast ({type(error).__name__}): see the log of the ingest role; nothing was "
-        "skipped."
-    )

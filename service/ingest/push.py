@@ -31,6 +31,7 @@ def push(
     content_type: str,
     request_key: str | None,
     max_backlog_records: int,
+    max_backlog_bytes: int | None = None,
 ) -> Receipt:
     """Store the records of one request durably: all of them, or none.
 
@@ -54,6 +55,8 @@ def push(
     labels = LabelMap(spec.record_schema)
     records = _decoded(spec, labels, bodies.batch(body, content_type))
     log, schema = PushedLog(engine), spec.record_schema
+    if max_backlog_bytes is not None:
+        max_backlog_records = min(max_backlog_records, max_backlog_bytes // spec.record_bytes)
     try:
         full = _problem(engine, spec, len(records), max_backlog_records)
         if full is None:

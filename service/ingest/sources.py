@@ -5,6 +5,7 @@ import sqlalchemy as sa
 from service.errors import PipelineInvalidError
 from service.pipelines import PipelineSpec
 from service.settings import Settings
+from streams.allowed import Allowed
 from streams.base import Source
 from streams.catalog import SOURCES, SourceConfig
 from streams.sources.merged import LABELS, REPLAYS, MergedSource
@@ -12,12 +13,12 @@ from streams.sources.pushed import PushedConfig
 from streams.state.pushed import PUSHED_PARTITION
 
 
-def build_source(engine: sa.Engine, spec: PipelineSpec) -> Source:
-    """The pipeline's source, not yet open."""
+def build_source(engine: sa.Engine, spec: PipelineSpec, allowed: Allowed) -> Source:
+    """The pipeline's source, not yet open. It asks `allowed` when it opens."""
 
     def build(config: SourceConfig) -> Source:
         return SOURCES[config.kind].build(
-            config, pipeline=spec.name, schema=spec.record_schema, engine=engine
+            config, pipeline=spec.name, schema=spec.record_schema, engine=engine, allowed=allowed
         )
 
     sources = {"": build(spec.source)}
@@ -29,11 +30,11 @@ def build_source(engine: sa.Engine, spec: PipelineSpec) -> Source:
 
 
 def require_allowed(spec: PipelineSpec, settings: Settings) -> None:
-    """Check a pipeline against the settings: a pipeline must not read arbitrary files of this machine.
+    """Check a pipeline against the settings: it must not name files, servers and secrets of its own choice.
 
     Raises:
-        PipelineInvalidError: a source reads outside the roots that the settings name, the trigger waits
-            for more pushed records than may wait, or the network needs what this installation lacks.
+        PipelineInvalidError: a source names what the installation does not allow, the trigger waits for more
+            pushed records than may wait, or the network needs what this installation lacks.
     """
     problem = spec.strategy.network.installation_problem(settings.installation)
     if problem:
@@ -52,14 +53,37 @@ def require_allowed(spec: PipelineSpec, settings: Settings) -> None:
             fix="Let it cut fewer records, or raise HOLDFAST_MAX_BACKLOG_RECORDS.",
             members={"errors": [{"where": "trigger", "problem": problem}]},
         )
+    _require_memory(spec, settings)
     for field, config in (("source", spec.source), ("label_source", spec.label_source)):
-        outside = None if config is None else config.location_problem(settings.roots)
-        if outside:
+        refused = None if config is None else config.refusal(settings.allowed)
+        if refused:
             raise PipelineInvalidError(
-                f"The pipeline is not valid: {field}: {outside}",
-                fix="Name a path below one of HOLDFAST_SOURCE_ROOTS, or add this one to it.",
-                members={"errors": [{"where": field, "problem": outside.rstrip(".")}]},
+                f"The pipeline is not valid: {field}: {refused}",
+                fix="Name what this installation allows, or ask whoever runs it to allow this: "
+                "HOLDFAST_SOURCE_ROOTS lists folders, HOLDFAST_SOURCE_HOSTS servers, HOLDFAST_SOURCE_SECRETS "
+                "variables.",
+                members={"errors": [{"where": field, "problem": refused.rstrip(".")}]},
             )
+
+
+def _require_memory(spec: PipelineSpec, settings: Settings) -> None:
+    """Refuse what would take more memory of ingest than the settings grant one pipeline."""
+    problem = None
+    if spec.duplicate_window > settings.max_duplicate_window:
+        where, setting = "duplicate_window", "HOLDFAST_MAX_DUPLICATE_WINDOW"
+        problem = f"it may be {settings.max_duplicate_window} at most here"
+    elif spec.trigger.least_records * spec.record_bytes > settings.max_backlog_bytes:
+        where, setting = "trigger", "HOLDFAST_MAX_BACKLOG_BYTES"
+        problem = (
+            f"it never cuts fewer than {spec.trigger.least_records} records, of about {spec.record_bytes} "
+            f"bytes each, and only {settings.max_backlog_bytes} bytes may wait"
+        )
+    if problem is not None:
+        raise PipelineInvalidError(
+            f"The pipeline is not valid: {where}: {problem}.",
+            fix=f"Ask for less, or ask whoever runs this installation to raise {setting}.",
+            members={"errors": [{"where": where, "problem": problem}]},
+        )
 
 
 def pushed_partition(spec: PipelineSpec) -> str:

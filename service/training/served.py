@@ -1,5 +1,6 @@
 """The served network of a learner: its export, its size, and its comparison with the champion's."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from service.training.answers import sample
 from service.training.tasks import SERVED_FILE, Task
 from strategies.base import Learner, StrategyError, StreamInfo
 from streams.base import Experience
+
+log = logging.getLogger(__name__)
 
 Rounds = tuple[tuple[float, ...], tuple[float, ...]]
 """Seconds of each round, of the champion and of the challenger."""
@@ -69,9 +72,10 @@ def export(learner: Learner, stream: StreamInfo, path: Path) -> None:
         program = torch.export.export(learner.served_network().cpu(), (example,), dynamic_shapes=(batch,))
     except Exception as error:  # an installation's own network may do what no graph can hold
         # The exporter's own traceback is thousands of lines that say no more than its first one.
-        first = str(error).partition("\n")[0]
+        log.warning("network not exported: %s", str(error).partition("\n")[0])
         raise StrategyError(
-            f"the network cannot be exported to serve any number of records: {first}"
+            f"the network cannot be exported to serve any number of records ({type(error).__name__}): see "
+            "the log of its trainer"
         ) from None
     torch.export.save(program, path)
     with path.open("rb+") as file:

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 import structlog
 
 from service.errors import ChampionMovedError, LostLeaseError, TrainerDiedError, TrainerStoppedError
+from service.incidents import tell
 from service.loops import Loops, for_all
 from service.registry import Registry, warm_up
 from service.settings import Settings
@@ -161,7 +162,8 @@ def _run_one(engine: sa.Engine, settings: Settings, updater: Updater, update: Up
         _unless_lost(updater, update, partial(endings.release, engine, update))
     except Exception as error:
         # Any other failure must not end the dispatcher: it is recorded, and tried again in bounds.
-        log.exception("update attempt failed")
+        told = tell(error, role="dispatch")
+        log.exception("update attempt failed", incident=told.incident)
         _unless_lost(
             updater,
             update,
@@ -169,7 +171,7 @@ def _run_one(engine: sa.Engine, settings: Settings, updater: Updater, update: Up
                 endings.retry,
                 engine,
                 update,
-                error=f"{type(error).__name__}: {error}",
+                error=told.text,
                 max_attempts=settings.max_attempts,
                 pause_seconds=RETRY_SECONDS,
             ),

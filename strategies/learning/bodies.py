@@ -206,8 +206,8 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a weight file may be broken in any way
-        first = str(error).partition("\n")[0]
-        raise StrategyError(f"the weights {path.name!r} cannot be read: {first}") from error
+        kind = type(error).__name__
+        raise StrategyError(f"the weights {path.name!r} cannot be read ({kind})") from error
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise StrategyError(f"the weights {path.name!r} are no state_dict: save `model.state_dict()`")
     return found
@@ -246,4 +246,5 @@ class OwnBody(nn.Module):
         return features
 
     def _failed(self, what: str, error: Exception) -> StrategyError:
-        return StrategyError(f"network {self._name!r} {what}: {type(error).__name__}: {error}")
+        # Its words may be anybody's: a path, a password. The log has them, with the traceback.
+        return StrategyError(f"network {self._name!r} {what}: {type(error).__name__}, see the dispatch log")

@@ -311,8 +311,8 @@ def _measure(body: nn.Module, shape: Sequence[int]) -> tuple[int, int]:
     except StrategyError:
         raise
     except Exception as error:  # torchvision's models refuse sizes in many ways
-        first = str(error).partition("\n")[0]
-        raise StrategyError(f"the network does not take records of shape {list(shape)}: {first}") from error
+        kind = type(error).__name__
+        raise StrategyError(f"the network does not take records of shape {list(shape)} ({kind})") from error
     finally:
         for hook in hooks:
             hook.remove()

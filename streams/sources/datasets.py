@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from streams.allowed import Allowed
 from streams.base import LazyTexts, RawBatch, RecordSchema, SourceConfig, SourceContext, SourceError
 from streams.records import Records, text_column
 from streams.sources.mnist import IMAGES, RAREST_PAIR, mnist
@@ -83,6 +84,12 @@ class DatasetsConfig(SourceConfig):
             raise ValueError("folder must say where MNIST's files are, and is for MNIST only")
         return self
 
+    def refusal(self, allowed: Allowed) -> str | None:
+        """See `SourceConfig`."""
+        if self.folder is None or allowed.reads(self.folder):
+            return None
+        return allowed.path_refusal("The folder", self.folder)
+
     @property
     def of_mnist(self) -> bool:
         """Whether the images are MNIST's."""
@@ -140,9 +147,12 @@ def digits_step(config: DatasetsConfig, step: int) -> Records:
 class DatasetsSource:
     """All steps of a config, one after the other, then nothing more. Cursors count records."""
 
-    def __init__(self, config: DatasetsConfig, schema: RecordSchema | None = None) -> None:
+    def __init__(
+        self, config: DatasetsConfig, schema: RecordSchema | None = None, *, allowed: Allowed | None = None
+    ) -> None:
         """`schema` is the pipeline's, by default that of the images."""
         self._config = config
+        self._allowed = allowed or Allowed()
         self._schema = schema or (MNIST_SCHEMA if config.of_mnist else DIGITS_SCHEMA)
         self._total = config.steps * config.records_per_step
         self._position: int | None = None
@@ -157,7 +167,9 @@ class DatasetsSource:
 
         Raises:
             SourceError: the cursor is not a position in this stream, or MNIST's files are missing or damaged.
+            SourceStoppedError: the installation does not allow the folder.
         """
+        self._config.require_allowed(self._allowed)
         cursor = cursors.get(PARTITION, "") or "0"
         if not (cursor.isdecimal() and int(cursor) <= self._total):
             raise SourceError(
@@ -213,7 +225,7 @@ class DatasetsSource:
 
 def build(config: DatasetsConfig, context: SourceContext) -> DatasetsSource:
     """The source that the catalog names."""
-    return DatasetsSource(config, context.schema)
+    return DatasetsSource(config, context.schema, allowed=context.allowed)
 
 
 def _images(config: DatasetsConfig) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -47,7 +47,7 @@ def mnist(folder: str, part: Part) -> tuple[NDArray[np.uint8], NDArray[np.int64]
 
 def _idx(folder: Path, name: str, shape: tuple[int, ...], *, header: int) -> NDArray[np.uint8]:
     """The values of an IDX file of bytes, which must have this shape."""
-    path = next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
+    path = next((path for path in (folder / f"{name}.gz", folder / name) if _is_inside(path, folder)), None)
     if path is None:
         raise SourceError(f"There is no {name}.gz and no {name} in {folder}: put MNIST's files there.")
     size = header + int(np.prod(shape))
@@ -55,9 +55,14 @@ def _idx(folder: Path, name: str, shape: tuple[int, ...], *, header: int) -> NDA
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             found = file.read(size + 1)  # no more, whatever a file unpacks to
     except (OSError, EOFError, zlib.error) as error:
-        raise SourceError(f"{path} cannot be read: {error}.") from error
+        raise SourceError(f"{path} cannot be read: {type(error).__name__}.") from error
     # Magic number: two zeros, 8 for unsigned bytes, how many dimensions; then each of these, big-endian.
     expected = bytes((0, 0, 8, len(shape))) + np.array(shape, dtype=">u4").tobytes()
     if len(found) != size or found[:header] != expected:
         raise SourceError(f"{path} is not MNIST's file of shape {list(shape)}: fetch it again.")
     return np.frombuffer(found, dtype=np.uint8, offset=header).reshape(shape)
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether it is a file; a link may lead to one in the same folder, and to nothing else."""
+    return path.is_file() and path.resolve().is_relative_to(folder.resolve())

@@ -8,6 +8,7 @@ from typing import Literal
 
 import sqlalchemy as sql
 
+from streams.allowed import Allowed
 from streams.base import (
     DataLostError,
     LazyTexts,
@@ -31,6 +32,10 @@ class PushedConfig(SourceConfig):
     """Records that callers send over HTTP."""
 
     kind: Literal["pushed"] = "pushed"
+
+    def refusal(self, allowed: Allowed) -> str | None:
+        """See `SourceConfig`. It names nothing outside the installation."""
+        return None
 
 
 class PushedSource:

@@ -234,7 +234,8 @@ def redis_figures() -> dict[str, float]:
     """The whole of ingest over Redis Streams, against a loop of XREAD and the same decoding, in turn."""
     from redis import Redis
 
-    from streams.sources.redis import RedisConfig, RedisSource
+    from streams.sources.redis.config import RedisConfig
+    from streams.sources.redis.source import RedisSource
     from tests.support import redis_server
 
     payloads = some_json(BROKER_RECORDS)

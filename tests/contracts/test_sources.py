@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sql
 
+from streams.allowed import Allowed
 from streams.base import RecordSchema, Source, SourceConfig
 from streams.catalog import SOURCES
 from streams.sources.datasets import DIGITS_SCHEMA, DatasetsConfig
 from streams.sources.files.config import FilesConfig
 from streams.sources.kafka.config import KafkaConfig
 from streams.sources.pushed import PushedConfig
-from streams.sources.redis import RedisConfig
+from streams.sources.redis.config import RedisConfig
 from streams.state.pushed import PushedLog
 from streams.wire.decode import decode
 from tests.support import kafka_mock, redis_server
@@ -34,9 +35,13 @@ class Stream:
     schema: RecordSchema
     engine: sql.Engine
 
+    @property
+    def allowed(self) -> Allowed:
+        return Allowed(roots=(str(Path(str(self.engine.url.database)).parent),))
+
     def source(self) -> Source:
         return SOURCES[self.kind].build(
-            self.config, pipeline="digits", schema=self.schema, engine=self.engine
+            self.config, pipeline="digits", schema=self.schema, engine=self.engine, allowed=self.allowed
         )
 
 

@@ -225,6 +225,11 @@ def test_a_list_of_strategies_is_their_combination() -> None:
         parse({**GOOD, "strategy": ["replay", "der"]})
 
 
+def kafka_asking(name: str, value: str) -> dict[str, Any]:
+    properties = {name: value}
+    return {"kind": "kafka", "bootstrap_servers": "127.0.0.1:1", "topic": "t", "properties": properties}
+
+
 @pytest.mark.parametrize("strategy", ["replay", "combined"])
 def test_a_network_may_be_a_bare_name_and_is_read_again_as_it_was(strategy: str, database: sa.Engine) -> None:
     images = {**GOOD, "schema": {"shape": [1, 8, 8], "classes": ["no", "yes"]}}
@@ -250,3 +255,30 @@ def test_a_pipeline_is_held_to_the_networks_and_weights_of_the_installation(tmp_
     settings = Settings(home=tmp_path, networks="mine=anywhere:make", weights=tmp_path)
     for spec in (own, pretrained):
         require_allowed(spec, settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"duplicate_window": 10_000_001}, "duplicate_window"),
+        ({"schema": {"shape": [2**20], "classes": ["no", "yes"]}, "trigger": {"records": 3000}}, "trigger"),
+        ({"source": kafka_asking("queued.max.messages.kbytes", "262145")}, "source"),
+        ({"source": kafka_asking("receive.message.max.bytes", "0x7fffffff")}, "source"),
+        ({"source": kafka_asking("fetch.max.bytes", str(2**28 + 1))}, "source"),
+    ],
+)
+def test_a_declaration_asks_for_no_more_memory_than_the_settings_grant(
+    changes: dict[str, Any], where: str, tmp_path: Path
+) -> None:
+    with pytest.raises(PipelineInvalidError) as caught:
+        require_allowed(parse({**GOOD, **changes}), Settings(home=tmp_path))
+    errors: Any = caught.value.members["errors"]
+    assert [error["where"] for error in errors] == [where]
+
+
+def test_what_the_settings_grant_may_be_asked_for(tmp_path: Path) -> None:
+    for changes in (
+        {"duplicate_window": 10_000_000},
+        {"source": kafka_asking("queued.max.messages.kbytes", "262144")},
+    ):
+        require_allowed(parse({**GOOD, **changes}), Settings(home=tmp_path))

@@ -1,5 +1,6 @@
 """MLflow as the registry: one run and one version an update, no pickle, aliases that follow."""
 
+import base64
 import os
 import shutil
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from service.training.tasks import SERVED_FILE
 from strategies.base import Learner, StreamInfo
 from strategies.catalog import STRATEGIES
 from streams.base import Experience
+from tests.support import traps
 from tests.support.threads import together
 
 NAME = "weather"
@@ -260,3 +262,23 @@ def test_two_installations_in_one_process_do_not_mix(
     first.project(NAME, {"champion": 1})
     loaded = [registry.load(NAME, settings=each).metadata.metadata["update"] for each in (here, there, here)]
     assert loaded == ["u-1", "u-2", "u-1"]
+
+
+def test_mlflow_gets_the_password_by_a_header_and_no_error_quotes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "MLFLOW_TRACKING_USERNAME": "",
+        "MLFLOW_TRACKING_PASSWORD": "",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with traps.listener(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.port}"
+        asked = Registry(Settings(home=tmp_path, mlflow_tracking_uri=f"http://holdfast:S3KRET@{address}"))
+        with pytest.raises(MlflowException) as caught:
+            asked.project("weather", {})
+    login = base64.b64encode(b"holdfast:S3KRET")
+    assert any(b"Authorization: Basic " + login in request for request in server.came)
+    assert "S3KRET" not in str(caught.value)
+    assert "S3KRET" not in repr(asked.__dict__)

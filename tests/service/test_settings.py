@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from service.settings import Settings, url_of
 from strategies.network_choice import Installation
+from streams.allowed import LOOPBACK, Allowed, Peer, Trim
 
 NAMES = {
     "home",
@@ -25,7 +26,13 @@ NAMES = {
     "max_attempts",
     "poll_seconds",
     "max_backlog_records",
+    "max_backlog_bytes",
+    "max_duplicate_window",
+    "max_queue_bytes",
     "source_roots",
+    "source_hosts",
+    "source_secrets",
+    "source_trims",
     "store",
     "cache_bytes",
     "networks",
@@ -66,7 +73,13 @@ def test_every_setting_is_an_environment_variable(monkeypatch: pytest.MonkeyPatc
         "max_attempts": 5,
         "poll_seconds": 6.5,
         "max_backlog_records": 7,
+        "max_backlog_bytes": 2**22,
+        "max_duplicate_window": 0,
+        "max_queue_bytes": 2**23,
         "source_roots": "/srv/in;s3://bucket/in",
+        "source_hosts": "redis-1:6379, *.stream.example, unix:///run/r.sock",
+        "source_secrets": "KAFKA=k-1:9093|k-2:9093,CARDS=redis-2",
+        "source_trims": "redis-1:6379/turbines:*,redis-2",
         "store": "s3://bucket/experiences",
         "cache_bytes": 2**21,
         "networks": "mine=pkg.nets:make",
@@ -86,6 +99,13 @@ def test_every_setting_is_an_environment_variable(monkeypatch: pytest.MonkeyPatc
     assert {name: getattr(settings, name) for name in given} == given
     assert settings.tracking_uri == "http://mlflow:5000"
     assert settings.roots == [Path("/srv/in"), "s3://bucket/in"]
+    assert settings.allowed == Allowed(
+        roots=("/srv/in", "s3://bucket/in"),
+        hosts=(Peer("redis-1", 6379), Peer(".stream.example"), Peer("unix:///run/r.sock")),
+        secrets={"KAFKA": (Peer("k-1", 9093), Peer("k-2", 9093)), "CARDS": (Peer("redis-2"),)},
+        trims=(Trim(Peer("redis-1", 6379), "turbines:*"), Trim(Peer("redis-2"))),
+        queue_bytes=2**23,
+    )
     assert settings.listed_hosts == ("holdfast.example", "*.lab.example")
     assert settings.installation == Installation({"mine": "pkg.nets:make"}, Path("/srv/weights"))
 
@@ -96,6 +116,8 @@ def test_the_defaults_keep_everything_in_one_folder(tmp_path: Path, monkeypatch:
     root = tmp_path / "holdfast-home"
     assert settings.root == root
     assert settings.roots == [root / "incoming"]
+    assert settings.allowed == Allowed(roots=(str(root / "incoming"),), hosts=LOOPBACK)
+    assert Settings(source_hosts="").allowed.hosts == ()
     assert settings.database == f"sqlite:///{root}/holdfast.db"
     assert settings.tracking_uri == f"sqlite:///{root}/mlflow.db"
     folders = {settings.experiences, settings.checkpoints, settings.artifacts}
@@ -128,6 +150,15 @@ def test_passwords_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         ("allowed_hosts", "https://fine.example"),
         ("allowed_hosts", "fine.example:8400"),
         ("allowed_hosts", "127.0.0.1:8400"),
+        ("source_hosts", "*"),
+        ("source_hosts", "redis://fine.example"),
+        ("source_hosts", "127.1"),
+        ("source_hosts", "fine.example:port"),
+        ("source_secrets", "KAFKA"),
+        ("source_secrets", "KAFKA="),
+        ("source_secrets", "KAFKA=a,KAFKA=b"),
+        ("source_secrets", "NO NAME=a"),
+        ("source_trims", "*"),
         ("trainers", "0"),
         ("lease_seconds", "0"),
         ("max_attempts", "0"),
@@ -147,6 +178,25 @@ def test_a_value_that_cannot_work_is_refused_by_name(
     with pytest.raises(ValidationError) as caught:
         Settings()
     assert [error["loc"] for error in caught.value.errors()] == [(name,)]
+
+
+@pytest.mark.parametrize(
+    ("uri", "seen", "login"),
+    [
+        ("https://user:p%40ss@mlflow:5000/a?b#c", "https://mlflow:5000/a?b#c", ("user", "p@ss")),
+        ("HTTP://user:a:b@c@mlflow", "HTTP://mlflow", ("user", "a:b@c")),
+        ("http://user@mlflow", "http://mlflow", ("user", "")),
+        ("http://mlflow/a@b", "http://mlflow/a@b", None),
+        ("sqlite:////srv/a@b.db", "sqlite:////srv/a@b.db", None),
+    ],
+)
+def test_user_and_password_are_taken_out_of_the_uri_of_mlflow(
+    uri: str, seen: str, login: tuple[str, str] | None
+) -> None:
+    settings = Settings(mlflow_tracking_uri=uri)
+    assert settings.tracking_uri == seen
+    found = settings.tracking_login
+    assert (found and (found[0], found[1].get_secret_value())) == login
 
 
 def test_settings_do_not_change_while_a_process_runs() -> None:

@@ -38,3 +38,44 @@ def test_what_is_said_once_is_read() -> None:
 def test_a_tag_that_makes_an_object_is_refused() -> None:
     with pytest.raises(yaml.YAMLError):
         read_yaml("!!python/object/apply:os.getcwd []")
+
+
+def bomb(levels: int, *, merged: bool = False) -> str:
+    """Each level names the one before ten times."""
+    lines = ["a0: &a0 {k0: [x, x]}" if merged else "a0: &a0 [x, x]"]
+    for level in range(1, levels):
+        named = ", ".join([f"*a{level - 1}"] * 10)
+        lines.append(f"a{level}: &a{level} " + (f"{{<<: [{named}]}}" if merged else f"[{named}]"))
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (bomb(10), "become more than 200,000 values"),
+        (bomb(10, merged=True), "become more than 200,000 values"),
+        ("a: &a x\nb: [" + "*a, " * 1_001 + "]", "more than 1,000 aliases"),
+        ("a: &a [x, *a]", "inside of what it names"),
+        ("a: &a {b: *a}", "inside of what it names"),
+        ("[" * 5_000, "nests too deep"),
+        ("{a: " * 5_000, "nests too deep"),
+    ],
+    ids=["lists", "merges", "many", "ring", "ring of maps", "deep lists", "deep maps"],
+)
+def test_a_text_that_becomes_much_more_than_it_looks_like_is_refused(
+    text: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(yaml.YAMLError, match=message) as caught:
+        read_yaml(text)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(PipelineInvalidError, match=message):
+        parse(text)
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(text)
+    with pytest.raises(HoldfastError, match=message):
+        read_document(file)
+
+
+def test_aliases_in_measure_are_read() -> None:
+    assert len(read_yaml("a: &a [x, y]\nb: [" + "*a, " * 1_000 + "]")["b"]) == 1_000
+    assert len(read_yaml("a: [" + "x, " * 250_000 + "]")["a"]) == 250_000

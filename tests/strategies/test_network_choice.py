@@ -153,10 +153,10 @@ def test_what_is_installed_last_counts() -> None:
     [
         ("no_such_package:make", "cannot be made by no_such_package:make: ModuleNotFoundError"),
         ("tests.support.own_networks:missing", "AttributeError"),
-        ("tests.support.own_networks:unwilling", "cannot be made by .*: KeyError: 'no'"),
+        ("tests.support.own_networks:unwilling", "cannot be made by .*: KeyError, see"),
         ("tests.support.own_networks:nothing", "gave a NoneType, no torch module"),
         ("tests.support.own_networks:prod", "cannot be made|gave a int"),
-        ("tests.support.own_networks:picky", "failed: LookupError: I take no such records"),
+        ("tests.support.own_networks:picky", "failed: LookupError, see"),
         ("tests.support.own_networks:one_number", r"makes \[\] of 2 records; it must give \(n, width\)"),
         ("tests.support.own_networks:another_count", r"makes \[1, 6\] of 2 records"),
         ("tests.support.own_networks:pair", "makes a tuple of 2 records"),
@@ -172,7 +172,7 @@ def test_an_own_network_that_cannot_work_fails_in_words(where: str, message: str
 def test_an_own_network_that_fails_while_it_learns_fails_in_words(everything: Installation) -> None:
     install(everything)
     learner = build("own", network={"name": "own", "of": "tiring"})
-    with pytest.raises(StrategyError, match="network 'tiring' failed: LookupError: I am tired"):
+    with pytest.raises(StrategyError, match="network 'tiring' failed: LookupError, see"):
         learner.learn(experience(0, 0, 20))
 
 

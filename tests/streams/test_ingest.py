@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from streams.allowed import Allowed
 from streams.base import DataLostError, FencedError, RecordSchema, Source
 from streams.held_out import HeldOut
 from streams.ingest import Ingest, IngestConfig
@@ -30,6 +31,7 @@ from tests.support.real_data import elec2, mnist_test
 from tests.support.stream_parts import SCHEMA, ListSource, payload, records, sqlite_engine
 
 Features = NDArray[np.float32] | NDArray[np.uint8]
+ANYWHERE = Allowed(roots=("/",))
 PARTS = ("train", "gate", "audit")
 TABLE = RecordSchema(columns=("a", "b"), classes=("down", "up"))
 NONE_HELD = HeldOut()
@@ -333,7 +335,7 @@ def test_a_dead_letter_of_a_file_that_grows_is_stored_once(environment: Environm
 
     def read() -> int:
         config = FilesConfig(location=str(folder))
-        ingest = environment.ingest(FilesSource(config, SCHEMA), count=1_000)
+        ingest = environment.ingest(FilesSource(config, SCHEMA, allowed=ANYWHERE), count=1_000)
         assert ingest.step(0.0) is None
         return ingest.pending
 
@@ -353,7 +355,7 @@ def test_a_file_that_goes_before_it_is_in_an_experience_stops_the_next_ingest(
 ) -> None:
     folder = tmp_path / "incoming"
     folder.mkdir()
-    source = FilesSource(FilesConfig(location=str(folder)), SCHEMA)
+    source = FilesSource(FilesConfig(location=str(folder)), SCHEMA, allowed=ANYWHERE)
     ingest = environment.ingest(source, count=1_000)
     file = folder / "records.ndjson"
     file.write_bytes(payload("a") + b"\n")
@@ -361,14 +363,16 @@ def test_a_file_that_goes_before_it_is_in_an_experience_stops_the_next_ingest(
     assert ingest.pending == 1
     file.unlink()
     with pytest.raises(DataLostError, match=r"records\.ndjson.*gone and nothing of it was read"):
-        environment.ingest(FilesSource(FilesConfig(location=str(folder)), SCHEMA), count=1_000)
+        environment.ingest(
+            FilesSource(FilesConfig(location=str(folder)), SCHEMA, allowed=ANYWHERE), count=1_000
+        )
 
 
 def test_a_name_that_is_used_again_holds_other_letters(environment: Environment, tmp_path: Path) -> None:
     folder = tmp_path / "incoming"
     folder.mkdir()
     now = [1e9]
-    source = FilesSource(FilesConfig(location=str(folder), settle_seconds=0), SCHEMA)
+    source = FilesSource(FilesConfig(location=str(folder), settle_seconds=0), SCHEMA, allowed=ANYWHERE)
     ingest = environment.ingest(source, count=2, split=NO_HOLDOUT, clock=lambda: now[0])
     for day in range(4):
         file = folder / "today.ndjson"
@@ -391,7 +395,7 @@ def test_rows_that_are_named_by_their_place_are_no_duplicates_of_an_earlier_file
     folder = tmp_path / "incoming"
     folder.mkdir()
     now = [1e9]
-    source = FilesSource(FilesConfig(location=str(folder), settle_seconds=0), TABLE)
+    source = FilesSource(FilesConfig(location=str(folder), settle_seconds=0), TABLE, allowed=ANYWHERE)
     ingest = environment.ingest(
         source, count=2, schema=TABLE, split=NO_HOLDOUT, clock=lambda: now[0], duplicate_window=1000
     )

@@ -1,11 +1,11 @@
-"""Configuration of a files source, and the check that its location may be read."""
+"""Configuration of a files source."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
 
+from streams.allowed import Allowed
 from streams.base import SourceConfig, TableColumns
 from streams.sources.files.cursor import FORMATS, ZIPPED, format_of
 from streams.store.objects import S3_SCHEME, ObjectError, open_objects
@@ -63,18 +63,6 @@ class FilesConfig(SourceConfig):
         """The columns of CSV, Parquet and Arrow files that are not features."""
         return TableColumns(id=self.id, label=self.label, time=self.time, split_key=self.split_key)
 
-    def location_problem(self, roots: Sequence[Path | str]) -> str | None:
-        """Why the location is not below one of these roots, as a sentence; None when it is.
-
-        A root is a folder, or a text such as "s3://bucket/prefix". Links are resolved first.
-        """
-        if any(_is_within(self.location, str(root)) for root in roots):
-            return None
-        allowed = ", ".join(str(root) for root in roots) or "none"
-        return f"The location {self.location} is not within those that may be read here ({allowed})."
-
-
-def _is_within(location: str, root: str) -> bool:
-    if location.startswith(S3_SCHEME) or root.startswith(S3_SCHEME):
-        return f"{location.rstrip('/')}/".startswith(f"{root.rstrip('/')}/")
-    return Path(location).resolve().is_relative_to(Path(root).resolve())
+    def refusal(self, allowed: Allowed) -> str | None:
+        """See `SourceConfig`. Links are followed first."""
+        return None if allowed.reads(self.location) else allowed.path_refusal("The location", self.location)

@@ -204,7 +204,8 @@ def _names(line: bytes, name: str) -> Sequence[str]:
     try:
         return next(csv.reader([line.decode().rstrip("\r")], strict=True), [])
     except (UnicodeDecodeError, csv.Error) as error:
+        kind = type(error).__name__
         raise SchemaChangedError(
-            f"The first line of {name!r} is no header of a CSV file in UTF-8 ({error}): write the names of "
+            f"The first line of {name!r} is no header of a CSV file in UTF-8 ({kind}): write the names of "
             "the columns there, separated by commas."
         ) from error

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+from streams.allowed import Allowed
 from streams.base import (
     LazyTexts,
     RawBatch,
@@ -52,8 +53,9 @@ _VERIFIERS = 16
 class FilesSource:
     """The files of one location that match a pattern."""
 
-    def __init__(self, config: FilesConfig, schema: RecordSchema) -> None:
+    def __init__(self, config: FilesConfig, schema: RecordSchema, *, allowed: Allowed | None = None) -> None:
         self._config = config
+        self._allowed = allowed or Allowed()
         self._schema = schema
         self._objects = open_objects(config.location)
         self._pattern = re.compile(fnmatch.translate(config.pattern))
@@ -143,6 +145,8 @@ class FilesSource:
 
     def _list(self) -> dict[str, ObjectInfo]:
         """The files of the location that are to be read, by name."""
+        # At each look: a folder above may have become a link since.
+        self._config.require_allowed(self._allowed)
         with _as_source_errors():
             return {info.name: info for info in self._objects.list() if is_read(info.name, self._pattern)}
 
@@ -319,7 +323,7 @@ class FilesSource:
 
 def build(config: FilesConfig, context: SourceContext) -> FilesSource:
     """The source that the catalog names."""
-    return FilesSource(config, context.schema)
+    return FilesSource(config, context.schema, allowed=context.allowed)
 
 
 def _id_stem(name: str) -> str:

@@ -84,7 +84,8 @@ class TableReader:
         return FileRecords("arrow", [payload], LazyTexts(position, range(row, self._row)), starts)
 
     def _unreadable(self, error: Exception) -> SourceError:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        # Not its words: they quote what the file holds.
+        reason = type(error).__name__
         return SourceError(
             f"The file {self._name!r} cannot be read as {self._form.capitalize()} ({reason}): let it arrive "
             "again under a new name, and take this one away."

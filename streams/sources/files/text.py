@@ -129,7 +129,7 @@ class ZippedText:
                 self._held += found
                 self._ended = not found
         except (EOFError, OSError, zlib.error) as error:
-            reason = str(error)[:200] or type(error).__name__
+            reason = type(error).__name__
             self.unfinished = (
                 f"The file {self._info.name!r} is not a whole .gz ({reason}): let it arrive again under a "
                 "new name, and take this one away."

@@ -7,14 +7,34 @@ shown.
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, field_validator
 
+from streams.allowed import Allowed, Server
 from streams.base import SourceConfig, SourceError
 
 EnvironmentName = Annotated[str, StringConstraints(max_length=200, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+_PORT = 9092
+_PLAIN_PROTOCOLS = ("plaintext", "sasl_plaintext")
+_UNVERIFIED = {
+    "enable.ssl.certificate.verification": ("false", "f", "0", "no", "off"),
+    "ssl.endpoint.identification.algorithm": ("none", ""),
+    "security.protocol": _PLAIN_PROTOCOLS,
+}
+"""Values under which a secret could reach another server than its own, or be read on its way."""
+
+_BYTES = {
+    "fetch.max.bytes": 1,
+    "fetch.message.max.bytes": 1,
+    "max.partition.fetch.bytes": 1,
+    "queued.max.messages.kbytes": 1024,
+    "receive.message.max.bytes": 1,
+}
+"""Settings of what is held in memory, and the bytes of one unit."""
+
 TopicName = Annotated[str, StringConstraints(max_length=249, pattern=r"^[a-zA-Z0-9._-]+$")]
 
 SECRET = frozenset(
@@ -28,41 +48,50 @@ SECRET = frozenset(
 )
 """Settings that are read from the environment only."""
 
-ALLOWED = SECRET | {
-    "broker.address.family",
-    "client.id",
-    "client.rack",
-    "enable.ssl.certificate.verification",
-    "fetch.error.backoff.ms",
-    "fetch.max.bytes",
-    "fetch.message.max.bytes",
-    "fetch.min.bytes",
-    "fetch.wait.max.ms",
-    "group.id",
-    "max.partition.fetch.bytes",
-    "queued.max.messages.kbytes",
-    "queued.min.messages",
-    "receive.message.max.bytes",
-    "sasl.mechanism",
-    "sasl.mechanisms",
-    "sasl.oauthbearer.client.id",
-    "sasl.oauthbearer.extensions",
-    "sasl.oauthbearer.method",
-    "sasl.oauthbearer.scope",
-    "sasl.oauthbearer.token.endpoint.url",
-    "sasl.username",
-    "security.protocol",
-    "socket.connection.setup.timeout.ms",
-    "socket.keepalive.enable",
-    "socket.timeout.ms",
-    "ssl.ca.location",
-    "ssl.ca.pem",
-    "ssl.certificate.location",
-    "ssl.certificate.pem",
-    "ssl.endpoint.identification.algorithm",
-    "ssl.key.location",
-    "ssl.keystore.location",
-}
+OPERATORS = frozenset({"sasl.oauthbearer.token.endpoint.url"})
+"""Settings that send a secret somewhere: the operator's, in what `properties_env` names."""
+
+TRUST = frozenset({"ssl.ca.location", "ssl.ca.pem"})
+"""Settings that say which servers are genuine: with a secret they are the operator's too."""
+
+ALLOWED = (
+    SECRET
+    | OPERATORS
+    | {
+        "broker.address.family",
+        "client.id",
+        "client.rack",
+        "enable.ssl.certificate.verification",
+        "fetch.error.backoff.ms",
+        "fetch.max.bytes",
+        "fetch.message.max.bytes",
+        "fetch.min.bytes",
+        "fetch.wait.max.ms",
+        "group.id",
+        "max.partition.fetch.bytes",
+        "queued.max.messages.kbytes",
+        "queued.min.messages",
+        "receive.message.max.bytes",
+        "sasl.mechanism",
+        "sasl.mechanisms",
+        "sasl.oauthbearer.client.id",
+        "sasl.oauthbearer.extensions",
+        "sasl.oauthbearer.method",
+        "sasl.oauthbearer.scope",
+        "sasl.username",
+        "security.protocol",
+        "socket.connection.setup.timeout.ms",
+        "socket.keepalive.enable",
+        "socket.timeout.ms",
+        "ssl.ca.location",
+        "ssl.ca.pem",
+        "ssl.certificate.location",
+        "ssl.certificate.pem",
+        "ssl.endpoint.identification.algorithm",
+        "ssl.key.location",
+        "ssl.keystore.location",
+    }
+)
 """Settings of librdkafka that may be passed on. None of them affects exactly-once reading."""
 
 
@@ -97,10 +126,46 @@ class KafkaConfig(SourceConfig):
             if name in SECRET:
                 raise ValueError(f"{name} is a secret: put it into what properties_env names")
             if name not in ALLOWED:
-                raise ValueError(
-                    f"{name[:100]!r} may not be set here; {', '.join(sorted(ALLOWED - SECRET))} may"
-                )
+                known = ", ".join(sorted(ALLOWED - SECRET - OPERATORS))
+                raise ValueError(f"{name[:100]!r} may not be set here; {known} may")
         return properties
+
+    @property
+    def servers(self) -> tuple[Server, ...]:
+        """The brokers to begin with; empty where they are not written as host:port,host:port."""
+        found = [Server.parse(text.strip(), port=_PORT) for text in self.bootstrap_servers.split(",")]
+        return tuple(server for server in found if server is not None) if all(found) else ()
+
+    def refusal(self, allowed: Allowed) -> str | None:
+        """See `SourceConfig`."""
+        if self.properties_env is not None and (refused := allowed.variable_refusal(self.properties_env)):
+            return refused
+        if not self.servers:
+            return (
+                "The bootstrap_servers must be written as host:port,host:port, with plain names or addresses."
+            )
+        for server in self.servers:
+            if not allowed.reaches(server, secret=self.properties_env):
+                return allowed.server_refusal("The server", server, secret=self.properties_env)
+        return self._property_refusal(allowed)
+
+    def _property_refusal(self, allowed: Allowed) -> str | None:
+        for name, value in self.properties.items():
+            if name in OPERATORS or (name in TRUST and self.properties_env is not None):
+                return f"{name} may stand only in what properties_env names: it decides who gets a secret."
+            if name.endswith(".location") and not allowed.reads_file(value):
+                return allowed.path_refusal(f"The file of {name},", value)
+            # Plain digits: the library reads 0x7fffffff too.
+            if name in _BYTES and not (
+                re.fullmatch(r"[0-9]{1,12}", value) and int(value) * _BYTES[name] <= allowed.queue_bytes
+            ):
+                return f"{name} must be a number of at most {allowed.queue_bytes // _BYTES[name]} here."
+            if self.properties_env is not None and value.strip().lower() in _UNVERIFIED.get(name, ()):
+                return (
+                    f"{name} may not be {value.strip()[:40]!r} together with properties_env: the secret "
+                    "would be sent to a server that proves nothing. What properties_env names may say so."
+                )
+        return None
 
 
 def properties_from_environment(name: str | None) -> Mapping[str, str]:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
+from streams.allowed import Allowed
 from streams.base import DataLostError, LazyTexts, RawBatch, SourceContext, SourceError
 from streams.sources.kafka.config import KafkaConfig
 from streams.sources.kafka.topic import Fault, KafkaTopic
@@ -67,10 +68,13 @@ class KafkaSource:
         group: str,
         look_seconds: float = LOOK_SECONDS,
         patience_seconds: float = PATIENCE_SECONDS,
+        allowed: Allowed | None = None,
     ) -> None:
         """`group` is named to the broker, whose access rules may ask for it; it is never joined."""
         self._config = config
-        self._topic = KafkaTopic(config, group=group, patience_seconds=patience_seconds)
+        self._topic = KafkaTopic(
+            config, group=group, patience_seconds=patience_seconds, allowed=allowed or Allowed()
+        )
         self._look_seconds = look_seconds
         self._looked_at = 0.0
         self._opened = self._assigned = False
@@ -312,7 +316,8 @@ class KafkaSource:
 
 def build(config: KafkaConfig, context: SourceContext) -> KafkaSource:
     """The source that the catalog names."""
-    return KafkaSource(config, group=config.properties.get("group.id", f"holdfast-{context.pipeline}"))
+    group = config.properties.get("group.id", f"holdfast-{context.pipeline}")
+    return KafkaSource(config, group=group, allowed=context.allowed)
 
 
 def _row_count(payload: bytes) -> int:

@@ -6,18 +6,23 @@ no longer has is an error.
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from streams.base import SourceError
-from streams.sources.kafka.config import KafkaConfig, properties_from_environment
+from streams.allowed import Allowed, Server
+from streams.base import SourceError, SourceStoppedError
+from streams.sources.kafka.config import ALLOWED, KafkaConfig, properties_from_environment
 
 log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 5.0
 """How long a broker may take to answer a question."""
+
+
+DEFAULT_QUEUE_BYTES = 64 * 2**20
+"""What is fetched ahead where nothing else is said: the library's own default."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +38,16 @@ class Fault:
 class KafkaTopic:
     """A connection to one topic, made when it is first needed, and again after `disconnect`."""
 
-    def __init__(self, config: KafkaConfig, *, group: str, patience_seconds: float) -> None:
+    def __init__(self, config: KafkaConfig, *, group: str, patience_seconds: float, allowed: Allowed) -> None:
         """`group` is named to the broker, whose access rules may ask for it; it is never joined.
 
         `patience_seconds` is how long brokers may be away, since librdkafka connects again by itself.
         """
         self._config = config
+        self._allowed = allowed
         self._group = group
         self._patience_seconds = patience_seconds
         self._consumer: Any = None
-        self._secrets: tuple[str, ...] = ()
         self._trouble: tuple[float, str] | None = None
         self._failing: dict[int, float] = {}
         self._ends: dict[int, int] = {}
@@ -58,11 +63,14 @@ class KafkaTopic:
 
         Raises:
             SourceError: the broker cannot be asked, or does not give the topic.
+            SourceStoppedError: it names other brokers, which the installation does not allow.
         """
         topic = self._config.topic
-        found = self._ask(self._connected().list_topics, topic).topics[topic]
+        answer = self._ask(self._connected().list_topics, topic)
+        self._require_brokers(answer.brokers.values())
+        found = answer.topics[topic]
         if found.error is not None:
-            raise SourceError(f"Kafka does not give topic {topic!r}: {self._plain(found.error)}.")
+            raise SourceError(f"Kafka does not give topic {topic!r}: {_plain(found.error)}.")
         return sorted(found.partitions)
 
     def bounds(self, partition: int) -> tuple[int, int]:
@@ -119,7 +127,7 @@ class KafkaTopic:
                 if partition not in faults:
                     good.append(message)
             elif error.code() not in _transient() or self._fails_for_long(partition):
-                faults.setdefault(partition, _fault(partition, error, self._plain(error)))
+                faults.setdefault(partition, _fault(partition, error))
         return good
 
     def _fails_for_long(self, partition: int) -> bool:
@@ -142,19 +150,33 @@ class KafkaTopic:
         """Whether connections have failed since the last message."""
         return self._trouble is not None
 
+    def _require_brokers(self, brokers: Iterable[Any]) -> None:
+        """Stop before messages are asked of a broker that another one has named and nobody has listed."""
+        secret = self._config.properties_env
+        for broker in brokers:
+            server = Server.of(broker.host, broker.port)
+            if server is None or not self._allowed.reaches(server, secret=secret):
+                self.disconnect()
+                raise SourceStoppedError(
+                    "Kafka names a broker of its cluster that may not be reached from here: list all of "
+                    f"them, in HOLDFAST_SOURCE_{'SECRETS' if secret else 'HOSTS'}."
+                )
+
     def _connected(self) -> Any:
         if self._consumer is not None:
             return self._consumer
         from confluent_kafka import Consumer, KafkaException
 
+        self._config.require_allowed(self._allowed)
         secret = properties_from_environment(self._config.properties_env)
-        self._secrets = tuple(value for value in secret.values() if value)
         settings = {
             "group.id": self._group,
             "client.id": "holdfast",
+            "queued.max.messages.kbytes": min(DEFAULT_QUEUE_BYTES, self._allowed.queue_bytes) // 1024,
             **self._config.properties,
             **secret,
-            "bootstrap.servers": self._config.bootstrap_servers,
+            # As they were read, not as they were written: the library reads more spellings.
+            "bootstrap.servers": ",".join(map(str, self._config.servers)),
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "error",  # never "earliest" or "latest": both skip
@@ -166,7 +188,7 @@ class KafkaTopic:
         try:
             self._consumer = Consumer(settings, logger=log)
         except (KafkaException, ValueError, TypeError) as error:
-            raise SourceError(f"The settings of librdkafka do not fit: {self._plain(error)}.") from None
+            raise SourceError(_misfit(str(error))) from None
         return self._consumer
 
     def _ask(self, question: Any, about: Any) -> Any:
@@ -175,7 +197,7 @@ class KafkaTopic:
         try:
             found = question(about, timeout=ANSWER_SECONDS)
         except KafkaException as error:
-            found, reason = None, self._plain(error.args[0])
+            found, reason = None, _plain(error.args[0])
         else:
             reason = "no answer in time"
         if found is None:
@@ -185,26 +207,31 @@ class KafkaTopic:
 
     def _on_error(self, error: Any) -> None:
         since = self._trouble[0] if self._trouble else time.monotonic()
-        self._trouble = (since, self._plain(error))
+        self._trouble = (since, _plain(error))
 
     def _topic_partition(self, partition: int, *offset: int) -> Any:
         from confluent_kafka import TopicPartition
 
         return TopicPartition(self._config.topic, partition, *offset)
 
-    def _plain(self, error: Any) -> str:
-        """Text of an error, without the secrets that were given to librdkafka."""
-        text = error.str() if hasattr(error, "str") else str(error)
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return str(text)[:300].rstrip(".")
+
+def _plain(error: Any) -> str:
+    """The library's name of an error. Its text may hold what a server said, and any server may be there."""
+    return str(error.name())
 
 
-def _fault(partition: int, error: Any, reason: str) -> Fault:
+def _misfit(text: str) -> str:
+    """One sentence whether a file is missing or wrong; of the library's text only the settings' names."""
+    named = sorted(name for name in ALLOWED if name in text)
+    which = f" ({', '.join(named)})" if named else ""
+    return f"The settings of librdkafka do not fit{which}: see the values, and the files that they name."
+
+
+def _fault(partition: int, error: Any) -> Fault:
     from confluent_kafka import KafkaError
 
     lost = error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
-    return Fault(partition, lost, reason)
+    return Fault(partition, lost, _plain(error))
 
 
 @cache

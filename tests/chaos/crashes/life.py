@@ -10,6 +10,7 @@ from service.ingest.pipeline import ingest_config
 from service.ingest.sources import build_source
 from service.pipelines import PipelineSpec
 from service.state.database import connect
+from streams.allowed import LOOPBACK, Allowed, Trim
 from streams.base import FencedError, SourceError, SourceStoppedError, TrimmedSource
 from streams.ingest import Ingest
 from streams.state.manifest import ExperienceRow, Manifest
@@ -65,9 +66,12 @@ def live(place: Place, bomb: Bomb, pace: Pace, wanted: Wanted | None) -> int:
     engine = connect(place.database)
     points = SqlPoints(engine, bomb)
     remote = CrashingObjects(open_objects(place.remote), bomb) if place.remote.startswith(S3_SCHEME) else None
+    allowed = Allowed(
+        roots=("/", getattr(place.spec.source, "location", "/")), trims=tuple(map(Trim, LOOPBACK))
+    )
     store = CrashingStore(CrashingPath(place.folder), remote=remote)
     while True:
-        source = build_source(engine, place.spec)
+        source = build_source(engine, place.spec, allowed)
         assert isinstance(source, TrimmedSource)
         try:
             return _ingest(

@@ -14,7 +14,7 @@ import sqlalchemy as sql
 
 from service.state.database import connect
 from streams.sources.merged import LABELS
-from streams.sources.redis_cursor import RedisCursor
+from streams.sources.redis.cursor import RedisCursor
 from streams.state.pushed import PUSHED_PARTITION, PushedCursor, PushedLog
 from streams.state.tables import PUSHED_BATCHES
 from streams.wire.decode import decode_json

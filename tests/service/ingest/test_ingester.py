@@ -128,10 +128,10 @@ def test_a_fault_in_one_pipeline_is_told_and_stops_no_other(
     real, faulty = sources.build_source, threading.Event()
     faulty.set()
 
-    def build_source(engine: sa.Engine, spec: Any) -> Any:
+    def build_source(engine: sa.Engine, spec: Any, allowed: Any) -> Any:
         if spec.name == "faulty" and faulty.is_set():
             raise ZeroDivisionError("division by zero")
-        return real(engine, spec)
+        return real(engine, spec, allowed)
 
     monkeypatch.setattr(pipeline_ingest, "build_source", build_source)
     monkeypatch.setattr(pipeline_ingest, "BACKOFF_SECONDS", 0.2)
@@ -145,7 +145,7 @@ def test_a_fault_in_one_pipeline_is_told_and_stops_no_other(
             seconds=20,
             hint="note of the fault",
         )
-        assert "ZeroDivisionError" in failing.reason
+        assert "ZeroDivisionError: a fault inside Holdfast" in failing.reason
         assert "division by zero" not in failing.reason, "what an exception says stands in the log alone"
         assert "log of the ingest role" in failing.reason
         faulty.clear()

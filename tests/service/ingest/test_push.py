@@ -14,6 +14,7 @@ from service.errors import (
     RecordsInvalidError,
 )
 from service.ingest.push import SHOWN_ERRORS, push
+from service.state import pipelines
 from streams.sources.datasets import DIGITS_SCHEMA
 from streams.state.manifest import Manifest
 from streams.state.pushed import Receipt
@@ -200,3 +201,27 @@ def test_a_pipeline_with_another_source_takes_no_records(database: sa.Engine) ->
 def test_an_unknown_pipeline_takes_nothing(database: sa.Engine) -> None:
     with pytest.raises(PipelineUnknownError, match="no pipeline 'p'"):
         send(database, [record("a")])
+
+
+def test_as_many_records_may_wait_as_their_bytes_allow(database: sa.Engine) -> None:
+    declare(database)
+    with database.begin() as connection:
+        size = pipelines.load_spec(connection, NAME).record_bytes
+
+    def push_one(name: str) -> Receipt:
+        body = json.dumps({"records": [record(name)]}).encode()
+        return push(
+            database,
+            NAME,
+            body=body,
+            content_type=JSON,
+            request_key=None,
+            max_backlog_records=1000,
+            max_backlog_bytes=2 * size,
+        )
+
+    push_one("a")
+    push_one("b")
+    with pytest.raises(BacklogFullError):
+        push_one("c")
+    assert pending(database) == 2

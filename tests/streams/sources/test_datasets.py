@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from streams.allowed import Allowed
 from streams.base import RecordSchema, SourceError
 from streams.records import Records, join_records
 from streams.sources.datasets import (
@@ -28,6 +29,7 @@ from tests.support.real_data import DATA, mnist_test
 ROTATED = DatasetsConfig()
 SPLIT = DatasetsConfig(protocol="split-digits")
 PERMUTED = DatasetsConfig(protocol="permuted-digits", permutations=3)
+ANYWHERE = Allowed(roots=("/",))
 FILES = DATA / "mnist"
 
 
@@ -122,7 +124,10 @@ def test_permuted_digits_show_every_image_in_one_other_order_of_pixels_a_step() 
 
 @pytest.mark.parametrize("config", [ROTATED, SPLIT], ids=["rotated", "split"])
 def test_a_trigger_of_one_step_cuts_one_experience_a_step(config: DatasetsConfig) -> None:
-    source, trigger = DatasetsSource(config), RecordsTrigger(records=config.records_per_step)
+    source, trigger = (
+        DatasetsSource(config, allowed=ANYWHERE),
+        RecordsTrigger(records=config.records_per_step),
+    )
     source.open({})
     pending: list[Records] = []
     while batches := source.poll(700, 0.0):
@@ -158,7 +163,7 @@ def test_records_can_be_sent_as_json() -> None:
 def test_mnist_is_streamed_step_by_step_and_resumes_anywhere(protocol: str) -> None:
     config = mnist_config(protocol, angles=(0.0, 30.0), permutations=2)
     expected = join_records([digits_step(config, step) for step in range(config.steps)], MNIST_SCHEMA)
-    source = DatasetsSource(config)
+    source = DatasetsSource(config, allowed=ANYWHERE)
     source.open({})
     whole = read(source, MNIST_SCHEMA, size=3000)
     assert len(decode_batch(encode_batch(whole, MNIST_SCHEMA), MNIST_SCHEMA)) == len(whole)
@@ -167,7 +172,7 @@ def test_mnist_is_streamed_step_by_step_and_resumes_anywhere(protocol: str) -> N
     assert (whole.features == expected.features).all()
     size = config.records_per_step
     for index in (1, BLOCK_RECORDS - 1, BLOCK_RECORDS, size - 1, size, size + 700, len(whole) - 1):
-        again = DatasetsSource(config)
+        again = DatasetsSource(config, allowed=ANYWHERE)
         again.open({"digits": str(index)})
         (batch,) = again.poll(10, 0.0)
         assert batch.start == str(index)
@@ -208,7 +213,7 @@ def test_mnist_is_encoded_for_the_schema_of_the_pipeline() -> None:
     schema = MNIST_SCHEMA.model_copy(update={"minimum": 0.0, "maximum": 255.0})
     config = mnist_config("split-mnist")
     assert config.problem(schema) is None
-    source = DatasetsSource(config, schema)
+    source = DatasetsSource(config, schema, allowed=ANYWHERE)
     source.open({})
     (batch,) = source.poll(10, 0.0)
     assert not decode(batch, schema).rejected
@@ -246,7 +251,7 @@ def test_files_that_are_not_mnists_are_named(tmp_path: Path, damage: str) -> Non
                 "longer": gzip.compress(plain + b"x"),
             }[damage]
         )
-    source = DatasetsSource(mnist_config("split-mnist", folder=str(tmp_path)))
+    source = DatasetsSource(mnist_config("split-mnist", folder=str(tmp_path)), allowed=ANYWHERE)
     with pytest.raises(SourceError, match=r"t10k-labels-idx1-ubyte|not MNIST's"):
         source.open({})
 

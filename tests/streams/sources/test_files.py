@@ -5,7 +5,7 @@ import os
 import re
 import time
 import tracemalloc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from pyarrow import feather, parquet
 from pydantic import ValidationError
 
+from streams.allowed import Allowed
 from streams.base import (
     DataLostError,
     ForgettingSource,
@@ -40,7 +41,9 @@ Read = list[tuple[str, str, str]]
 def source_of(location: Path | str, cursors: Mapping[str, str] | None = None, **settings: Any) -> FilesSource:
     """An open source over a location."""
     schema = settings.pop("schema", TABLE)
-    source = FilesSource(FilesConfig(location=str(location), **settings), schema)
+    source = FilesSource(
+        FilesConfig(location=str(location), **settings), schema, allowed=Allowed(roots=(str(location),))
+    )
     source.open(cursors or {})
     return source
 
@@ -638,7 +641,7 @@ def test_objects_of_a_bucket_are_read_like_files(s3: str, tmp_path: Path) -> Non
 def test_a_bucket_that_is_away_is_a_source_error(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     open_objects(s3).create("a.ndjson", lines("0"))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    source = FilesSource(FilesConfig(location=s3), TABLE)
+    source = FilesSource(FilesConfig(location=s3), TABLE, allowed=Allowed(roots=(s3,)))
     for attempt in (lambda: source.open({}), source.partitions):
         with pytest.raises(SourceError, match="endpoint answers"):
             attempt()
@@ -671,18 +674,23 @@ def test_a_location_outside_the_allowed_roots_is_told(tmp_path: Path) -> None:
     for folder in (inside, outside):
         folder.mkdir()
     (inside / "link").symlink_to(outside)
-    roots: Sequence[Path | str] = [inside, "s3://bucket/prefix"]
+    allowed = Allowed(roots=(str(inside), "s3://bucket/prefix"))
     for good in (inside, inside / "day", "s3://bucket/prefix", "s3://bucket/prefix/day/"):
-        assert FilesConfig(location=str(good)).location_problem(roots) is None
+        assert FilesConfig(location=str(good)).refusal(allowed) is None
     folders = (outside, inside / "link", inside / ".." / "out", "/", f"{inside}2")
     for location in (*folders, "s3://bucket", "s3://bucket/prefix2"):
-        message = FilesConfig(location=str(location)).location_problem(roots)
+        message = FilesConfig(location=str(location)).refusal(allowed)
         assert message is not None
         assert "not within" in message
-    assert FilesConfig(location="s3://bucket").location_problem([inside]) is not None
-    assert FilesConfig(location=str(inside)).location_problem([]) is not None
+    assert FilesConfig(location="s3://bucket").refusal(Allowed(roots=(str(inside),))) is not None
+    assert FilesConfig(location=str(inside)).refusal(Allowed()) is not None
 
 
 def test_the_catalog_builds_it(tmp_path: Path) -> None:
-    context = SourceContext(pipeline="files", schema=TABLE, engine=sqlite_engine(tmp_path / "a.db"))
+    context = SourceContext(
+        pipeline="files",
+        schema=TABLE,
+        engine=sqlite_engine(tmp_path / "a.db"),
+        allowed=Allowed(roots=(str(tmp_path),)),
+    )
     assert build(FilesConfig(location=str(tmp_path)), context).partitions() == []

@@ -12,7 +12,8 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from pydantic import ValidationError
 
-from streams.base import DataLostError, RawBatch, SourceError
+from streams.allowed import LOOPBACK, Allowed, Peer
+from streams.base import DataLostError, RawBatch, SourceError, SourceStoppedError
 from streams.sources.kafka.config import KafkaConfig
 from streams.sources.kafka.source import KafkaSource
 from streams.wire.decode import decode, encode_batch
@@ -22,6 +23,7 @@ from tests.support.wire_parts import ipc
 
 Read = list[tuple[str, str, str]]
 
+ALLOWED = Allowed(secrets={"KAFKA_OF_THE_TEST": LOOPBACK})
 REAL = os.environ.get("HOLDFAST_TEST_KAFKA")
 """Brokers of a real Kafka, which makes topics when they are first written to."""
 
@@ -48,7 +50,7 @@ def config(cluster: kafka_mock.Cluster, topic: str, **changes: object) -> KafkaC
 def opened(
     config: KafkaConfig, cursors: Mapping[str, str] | None = None, **knobs: float
 ) -> Iterator[KafkaSource]:
-    source = KafkaSource(config, group="test", **knobs)
+    source = KafkaSource(config, group="test", allowed=ALLOWED, **knobs)
     try:
         source.open(cursors or {})
         yield source
@@ -320,9 +322,9 @@ def test_a_topic_that_is_not_there_is_an_error_and_is_not_made(
 ) -> None:
     source = KafkaSource(config(cluster, topic), group="test")
     for _ in range(2):
-        with pytest.raises(SourceError, match="Unknown topic"):
+        with pytest.raises(SourceError, match="UNKNOWN_TOPIC"):
             source.open({})
-    with pytest.raises(SourceError, match="Unknown topic"):
+    with pytest.raises(SourceError, match="UNKNOWN_TOPIC"):
         source.partitions()
     source.close()
     with pytest.raises(SourceError, match="before it was opened"):
@@ -426,6 +428,18 @@ def test_an_error_of_one_partition_is_told_and_the_next_poll_goes_on(
     assert sorted(found) == [(str(p), str(n + 1), f"{p}-{n}") for p in (0, 1) for n in range(5)]
 
 
+def test_a_broker_that_another_one_names_and_nobody_listed_stops_the_source(
+    cluster: kafka_mock.Cluster, topic: str
+) -> None:
+    cluster.create(topic)
+    port = int(cluster.bootstrap_servers.rpartition(":")[2])
+    settings = config(cluster, topic, bootstrap_servers=f"localhost:{port}")
+    source = KafkaSource(settings, group="test", allowed=Allowed(hosts=(Peer("localhost", port),)))
+    with pytest.raises(SourceStoppedError, match=r"names a broker .* HOLDFAST_SOURCE_HOSTS"):
+        source.open({})
+    source.close()
+
+
 def test_secrets_come_from_the_environment_and_are_never_shown(
     cluster: kafka_mock.Cluster, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -443,7 +457,7 @@ def test_secrets_come_from_the_environment_and_are_never_shown(
         if text is not None:
             monkeypatch.setenv("KAFKA_OF_THE_TEST", text)
         with pytest.raises(SourceError, match="KAFKA_OF_THE_TEST must hold") as caught:
-            KafkaSource(settings, group="test").open({})
+            KafkaSource(settings, group="test", allowed=ALLOWED).open({})
         assert secret not in str(caught.value)
     for given in (
         {"security.protocol": secret},
@@ -452,7 +466,7 @@ def test_secrets_come_from_the_environment_and_are_never_shown(
     ):
         monkeypatch.setenv("KAFKA_OF_THE_TEST", json.dumps(given))
         with pytest.raises(SourceError, match=r"(do not fit|may not be set)") as caught:
-            KafkaSource(settings, group="test").open({})
+            KafkaSource(settings, group="test", allowed=ALLOWED).open({})
         assert secret not in f"{caught.value} {caught.value.__cause__}"
     monkeypatch.setenv("KAFKA_OF_THE_TEST", json.dumps({"sasl.password": secret, "fetch.min.bytes": "1"}))
     with opened(settings) as source:

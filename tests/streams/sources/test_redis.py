@@ -12,13 +12,18 @@ from pydantic import ValidationError
 from redis import Redis
 from redis.exceptions import RedisError
 
+from streams.allowed import LOOPBACK, Allowed, Peer, Trim
 from streams.base import DataLostError, SourceError, TrimmedSource
-from streams.sources.redis import RedisConfig, RedisSource
+from streams.sources.redis.config import RedisConfig
+from streams.sources.redis.source import RedisSource
 from streams.wire.decode import decode
 from tests.support import redis_server
 from tests.support.stream_parts import SCHEMA, payload
 
 Read = list[tuple[str, str]]
+
+BOUND = (*LOOPBACK, Peer("host"))
+ALLOWED = Allowed(secrets={"REDIS_OF_THE_TEST": BOUND}, trims=tuple(map(Trim, LOOPBACK)))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +46,7 @@ def config(server: redis_server.Server, *streams: str, **changes: object) -> Red
 
 @contextmanager
 def opened(config: RedisConfig, cursors: dict[str, str] | None = None) -> Iterator[RedisSource]:
-    source = RedisSource(config)
+    source = RedisSource(config, allowed=ALLOWED)
     try:
         source.open(cursors or {})
         yield source
@@ -158,7 +163,7 @@ def test_an_entry_without_the_field_becomes_a_dead_letter(server: redis_server.S
 def test_large_entries_are_read_few_at_a_time(
     server: redis_server.Server, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streams.sources.redis.MAX_POLL_BYTES", 3000)
+    monkeypatch.setattr("streams.sources.redis.source.MAX_POLL_BYTES", 3000)
     for number in range(1, 30):
         client.xadd("s", {"record": b"x" * 1000}, id=f"{number}-0")
     with opened(config(server)) as source:
@@ -436,11 +441,11 @@ def test_the_url_can_come_from_the_environment(
     guarded: redis_server.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = RedisConfig(url_env="REDIS_OF_THE_TEST", streams=("s",))
-    with pytest.raises(SourceError, match=r"REDIS_OF_THE_TEST must hold .* It is not set"):
-        RedisSource(settings).open({})
+    with pytest.raises(SourceError, match=r"REDIS_OF_THE_TEST must hold"):
+        RedisSource(settings, allowed=ALLOWED).open({})
     monkeypatch.setenv("REDIS_OF_THE_TEST", f"https://:{SECRET}@host")
-    with pytest.raises(SourceError, match=r"must begin with redis://") as caught:
-        RedisSource(settings).open({})
+    with pytest.raises(SourceError, match=r"REDIS_OF_THE_TEST must hold") as caught:
+        RedisSource(settings, allowed=ALLOWED).open({})
     assert SECRET not in str(caught.value)
     monkeypatch.setenv("REDIS_OF_THE_TEST", guarded.url.replace(SECRET, "p%40ss%3Aword"))
     with opened(settings) as source:
@@ -461,12 +466,12 @@ def test_no_error_and_no_text_of_a_source_shows_the_password(
     guarded: redis_server.Server, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "streams.sources.redis._SECONDS_ON_THE_SOCKET", 0.5
+        "streams.sources.redis.source._SECONDS_ON_THE_SOCKET", 0.5
     )  # where TLS meets a server without
     secret = "hidden-9f3a"
     monkeypatch.setenv("REDIS_OF_THE_TEST", url.format(secret, port=guarded.port))
     settings = RedisConfig(url_env="REDIS_OF_THE_TEST", streams=("s",))
-    source = RedisSource(settings)
+    source = RedisSource(settings, allowed=ALLOWED)
     with pytest.raises(SourceError) as caught:
         source.open({})
     source.close()

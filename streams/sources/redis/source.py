@@ -2,7 +2,7 @@
 
 Nothing is acknowledged and no consumer group is made: the cursors committed with an experience are the only
 truth. Every read gets the stream's own counts in the same transaction, and compares them with what was read:
-see `streams.sources.redis_cursor`.
+see `streams.sources.redis.cursor`.
 """
 
 import math
@@ -10,19 +10,23 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
-from urllib.parse import parse_qsl, unquote, urlsplit
+from typing import TYPE_CHECKING, Any
 
-from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
-
-from streams.base import DataLostError, LazyTexts, RawBatch, SourceConfig, SourceContext, SourceError
-from streams.sources.redis_cursor import ZERO, RedisCursor, StreamState, id_of, id_text
+from streams.allowed import Allowed
+from streams.base import (
+    DataLostError,
+    LazyTexts,
+    RawBatch,
+    SourceContext,
+    SourceError,
+    SourceStoppedError,
+)
+from streams.sources.redis.config import RedisConfig, url_problem, url_refusal
+from streams.sources.redis.cursor import ZERO, RedisCursor, StreamState, id_of, id_text
 
 if TYPE_CHECKING:
     from redis import Redis
 
-StreamName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
-EnvironmentName = Annotated[str, StringConstraints(max_length=200, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Entries = list[tuple[bytes, dict[bytes, bytes]]]
 
 MAX_POLL_BYTES = 64 * 1024 * 1024
@@ -33,79 +37,21 @@ _SECONDS_TO_CONNECT = 5.0
 _BLOCK_SECONDS = 5.0
 """Shorter than the socket's timeout."""
 
-_URL_OPTIONS = {"db"}
-_TLS_OPTIONS = {
-    "ssl_ca_certs",
-    "ssl_ca_path",
-    "ssl_cert_reqs",
-    "ssl_certfile",
-    "ssl_check_hostname",
-    "ssl_keyfile",
-}
+_REDIS_CODES = frozenset(
+    {"BUSY", "LOADING", "MISCONF", "NOAUTH", "NOPERM", "OOM", "READONLY", "WRONGPASS", "WRONGTYPE"}
+)
+"""First words of Redis's errors. Nothing else of what a server says is shown: any server may be there."""
 _CLOCK_BEGINS_MS = 10**12
 """Ids below this one (the year 2001) were chosen by the producer and are no timestamps."""
-
-
-class RedisConfig(SourceConfig):
-    """Redis Streams, version 7 or newer."""
-
-    # An error about one field would otherwise print all of them, and the URL may hold a password.
-    model_config = ConfigDict(hide_input_in_errors=True)
-
-    kind: Literal["redis"] = "redis"
-    url: str | None = Field(
-        None,
-        repr=False,
-        description="Where Redis is, such as redis://host:6379/0 or rediss://host:6380/0; without a "
-        "password, since the API shows it.",
-    )
-    url_env: EnvironmentName | None = Field(
-        None,
-        description="Instead of url: the environment variable of the ingest role that holds it, password "
-        "and all.",
-    )
-    streams: tuple[StreamName, ...] = Field(
-        min_length=1, max_length=100, description="Keys of the streams; each is a partition."
-    )
-    field: StreamName = Field("record", description="The field of an entry that holds the record.")
-    wire: Literal["json", "msgpack"] = Field("json", description="How a record is written.")
-    start: Literal["beginning", "oldest"] = Field(
-        "beginning",
-        description="beginning: refuse a stream that has lost entries already; oldest: take what is left.",
-    )
-    trim: bool = Field(
-        False, description="Delete entries once they are in experiences; only if nobody else reads them."
-    )
-
-    @field_validator("url")
-    @classmethod
-    def _is_a_url(cls, url: str | None) -> str | None:
-        problem = None if url is None else _url_problem(url)
-        if problem:
-            raise ValueError(problem)
-        if url is not None and _secrets(url):
-            raise ValueError(
-                "the url must hold no password, since the API shows it: put the whole URL into a variable of "
-                "the ingest role's environment, and name that with url_env"
-            )
-        return url
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if (self.url is None) == (self.url_env is None):
-            raise ValueError("either url or url_env must say where Redis is, and not both")
-        if len(set(self.streams)) != len(self.streams):
-            raise ValueError("streams must not repeat a key")
-        return self
 
 
 class RedisSource:
     """Some streams of one Redis server."""
 
-    def __init__(self, config: RedisConfig) -> None:
+    def __init__(self, config: RedisConfig, *, allowed: Allowed | None = None) -> None:
         self._config = config
+        self._allowed = allowed or Allowed()
         self._client: Redis | None = None
-        self._secrets: tuple[str, ...] = ()
         self._cursors: dict[str, RedisCursor] = {}
         self._given: dict[str, str] = {}
         """The cursor that each stream was opened with or read up to."""
@@ -124,8 +70,10 @@ class RedisSource:
         Raises:
             DataLostError: entries after a cursor were trimmed, deleted, or lost by the server.
             SourceError: Redis cannot be reached, or a cursor is not one of a Redis stream.
+            SourceStoppedError: the installation does not allow the server.
         """
         self.close()
+        self._config.require_allowed(self._allowed)
         self._cursors = {name: RedisCursor.parse(cursors.get(name, "")) for name in self._config.streams}
         self._begun = {}
         self._given = {name: cursors.get(name, "") for name in self._config.streams}
@@ -193,7 +141,6 @@ class RedisSource:
         from redis.retry import Retry
 
         url = self._url()
-        self._secrets = _secrets(url)
         try:
             self._client = Redis.from_url(
                 url,
@@ -213,12 +160,15 @@ class RedisSource:
             return self._config.url
         name = self._config.url_env or ""
         url = os.environ.get(name, "")
-        problem = _url_problem(url)
-        if problem:
-            why = f"{problem[0].upper()}{problem[1:]}" if url else "It is not set"
+        # One sentence whatever is wrong: answers must not tell what the environment holds.
+        if url_problem(url):
             raise SourceError(
-                f"The environment variable {name} must hold the URL of Redis where ingest runs. {why}."
+                f"The environment variable {name} must hold the URL of a Redis server where ingest runs, one "
+                "that begins with redis://, rediss:// or unix://."
             )
+        refused = url_refusal(self._config, url, self._allowed, secret=name)
+        if refused:
+            raise SourceStoppedError(f"The installation does not allow this source. {refused}")
         return url
 
     def _named(self) -> str:
@@ -327,34 +277,12 @@ class RedisSource:
             raise self._refused(error, "cannot be read") from None
 
     def _refused(self, error: Exception, what: str) -> SourceError:
-        """An error without its cause: servers have been seen to quote the password they refuse."""
-        text = str(error)
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return SourceError(f"Redis {what} ({type(error).__name__}: {text[:300]}).")
+        """An error without its cause and without the server's words, which may quote a secret."""
+        known = [word for word in str(error).split() if word in _REDIS_CODES]
+        code = f": {known[0]}" if known else ""
+        return SourceError(f"Redis {what} ({type(error).__name__}{code}).")
 
 
 def build(config: RedisConfig, context: SourceContext) -> RedisSource:
     """The source that the catalog names."""
-    return RedisSource(config)
-
-
-def _url_problem(url: str) -> str | None:
-    """What is wrong with a URL, without quoting it; None when nothing is."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-        named = {name for name, _ in parse_qsl(parts.query)}
-    except ValueError:
-        return "the url cannot be read; a password in it must be percent-encoded"
-    if parts.scheme not in ("redis", "rediss", "unix"):
-        return "the url must begin with redis://, rediss:// or unix://"
-    taken = _URL_OPTIONS | (_TLS_OPTIONS if parts.scheme == "rediss" else set())
-    if not named <= taken:
-        return f"of options in a {parts.scheme}:// url, only {', '.join(sorted(taken))} are taken"
-    return None
-
-
-def _secrets(url: str) -> tuple[str, ...]:
-    password = urlsplit(url).password
-    return (unquote(password), password) if password else ()
+    return RedisSource(config, allowed=context.allowed)
