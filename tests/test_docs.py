@@ -61,6 +61,7 @@ NEVER_ANSWERED = {
     "internal",
     "inputs-unfit",
     "not-reproducible",
+    "served-damaged",
     "database-revision",
 }
 """Errors that no route raises."""

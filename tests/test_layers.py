@@ -103,6 +103,7 @@ FLOORS = (
         ("service.errors", "service.differences", "service.yaml_text"),
         "every part may raise a named error, read a text, or say where documents differ",
     ),
+    Floor(("service.exported",), "whoever reads an exported network reads it here, checked"),
     Floor(("service.settings", "service.client"), "a client needs an address, not the settings of a server"),
     Floor(
         ("service.gate", "service.logs", "service.home"),
@@ -219,6 +220,7 @@ HOMES = {
             "service.training.trainer",
             "service.training.served",
             "service.training.pool",
+            "service.exported",
             "service.ingest.champion_answers",
         ),
         "the API and the command line start in a second, on machines without torch",
