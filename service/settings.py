@@ -52,6 +52,11 @@ class Settings(BaseSettings):
     max_backlog_records: int = Field(
         5_000_000, ge=1, description="Pushed records that may wait to be learnt; more are refused with 429."
     )
+    max_bytes_in_flight: int = Field(
+        2**29,
+        ge=256 * 2**20,
+        description="Bytes of bodies of records that the API holds at once; more are answered with 503.",
+    )
     source_roots: str | None = Field(
         None,
         description="Folders and s3:// prefixes that pipelines may read files from, with ; between them; "

@@ -48,6 +48,7 @@ DOORS = {
     "request-slow",
     "http-404",
     "http-405",
+    "busy",
     "database-away",
     "internal",
 }

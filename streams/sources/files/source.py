@@ -46,6 +46,8 @@ _BLOCK_BYTES = 1024 * 1024
 _REMOTE_BLOCK_BYTES = 8 * 1024 * 1024
 """Text read at a time from S3, where every read is a request."""
 _LONGEST_ID_NAME = 150
+MAX_POLL_BYTES = 64 * 1024 * 1024
+"""About how much one poll may hold: of long records fewer are read at a time."""
 _VERIFIERS = 16
 
 
@@ -190,8 +192,8 @@ class FilesSource:
 
     def _read(self, files: Mapping[str, ListedFile], max_records: int) -> list[RawBatch]:
         found: list[RawBatch] = []
-        room = max_records
-        while self._due and room:
+        room, held = max_records, 0
+        while self._due and room and held < MAX_POLL_BYTES:
             name = self._due[0]
             try:
                 batch = self._read_file(name, files[name], room)
@@ -210,6 +212,7 @@ class FilesSource:
                 continue
             found.append(batch)
             room -= len(batch.positions)
+            held += sum(map(len, batch.payloads))
         return found
 
     def _read_file(self, name: str, file: ListedFile, most: int) -> RawBatch | None:
