@@ -7,6 +7,7 @@ from service.pipelines import PipelineSpec
 from service.settings import Settings
 from streams.base import Source
 from streams.catalog import SOURCES, SourceConfig
+from streams.records import ON_SCALE, on_scale
 from streams.sources.merged import LABELS, REPLAYS, MergedSource
 from streams.sources.pushed import PushedConfig
 from streams.state.pushed import PUSHED_PARTITION
@@ -28,13 +29,30 @@ def build_source(engine: sa.Engine, spec: PipelineSpec) -> Source:
     return sources[""] if len(sources) == 1 else MergedSource(sources)
 
 
+_FEW_NUMBERS = 20
+"""Declared classes that may be written as numbers with fractions, as the steps of a rating are."""
+
+
+def _require_classes(spec: PipelineSpec) -> None:
+    numbers = [name for name in spec.record_schema.classes if on_scale(name)]
+    if len(numbers) > _FEW_NUMBERS:
+        problem = f"{len(numbers)} classes are numbers, and {numbers[0]!r} {ON_SCALE}"
+        raise PipelineInvalidError(
+            f"The pipeline is not valid: schema.classes: {problem}.",
+            fix="Declare the classes that the quantity is cut into, and send their names as labels.",
+            members={"errors": [{"where": "schema.classes", "problem": problem}]},
+        )
+
+
 def require_allowed(spec: PipelineSpec, settings: Settings) -> None:
     """Check a pipeline against the settings: a pipeline must not read arbitrary files of this machine.
 
     Raises:
-        PipelineInvalidError: a source reads outside the roots that the settings name, the trigger waits
-            for more pushed records than may wait, or the network needs what this installation lacks.
+        PipelineInvalidError: the classes are numbers on a scale, a source reads outside the roots that the
+            settings name, the trigger waits for more pushed records than may wait, or the network needs
+            what this installation lacks.
     """
+    _require_classes(spec)
     problem = spec.strategy.network.installation_problem(settings.installation)
     if problem:
         raise PipelineInvalidError(

@@ -250,3 +250,21 @@ def test_a_pipeline_is_held_to_the_networks_and_weights_of_the_installation(tmp_
     settings = Settings(home=tmp_path, networks="mine=anywhere:make", weights=tmp_path)
     for spec in (own, pretrained):
         require_allowed(spec, settings)
+
+
+@pytest.mark.parametrize(("numbers", "refused"), [(10, False), (560, True)])
+def test_classes_that_are_numbers_on_a_scale_are_refused(numbers: int, refused: bool, tmp_path: Path) -> None:
+    classes = [f"{100 + number}.5" for number in range(numbers)]
+    spec = PipelineSpec.model_validate(
+        {
+            "name": "prices",
+            "schema": {"shape": [3], "classes": classes},
+            "trigger": {"kind": "records", "records": 700},
+            "strategy": {"name": "replay"},
+        }
+    )
+    if not refused:
+        require_allowed(spec, Settings(home=tmp_path))
+        return
+    with pytest.raises(PipelineInvalidError, match=r"560 classes are numbers.*on a scale"):
+        require_allowed(spec, Settings(home=tmp_path))
