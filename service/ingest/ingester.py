@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import sqlalchemy as sa
 import structlog
@@ -18,7 +19,7 @@ from service.state import backlog, jobs, pipelines
 from service.state.database import connect, now
 from service.state.presence import Presence
 from service.storage import store_location
-from streams.base import FencedError, SourceStoppedError, StreamError
+from streams.base import FencedError, NotingSource, Source, SourceStoppedError, StreamError
 from streams.ingest import Ingest, IngestConfig
 from streams.state import status as stream_status
 from streams.state.manifest import ExperienceRow, Manifest
@@ -60,10 +61,11 @@ class PipelineIngest:
         self._poll_seconds = settings.poll_seconds
         self._context = PipelineContext(engine, settings, spec.name)
         self._ingest: Ingest | None = None
+        self._source: Source | None = None
         self._not_before = 0.0
         self._asked: list[str] = []
         self._status: stream_status.Status = "running"
-        self._noted: dict[str, int] = {}
+        self._noted: dict[str, Any] = {}
         self._note_at = 0.0
 
     def turn(self) -> bool:
@@ -150,9 +152,10 @@ class PipelineIngest:
 
     def _open(self) -> Ingest:
         if self._ingest is None:
+            self._source = build_source(self._engine, self._spec)
             self._ingest = Ingest(
                 ingest_config(self._spec),
-                source=build_source(self._engine, self._spec),
+                source=self._source,
                 store=self._store,
                 manifest=Manifest(self._engine),
                 also=self._queue,
@@ -183,12 +186,15 @@ class PipelineIngest:
                 )
 
     def _note_pending(self, ingest: Ingest) -> None:
-        found = {"records": ingest.pending, "unmatched": ingest.waiting}
+        found = {"records": ingest.pending, "unmatched": ingest.waiting, "notes": self._notes()}
         if found == self._noted or time.monotonic() < self._note_at:
             return
         self._noted, self._note_at = found, time.monotonic() + PENDING_SECONDS
         with self._engine.begin() as connection:
             stream_status.note_pending(connection, self.name, found)
+
+    def _notes(self) -> list[str]:
+        return list(self._source.notes()) if isinstance(self._source, NotingSource) else []
 
     def _queue(self, connection: sa.Connection, row: ExperienceRow) -> None:
         """In the experience's transaction: add it to the backlog, and queue an update that learns it."""

@@ -64,7 +64,10 @@ def look(engine: sa.Engine, pipeline: str) -> Stream:
         dead_letters=refused,
         replayed_dead_letters=sum(manifest.count_dead_letters(pipeline, replayed=True).values()),
         classes=len(manifest.classes(pipeline)) or len(spec.record_schema.classes),
-        warnings=_refusals(manifest, pipeline, refused, taken=records + _held(state)),
+        warnings=(
+            *_refusals(manifest, pipeline, refused, taken=records + _held(state)),
+            *state.pending.get("notes", ()),
+        ),
     )
 
 

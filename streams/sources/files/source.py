@@ -28,7 +28,7 @@ from streams.base import (
 from streams.sources.files.config import FilesConfig
 from streams.sources.files.cursor import FileCursor, format_of, is_zipped, verify
 from streams.sources.files.lines import FileRecords, LineReader, Reader, UnfinishedError
-from streams.sources.files.listing import ListedFile, check_gone, check_name, is_read
+from streams.sources.files.listing import ListedFile, check_gone, check_name, is_read, passed_over
 from streams.sources.files.tables import TableReader
 from streams.store.objects import (
     S3_SCHEME,
@@ -65,6 +65,7 @@ class FilesSource:
         self._files: dict[str, ListedFile] | None = None
         self._arrived: dict[str, str] = {}
         """Cursors that `arrived` must report until they are committed."""
+        self._passed_over: str | None = None
         self._due: deque[str] = deque()
         self._next_look = 0.0
         self._reading: tuple[ObjectInfo, Reader] | None = None
@@ -136,6 +137,10 @@ class FilesSource:
                 gone.append(name)
         return gone
 
+    def notes(self) -> list[str]:
+        """See `NotingSource`: the files that are not read because of their endings."""
+        return [self._passed_over] if self._passed_over else []
+
     def close(self) -> None:
         """Release the file that is being read. Closing twice is allowed."""
         self._files, self._reading = None, None
@@ -146,7 +151,9 @@ class FilesSource:
     def _list(self) -> dict[str, ObjectInfo]:
         """The files of the location that are to be read, by name."""
         with _as_source_errors():
-            return {info.name: info for info in self._objects.list() if is_read(info.name, self._pattern)}
+            present = list(self._objects.list())
+        self._passed_over = passed_over([info.name for info in present], self._pattern)
+        return {info.name: info for info in present if is_read(info.name, self._pattern)}
 
     def _take(self, files: dict[str, ListedFile], listed: Mapping[str, ObjectInfo]) -> None:
         """Update the state of all files from a listing, and queue those that are to be read.
