@@ -57,7 +57,7 @@ FLOORS = (
         "what a pipeline may declare is validated without torch",
     ),
     Floor(
-        ("strategies.errors", "strategies.stream_info"),
+        ("strategies.errors", "strategies.stream_info", "strategies.processors"),
         "errors and shapes are words that all of strategies use",
     ),
     Floor(("strategies.state_document",), "what a saved state is can be read without torch"),

@@ -5,6 +5,7 @@ import sqlalchemy as sa
 from service.errors import PipelineInvalidError
 from service.pipelines import PipelineSpec
 from service.settings import Settings
+from strategies.processors import SLOW, computes_bfloat16, has_gpu
 from streams.base import Source
 from streams.catalog import SOURCES, SourceConfig
 from streams.records import ON_SCALE, on_scale
@@ -44,15 +45,29 @@ def _require_classes(spec: PipelineSpec) -> None:
         )
 
 
+def _require_bfloat16(spec: PipelineSpec, settings: Settings) -> None:
+    """Refuse bfloat16 where this machine trains, and only imitates it; a cluster's machines may be others."""
+    strategy = spec.strategy
+    trains_here = settings.ray_address is None and not (strategy.device != "cpu" and has_gpu())
+    if strategy.precision != "bfloat16" or not trains_here or computes_bfloat16():
+        return
+    raise PipelineInvalidError(
+        f"The pipeline is not valid: strategy.precision: {SLOW}.",
+        fix="Leave precision out, or train on a machine that has them, or on a GPU.",
+        members={"errors": [{"where": "strategy.precision", "problem": SLOW}]},
+    )
+
+
 def require_allowed(spec: PipelineSpec, settings: Settings) -> None:
     """Check a pipeline against the settings: a pipeline must not read arbitrary files of this machine.
 
     Raises:
         PipelineInvalidError: the classes are numbers on a scale, a source reads outside the roots that the
             settings name, the trigger waits for more pushed records than may wait, or the network needs
-            what this installation lacks.
+            what this installation lacks, or computes in bfloat16 where this processor cannot.
     """
     _require_classes(spec)
+    _require_bfloat16(spec, settings)
     problem = spec.strategy.network.installation_problem(settings.installation)
     if problem:
         raise PipelineInvalidError(

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 import yaml
 
 from service.errors import PipelineExistsError, PipelineInvalidError, PipelineUnknownError
+from service.ingest import sources
 from service.ingest.sources import require_allowed
 from service.pipelines import PipelineSpec, parse
 from service.settings import Settings
@@ -268,3 +269,34 @@ def test_classes_that_are_numbers_on_a_scale_are_refused(numbers: int, refused: 
         return
     with pytest.raises(PipelineInvalidError, match=r"560 classes are numbers.*on a scale"):
         require_allowed(spec, Settings(home=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "computes", "gpu", "cluster", "refused"),
+    [
+        ({"precision": "bfloat16"}, False, False, None, True),
+        ({"precision": "bfloat16"}, True, False, None, False),
+        ({"precision": "bfloat16"}, False, True, None, False),
+        ({"precision": "bfloat16", "device": "cpu"}, False, True, None, True),
+        ({"precision": "bfloat16"}, False, False, "ray://head:10001", False),
+        ({}, False, False, None, False),
+    ],
+)
+def test_bfloat16_is_refused_where_this_machine_trains_and_only_imitates_it(
+    strategy: dict[str, Any],
+    computes: bool,
+    gpu: bool,
+    cluster: str | None,
+    refused: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sources, "computes_bfloat16", lambda: computes)
+    monkeypatch.setattr(sources, "has_gpu", lambda: gpu)
+    spec = parse({**GOOD, "strategy": {"name": "replay", **strategy}})
+    settings = Settings(home=tmp_path, ray_address=cluster)
+    if not refused:
+        require_allowed(spec, settings)
+        return
+    with pytest.raises(PipelineInvalidError, match="many times slower than float32"):
+        require_allowed(spec, settings)
