@@ -11,6 +11,7 @@ HoldfastError
 ├── UpdateUnknownError, UpdateDuplicateError, NothingToLearnError
 ├── InputsUnfitError           what an update's verdict was fixed by is damaged, or of another release
 ├── NotReproducibleError       an update has nothing to reproduce, or what it was made from is gone
+├── ServedDamagedError         an exported network is not the file that its update left
 ├── DecisionConflictError      the update does not await a decision, or its base has moved
 ├── FreezeConflictError        promotion is not frozen
 ├── HoldoutUnknownError, HoldoutConflictError
@@ -113,6 +114,10 @@ class NothingToLearnError(HoldfastError):
 
 class InputsUnfitError(HoldfastError):
     slug, title = "inputs-unfit", "The stored inputs of an update cannot be used"
+
+
+class ServedDamagedError(HoldfastError):
+    slug, title = "served-damaged", "An exported network was changed"
 
 
 class NotReproducibleError(HoldfastError):

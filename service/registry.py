@@ -6,7 +6,6 @@ projection of the champion row, since MLflow's own have neither compare-and-set 
 
 import os
 import re
-import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -34,6 +33,8 @@ from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.types import Schema, TensorSpec
 
+from service.errors import ServedDamagedError
+from service.exported import read_served
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ UPDATE_TAG = "holdfast.update"
 ALIASES = ("champion", "challenger")
 METRICS_A_CALL = 500
 """MLflow takes at most 1000 metrics a call; a pipeline that has learnt for long has more."""
+
+_GRAPH_FILE = "model.pt2"
+"""The name by which `mlflow.pytorch` knows a graph from a pickle."""
 
 _FLUENT = threading.Lock()
 """Reading and exporting a graph is not thread-safe, and MLflow keeps its store and active run in globals."""
@@ -69,6 +73,8 @@ class Publication:
     """The exported network; None: nothing was learnt, and there is no version."""
     input_shape: tuple[int, ...]
     classes: tuple[str, ...]
+    served_sha256: str | None = None
+    """Digest of the exported network as the trainer stored it; None: an older release's trainer did not."""
 
 
 class Registry:
@@ -193,12 +199,14 @@ class Registry:
     def _log_model(self, run_id: str, publication: Publication, served: Path) -> str:
         n_classes = len(publication.classes)
         shape = publication.input_shape
+        # Read once: what was checked is what is published.
+        graph = read_served(served, publication.served_sha256)
         with _FLUENT, _active_run(run_id, self._uri):
             info = Model.log(
                 artifact_path=None,
                 flavor=_ExportedNetwork,
                 name="model",
-                served=served,
+                graph=graph,
                 # It would load the graph into this process, which needs no torch otherwise.
                 validate_serving_input=False,
                 # Two rows: an example of one row would freeze the batch size.
@@ -223,14 +231,13 @@ class _ExportedNetwork:
 
     @staticmethod
     def save_model(
-        path: str, mlflow_model: Model, *, served: Path, validate_serving_input: bool, **kwargs: Any
+        path: str, mlflow_model: Model, *, graph: bytes, validate_serving_input: bool, **kwargs: Any
     ) -> None:
         """Write the model's folder, as `Model.log` asks of a flavor; the flag is for `Model.log` alone."""
         with tempfile.TemporaryDirectory(prefix="holdfast-model-") as scratch:
             folder = Path(scratch) / "network"
             folder.mkdir()
-            # The name by which `mlflow.pytorch` knows a graph from a pickle.
-            shutil.copyfile(served, folder / "model.pt2")
+            (folder / _GRAPH_FILE).write_bytes(graph)
             mlflow_model.add_flavor(
                 "pytorch",
                 model_data=f"data/{folder.name}",
@@ -289,7 +296,21 @@ def warm_up(settings: Settings) -> "Registry":
 
 
 def load(pipeline: str, *, settings: Settings, alias: str = "champion") -> Any:
-    """The served model of a pipeline, as mlflow.pyfunc loads it."""
+    """The served model of a pipeline, as mlflow.pyfunc loads it.
+
+    Raises:
+        ServedDamagedError: the stored model is more than an exported network.
+    """
     _sign_in(settings)
     _use(settings.tracking_uri)
-    return mlflow.pyfunc.load_model(f"models:/{pipeline}@{alias}")
+    with tempfile.TemporaryDirectory(prefix="holdfast-load-") as scratch:
+        folder = Path(mlflow.artifacts.download_artifacts(f"models:/{pipeline}@{alias}", dst_path=scratch))
+        loader = Model.load(folder).flavors.get("python_function", {})
+        # MLflow imports the module that the file names, and the code that lies next to it.
+        if loader.get("loader_module") != "mlflow.pytorch" or loader.get("code"):
+            raise ServedDamagedError(
+                f"The model {pipeline}@{alias} in MLflow is no network that Holdfast published.",
+                fix="Nothing of it was run. Find out who changed MLflow's artifacts.",
+            )
+        read_served(folder / loader["data"] / _GRAPH_FILE, None)
+        return mlflow.pyfunc.load_model(str(folder))

@@ -74,6 +74,11 @@ class Settings(BaseSettings):
         ge=2**20,
         description="Memory that the Kafka client of one pipeline may be told to fetch ahead into.",
     )
+    max_bytes_in_flight: int = Field(
+        2**29,
+        ge=256 * 2**20,
+        description="Bytes of bodies of records that the API holds at once; more are answered with 503.",
+    )
     source_roots: str | None = Field(
         None,
         description="Folders and s3:// prefixes that pipelines may read files from, with ; between them; "

@@ -354,6 +354,15 @@ class AnnouncingSource(Source, Protocol):
 
 
 @runtime_checkable
+class NotingSource(Source, Protocol):
+    """A source that may have something to say that is no error."""
+
+    def notes(self) -> Sequence[str]:
+        """Sentences for the stream's status, such as what is passed over and why; as of the last look."""
+        ...
+
+
+@runtime_checkable
 class ForgettingSource(Source, Protocol):
     """A source whose partitions come and go: the offsets of those that are gone can be deleted."""
 

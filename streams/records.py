@@ -4,6 +4,7 @@ Decoders build them; the store and the pushed log write them. Texts stay in Arro
 them needs no Python object for each text.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -69,6 +70,20 @@ class Records:
         return int(numbers + sum(column.nbytes for column in texts))
 
 
+_FRACTION = re.compile(r"[+-]?\d*\.\d*[1-9]\d*([eE][+-]?\d+)?|[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+ON_SCALE = (
+    "looks like a number on a scale, and only classes are learnt, no quantities: cut the scale into classes, "
+    "such as 'low' and 'high', or name this number among the declared classes if it is one of a few"
+)
+"""What is wrong with a label for which `on_scale` is true."""
+
+
+def on_scale(name: str) -> bool:
+    """Whether a label is written as a number with a fraction or an exponent, as a measured quantity is."""
+    return _FRACTION.fullmatch(name) is not None
+
+
 class LabelMap:
     """Class names and their dense ids. An open one gives a name that is new the next id."""
 
@@ -87,9 +102,10 @@ class LabelMap:
         return len(self._names)
 
     def id_of(self, name: str) -> int | None:
-        """The id of a class, new ones included; None where the set is closed, or full."""
+        """The id of a class, new ones included; None where the set is closed or full, or the name a number
+        on a scale."""
         found = self._ids.get(name)
-        if found is None and len(self._names) < self._room:
+        if found is None and len(self._names) < self._room and not on_scale(name):
             found = self._ids[name] = len(self._names)
             self._names.append(name)
         return found

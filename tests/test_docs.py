@@ -48,6 +48,7 @@ DOORS = {
     "request-slow",
     "http-404",
     "http-405",
+    "busy",
     "database-away",
     "internal",
 }
@@ -61,6 +62,7 @@ NEVER_ANSWERED = {
     "internal",
     "inputs-unfit",
     "not-reproducible",
+    "served-damaged",
     "database-revision",
 }
 """Errors that no route raises."""

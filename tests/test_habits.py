@@ -1,5 +1,6 @@
 """Hooks, forms, decision records and the pages for contributors fit the repository."""
 
+import ast
 import json
 import os
 import re
@@ -261,3 +262,42 @@ def test_modules_in_the_table_have_the_tests_that_it_names() -> None:
     for module, test in rows:
         folder, _, name = module.rpartition("/")
         assert test == f"tests/{folder}/test_{name}"
+
+
+SYNCED_RENAMES = {
+    ("service/training/tasks.py", "publish"): "_sync_tree",
+    ("streams/store/experiences.py", "_write"): "os.fsync",
+    ("streams/store/objects.py", "replace"): "_written",
+    ("strategies/learning/state.py", "write_state"): "_write_files",
+}
+"""Functions that give files their names, each with what it calls first to bring them to the disk."""
+UNSYNCED_RENAMES = {
+    ("streams/store/experiences.py", "_fetch"): "a cache, checked by its digest as it is read"
+}
+
+
+def renames(path: Path) -> dict[tuple[str, str], list[str]]:
+    """Functions of a module that rename -> what they call, up to the rename."""
+    found = {}
+    for function in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+        called = [ast.unparse(call.func) for call in sorted(calls, key=lambda call: call.lineno)]
+        # `.rename` of a path, and `replace` of one: that of a text or of a dataclass has other arguments.
+        named = ("os.rename", "os.replace", "os.renames", "shutil.move")
+        at = [i for i, name in enumerate(called) if name in named or name.endswith(".rename")]
+        if at:
+            found[path.relative_to(ROOT).as_posix(), function.name] = called[: at[0]]
+    return found
+
+
+def test_whatever_is_renamed_into_place_is_on_the_disk_before() -> None:
+    """Else a power loss may keep the name and lose what stands under it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for package in ("service", "streams", "strategies"):
+        for path in (ROOT / package).rglob("*.py"):
+            found |= renames(path)
+    assert set(found) == set(SYNCED_RENAMES) | set(UNSYNCED_RENAMES)
+    for place, syncs in SYNCED_RENAMES.items():
+        assert any(name.endswith(syncs) for name in found[place]), place

@@ -58,7 +58,7 @@ FLOORS = (
         "what a pipeline may declare is validated without torch",
     ),
     Floor(
-        ("strategies.errors", "strategies.stream_info"),
+        ("strategies.errors", "strategies.stream_info", "strategies.processors"),
         "errors and shapes are words that all of strategies use",
     ),
     Floor(("strategies.state_document",), "what a saved state is can be read without torch"),
@@ -108,6 +108,8 @@ FLOORS = (
         ("service.settings", "service.client", "service.incidents"),
         "a client needs an address, not the settings of a server",
     ),
+    Floor(("service.exported",), "whoever reads an exported network reads it here, checked"),
+    Floor(("service.settings", "service.client"), "a client needs an address, not the settings of a server"),
     Floor(
         ("service.gate", "service.logs", "service.home"),
         "a verdict is a pure function of its evidence, to be recomputed by anybody",
@@ -227,6 +229,7 @@ HOMES = {
             "service.training.trainer",
             "service.training.served",
             "service.training.pool",
+            "service.exported",
             "service.ingest.champion_answers",
         ),
         "the API and the command line start in a second, on machines without torch",

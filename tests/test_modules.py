@@ -13,7 +13,6 @@ COVERED_BY = {
     "service.api.bodies": "tests/service/api/test_app.py",
     "service.api.parameters": "tests/service/api/test_app.py",
     "service.api.pipelines": "tests/service/api/test_app.py",
-    "service.api.problems": "tests/service/api/test_app.py",
     "service.commands.declared_gate": "tests/service/gate/simulation/test_declared.py",
     "service.commands.gate": "tests/service/gate/simulation/test_rates.py",
     "service.commands.gate_questions": "tests/service/gate/simulation/test_questions.py",

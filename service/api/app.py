@@ -8,7 +8,7 @@ from fastapi import APIRouter, FastAPI
 
 from service.api import golden, holdouts, pipelines, problems, records, reference, streams, updates
 from service.api.bodies.health import Alive, Ready, RoleView, TroubleView
-from service.api.limits import SecureAnswers
+from service.api.limits import BodiesInFlight, SecureAnswers
 from service.api.methods import HeadAsGet
 from service.api.origins import OwnCallers, OwnHosts
 from service.api.pace import Pace, SlowBodies
@@ -44,6 +44,7 @@ def create_app(settings: Settings, pace: Pace | None = None) -> FastAPI:
         migrate(engine)
         app.state.engine = engine
         app.state.settings = settings
+        app.state.bodies_in_flight = BodiesInFlight(settings.max_bytes_in_flight)
         yield
         engine.dispose()
 

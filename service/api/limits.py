@@ -3,7 +3,8 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -20,6 +21,8 @@ ANNOUNCED_CHUNK = "announced_chunk"
 """Key of a request's state: the size of the chunk of its body that comes now, where the server tells it."""
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+Hold = Callable[[int], None]
+"""Notes that so many more bytes of a body are held; raises where that is too much."""
 
 
 class StrictRequest(Request):
@@ -69,9 +72,16 @@ class JsonRoute(APIRoute):
         async def handler(request: Request) -> Response:
             _check_media_type(request, self.media_types)
             _check_announced(request, self.limit_bytes)
-            return await inside(StrictRequest(request.scope, _bounded(request, self.limit_bytes)))
+            with self.held(request) as hold:
+                receive = _bounded(request, self.limit_bytes, hold)
+                return await inside(StrictRequest(request.scope, receive))
 
         return handler
+
+    @contextmanager
+    def held(self, request: Request) -> Iterator[Hold]:
+        """What notes each piece of a body that is held; a modest body needs none."""
+        yield lambda size: None
 
 
 class RecordsRoute(JsonRoute):
@@ -79,6 +89,50 @@ class RecordsRoute(JsonRoute):
 
     media_types: ClassVar[tuple[str, ...]] = tuple(MEDIA_TYPES)
     limit_bytes: ClassVar[int] = MAX_BODY_BYTES
+
+    @contextmanager
+    def held(self, request: Request) -> Iterator[Hold]:
+        """See `JsonRoute`. The bytes count until the answer: decoded, they take as much and more."""
+        bodies: BodiesInFlight = request.app.state.bodies_in_flight
+        with bodies.one() as hold:
+            yield hold
+
+
+class BodiesInFlight:
+    """The bytes of all bodies of records that are held now. Used on the event loop alone."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._held = 0
+
+    @contextmanager
+    def one(self) -> Iterator[Hold]:
+        """What notes the pieces of one body; its bytes count until the end of the block."""
+        mine = 0
+
+        def hold(size: int) -> None:
+            nonlocal mine
+            if self._held + size > self._limit:
+                raise _busy()
+            mine += size
+            self._held += size
+
+        try:
+            yield hold
+        finally:
+            self._held -= mine
+
+
+def _busy() -> RefusedError:
+    return RefusedError(
+        503,
+        slug="busy",
+        title="Too many bytes of requests are held",
+        detail="The bodies of the requests that are being answered fill HOLDFAST_MAX_BYTES_IN_FLIGHT.",
+        fix="Send the request again later, or fewer large ones at a time.",
+        # What is left of the body is not read, so the connection cannot be used again.
+        headers={"Connection": "close", "Retry-After": "5"},
+    )
 
 
 def _once(fields: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -121,8 +175,8 @@ def _check_announced(request: Request, limit_bytes: int) -> None:
         raise _too_large(limit_bytes)
 
 
-def _bounded(request: Request, limit_bytes: int) -> Receive:
-    """The same body, refused as soon as it passes the limit: no more than that is ever held."""
+def _bounded(request: Request, limit_bytes: int, hold: Hold) -> Receive:
+    """The same body, refused as soon as it passes a limit: no more than that is ever held."""
     seen = 0
     state = request.scope.get("state", {})
 
@@ -132,6 +186,7 @@ def _bounded(request: Request, limit_bytes: int) -> Receive:
         seen += len(message.get("body", b""))
         if max(seen, state.get(ANNOUNCED_CHUNK, 0)) > limit_bytes:
             raise _too_large(limit_bytes)
+        hold(len(message.get("body", b"")))
         return message
 
     return bounded

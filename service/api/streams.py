@@ -134,6 +134,7 @@ def _view(engine: sa.Engine, pipeline: str) -> StreamView:
         dead_letters=found.dead_letters,
         replayed_dead_letters=found.replayed_dead_letters,
         classes=found.classes,
+        warnings=found.warnings,
     )
 
 

@@ -209,6 +209,7 @@ def _status(view: Any) -> Iterator[str]:
     yield f"{view['pipeline']}: {view['status']}" + (f" since {view['since'][:19]}" if view["since"] else "")
     if view["reason"]:
         yield f"  {view['reason']} ({view['actor']})"
+    yield from (f"  warning: {each}" for each in view["warnings"])
     yield f"  source {view['source']}, trigger {view['trigger']}, {view['classes']} classes"
     many = "" if view["experiences"] == 1 else "s"
     learnt = f"{view['experiences']} experience{many} of {view['records']} records"

@@ -19,7 +19,7 @@ from service.gate.base import GateConfig
 from service.gate.sentences import held_to
 from service.gate.sizes import floor_records, needed_records, spent_at_first_try
 from service.ingest import bodies
-from service.ingest.push import refused
+from service.ingest.push import decode_all
 from service.pipelines import PipelineSpec
 from service.state import champions, golden, ledger, pipelines
 from service.state.database import lock_pipeline
@@ -33,7 +33,6 @@ from streams.state.experiences import ExperienceRow
 from streams.state.manifest import Manifest, Part
 from streams.state.tables import reading
 from streams.store.experiences import ExperienceStore
-from streams.wire.decode import decode
 
 SHOWN_IDS = 20
 RELABELLED = "relabelled-"
@@ -198,11 +197,8 @@ def _decoded(engine: sa.Engine, spec: PipelineSpec, batch: RawBatch) -> Records:
         )
     classes = Manifest(engine).classes(spec.name) or spec.record_schema.classes
     labels = LabelMap(spec.record_schema, classes)
-    decoded = decode(batch, spec.record_schema, labels)
-    if decoded.rejected:
-        raise refused(decoded, len(batch.positions))
+    records = decode_all(batch, spec.record_schema, labels)
     require_known(labels, len(classes))
-    records = decoded.records
     if records.carries is not None and (records.carries != COMPLETE).any():
         row = int(np.flatnonzero(records.carries != COMPLETE)[0])
         raise RecordsInvalidError(

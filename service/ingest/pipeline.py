@@ -1,6 +1,7 @@
 """One pipeline's ingest: a turn polls its source, cuts what is due, and tells when to come again."""
 
 import time
+from typing import Any
 
 import sqlalchemy as sa
 import structlog
@@ -13,7 +14,7 @@ from service.pipelines import PipelineSpec
 from service.settings import Settings
 from service.state import backlog, jobs
 from service.state.database import now
-from streams.base import FencedError, SourceStoppedError, StreamError
+from streams.base import FencedError, NotingSource, Source, SourceStoppedError, StreamError
 from streams.ingest import Ingest, IngestConfig
 from streams.state import status as stream_status
 from streams.state.manifest import ExperienceRow, Manifest
@@ -62,11 +63,12 @@ class PipelineIngest:
         self._idle = settings.poll_seconds
         self._context = PipelineContext(engine, settings, spec.name)
         self._ingest: Ingest | None = None
+        self._source: Source | None = None
         self.is_opening = False
         """Set by who starts the turn that opens the source; over after that turn."""
         self._asked: list[str] = []
         self._status: stream_status.Status = "running"
-        self._noted: dict[str, int] = {}
+        self._noted: dict[str, Any] = {}
         self._note_at = 0.0
 
     @property
@@ -167,9 +169,10 @@ class PipelineIngest:
 
     def _open(self) -> Ingest:
         if self._ingest is None:
+            self._source = build_source(self._engine, self._spec, self._allowed)
             self._ingest = Ingest(
                 ingest_config(self._spec),
-                source=build_source(self._engine, self._spec, self._allowed),
+                source=self._source,
                 store=self._store,
                 manifest=Manifest(self._engine),
                 also=self._queue,
@@ -191,12 +194,15 @@ class PipelineIngest:
             stream_status.set_by_service(connection, self.name, status, reason=reason, now=now(connection))
 
     def _note_pending(self, ingest: Ingest, *, idle: bool) -> None:
-        found = {"records": ingest.pending, "unmatched": ingest.waiting}
+        found = {"records": ingest.pending, "unmatched": ingest.waiting, "notes": self._notes()}
         if found == self._noted or (not idle and time.monotonic() < self._note_at):
             return
         self._noted, self._note_at = found, time.monotonic() + PENDING_SECONDS
         with self._engine.begin() as connection:
             stream_status.note_pending(connection, self.name, found)
+
+    def _notes(self) -> list[str]:
+        return list(self._source.notes()) if isinstance(self._source, NotingSource) else []
 
     def _queue(self, connection: sa.Connection, row: ExperienceRow) -> None:
         """In the experience's transaction: add it to the backlog, and queue an update that learns it."""

@@ -1,10 +1,12 @@
 """Records that callers send over HTTP: decoded, checked, and stored in the pushed log."""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
 import sqlalchemy as sa
 
 from service.errors import (
     BacklogFullError,
-    BatchTooLargeError,
     HoldfastError,
     IdempotencyKeyReusedError,
     RecordsInvalidError,
@@ -13,14 +15,16 @@ from service.ingest import bodies
 from service.ingest.sources import pushed_partition
 from service.pipelines import PipelineSpec
 from service.state import pipelines
-from streams.base import RawBatch, RequestKeyReusedError
-from streams.records import LabelMap, Records
+from streams.base import RawBatch, RecordSchema, RequestKeyReusedError
+from streams.records import LabelMap, Records, join_records
 from streams.state.manifest import Manifest
 from streams.state.pushed import PushedLog, Receipt
 from streams.state.tables import reading
-from streams.wire.decode import Decoded, decode
+from streams.wire.decode import Rejected, decode
 
-SHOWN_ERRORS = 20
+SHOWN_ERRORS = bodies.SHOWN_ERRORS
+_AT_ONCE = 16_384
+"""Records decoded at a time: few enough that a request of many bad ones ends soon."""
 
 
 def push(
@@ -53,7 +57,10 @@ def push(
         )
     # Names only: ingest alone gives the classes of an open set their ids.
     labels = LabelMap(spec.record_schema)
-    records = _decoded(spec, labels, bodies.batch(body, content_type))
+    # A repeated request is recognised even where it would be too large now.
+    most = max_backlog_records if request_key is None else max(max_backlog_records, bodies.MOST_RECORDS)
+    batch = bodies.batch(body, content_type, most=most)
+    records = decode_all(batch, spec.record_schema, labels)
     log, schema = PushedLog(engine), spec.record_schema
     if max_backlog_bytes is not None:
         max_backlog_records = min(max_backlog_records, max_backlog_bytes // spec.record_bytes)
@@ -75,26 +82,40 @@ def push(
     return first
 
 
-def _decoded(spec: PipelineSpec, labels: LabelMap, batch: RawBatch) -> Records:
-    """The records of a batch, all of which must fit the schema.
+def decode_all(batch: RawBatch, schema: RecordSchema, labels: LabelMap) -> Records:
+    """The records of a batch, some at a time: it ends once more do not fit than a refusal names.
 
     Raises:
         RecordsInvalidError: it names the first records that do not fit.
     """
-    decoded = decode(batch, spec.record_schema, labels)
-    if decoded.rejected:
-        raise refused(decoded, len(batch.positions))
-    return decoded.records
+    found: list[Records] = []
+    rejected: list[Rejected] = []
+    for part in _parts(batch):
+        decoded = decode(part, schema, labels)
+        found.append(decoded.records)
+        rejected += decoded.rejected
+        if len(rejected) > SHOWN_ERRORS:
+            raise refused(rejected, len(batch.positions), whole=part.positions[-1] == batch.positions[-1])
+    if rejected:
+        raise refused(rejected, len(batch.positions))
+    return join_records(found, schema)
+
+
+def _parts(batch: RawBatch) -> Iterator[RawBatch]:
+    """A batch of one record a payload in parts; one of many records a payload as it is."""
+    if batch.wire == "arrow":
+        yield batch
+        return
+    for start in range(0, len(batch.payloads), _AT_ONCE):
+        some = slice(start, start + _AT_ONCE)
+        yield replace(batch, payloads=batch.payloads[some], positions=batch.positions[some])
 
 
 def _problem(engine: sa.Engine, spec: PipelineSpec, sent: int, limit: int) -> HoldfastError | None:
     """Why there is no room for so many records; None when there is."""
     pipeline = spec.name
     if sent > limit:
-        return BatchTooLargeError(
-            f"{sent} records are more than may ever wait in {pipeline!r}: {limit}.",
-            fix="Send fewer records a request.",
-        )
+        return bodies.too_many(limit)
     waiting = Manifest(engine).pending_records(pipeline, partition=pushed_partition(spec))
     if waiting + sent > limit:
         return BacklogFullError(
@@ -104,17 +125,20 @@ def _problem(engine: sa.Engine, spec: PipelineSpec, sent: int, limit: int) -> Ho
     return None
 
 
-def refused(decoded: Decoded, sent: int) -> RecordsInvalidError:
-    """The refusal of a request of `sent` records, with the first that do not fit."""
+def refused(rejected: Sequence[Rejected], sent: int, *, whole: bool = True) -> RecordsInvalidError:
+    """The refusal of a request of `sent` records, with the first that do not fit.
+
+    `whole`: all of them were looked at, so that the count is of all that do not fit.
+    """
     errors = [
         {"record": int(bad.position), "reason": bad.reason, "detail": bad.detail}
-        for bad in decoded.rejected[:SHOWN_ERRORS]
+        for bad in rejected[:SHOWN_ERRORS]
     ]
-    count = len(decoded.rejected)
+    count = len(rejected)
     first = errors[0]
     return RecordsInvalidError(
-        f"{count} of {sent} records {'does' if count == 1 else 'do'} not fit; none was stored. "
-        f"Record {first['record']}: {first['detail']}",
+        f"{'' if whole else 'At least '}{count} of {sent} records {'does' if count == 1 else 'do'} not fit; "
+        f"none was stored. Record {first['record']}: {first['detail']}",
         fix="Correct or leave out the records under `errors`, and send the batch again.",
         members={"errors": errors, "rejected": count},
     )

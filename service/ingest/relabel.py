@@ -23,7 +23,7 @@ from service.ingest.golden import (
     require_once,
     store_away,
 )
-from service.ingest.push import refused
+from service.ingest.push import decode_all
 from service.pipelines import PipelineSpec
 from service.state import champions, golden, holdouts, pipelines
 from service.state.database import lock_pipeline
@@ -35,7 +35,6 @@ from streams.state import status as stream_status
 from streams.state.manifest import Manifest, Part
 from streams.state.tables import reading
 from streams.store.experiences import ExperienceStore
-from streams.wire.decode import decode
 
 
 @dataclass(frozen=True)
@@ -147,11 +146,8 @@ def _labels(engine: sa.Engine, spec: PipelineSpec, batch: RawBatch) -> Mapping[s
     schema = spec.record_schema.model_copy(update={"labels_within_seconds": 1.0})
     classes = Manifest(engine).classes(spec.name) or schema.classes
     labels = LabelMap(schema, classes)
-    decoded = decode(batch, schema, labels)
-    if decoded.rejected:
-        raise refused(decoded, len(batch.positions))
+    records = decode_all(batch, schema, labels)
     require_known(labels, len(classes))
-    records = decoded.records
     if records.carries is not None and (records.carries == FEATURES_ONLY).any():
         row = int(np.flatnonzero(records.carries == FEATURES_ONLY)[0])
         raise RecordsInvalidError(

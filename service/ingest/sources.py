@@ -5,9 +5,11 @@ import sqlalchemy as sa
 from service.errors import PipelineInvalidError
 from service.pipelines import PipelineSpec
 from service.settings import Settings
+from strategies.processors import SLOW, computes_bfloat16, has_gpu
 from streams.allowed import Allowed
 from streams.base import Source
 from streams.catalog import SOURCES, SourceConfig
+from streams.records import ON_SCALE, on_scale
 from streams.sources.merged import LABELS, REPLAYS, MergedSource
 from streams.sources.pushed import PushedConfig
 from streams.state.pushed import PUSHED_PARTITION
@@ -29,13 +31,44 @@ def build_source(engine: sa.Engine, spec: PipelineSpec, allowed: Allowed) -> Sou
     return sources[""] if len(sources) == 1 else MergedSource(sources)
 
 
+_FEW_NUMBERS = 20
+"""Declared classes that may be written as numbers with fractions, as the steps of a rating are."""
+
+
+def _require_classes(spec: PipelineSpec) -> None:
+    numbers = [name for name in spec.record_schema.classes if on_scale(name)]
+    if len(numbers) > _FEW_NUMBERS:
+        problem = f"{len(numbers)} classes are numbers, and {numbers[0]!r} {ON_SCALE}"
+        raise PipelineInvalidError(
+            f"The pipeline is not valid: schema.classes: {problem}.",
+            fix="Declare the classes that the quantity is cut into, and send their names as labels.",
+            members={"errors": [{"where": "schema.classes", "problem": problem}]},
+        )
+
+
+def _require_bfloat16(spec: PipelineSpec, settings: Settings) -> None:
+    """Refuse bfloat16 where this machine trains, and only imitates it; a cluster's machines may be others."""
+    strategy = spec.strategy
+    trains_here = settings.ray_address is None and not (strategy.device != "cpu" and has_gpu())
+    if strategy.precision != "bfloat16" or not trains_here or computes_bfloat16():
+        return
+    raise PipelineInvalidError(
+        f"The pipeline is not valid: strategy.precision: {SLOW}.",
+        fix="Leave precision out, or train on a machine that has them, or on a GPU.",
+        members={"errors": [{"where": "strategy.precision", "problem": SLOW}]},
+    )
+
+
 def require_allowed(spec: PipelineSpec, settings: Settings) -> None:
     """Check a pipeline against the settings: it must not name files, servers and secrets of its own choice.
 
     Raises:
-        PipelineInvalidError: a source names what the installation does not allow, the trigger waits for more
-            pushed records than may wait, or the network needs what this installation lacks.
+        PipelineInvalidError: the classes are numbers on a scale, a source names what the installation does
+            not allow, the trigger waits for more pushed records than may wait, or the network needs what this
+            installation lacks, or computes in bfloat16 where this processor cannot.
     """
+    _require_classes(spec)
+    _require_bfloat16(spec, settings)
     problem = spec.strategy.network.installation_problem(settings.installation)
     if problem:
         raise PipelineInvalidError(

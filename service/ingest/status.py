@@ -17,6 +17,8 @@ from streams.state.status import StreamState
 from streams.state.tables import reading
 
 SHOWN_PARTITIONS = 1000
+NEARLY_ALL = 0.5
+"""Share of all records of a stream, from which on those that were refused are warned about at once."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Stream:
     dead_letters: Mapping[str, int]
     replayed_dead_letters: int
     classes: int
+    warnings: tuple[str, ...] = ()
+    """What is wrong while it runs, and what to do."""
 
 
 def look(engine: sa.Engine, pipeline: str) -> Stream:
@@ -47,6 +51,7 @@ def look(engine: sa.Engine, pipeline: str) -> Stream:
     manifest = Manifest(engine)
     experiences, records = manifest.totals(pipeline)
     last = manifest.latest(pipeline)
+    refused = manifest.count_dead_letters(pipeline)
     pushed = pushed_partition(spec)
     return Stream(
         spec=spec,
@@ -56,9 +61,36 @@ def look(engine: sa.Engine, pipeline: str) -> Stream:
         records=records,
         last_cut=last[0].cut_reason if last else None,
         backlog_records=manifest.pending_records(pipeline, partition=pushed) if spec.pushable else None,
-        dead_letters=manifest.count_dead_letters(pipeline),
+        dead_letters=refused,
         replayed_dead_letters=sum(manifest.count_dead_letters(pipeline, replayed=True).values()),
         classes=len(manifest.classes(pipeline)) or len(spec.record_schema.classes),
+        warnings=(
+            *_refusals(manifest, pipeline, refused, taken=records + _held(state)),
+            *state.pending.get("notes", ()),
+        ),
+    )
+
+
+def _held(state: StreamState) -> int:
+    """Records that were read, fit, and are in no experience."""
+    waiting = sum(int(state.pending.get(name, 0)) for name in ("records", "unmatched"))
+    return waiting + state.duplicates + state.held_out + state.aged_out
+
+
+def _refusals(
+    manifest: Manifest, pipeline: str, refused: Mapping[str, int], *, taken: int
+) -> tuple[str, ...]:
+    """A warning where nearly all records were refused: the circuit breaker waits for a whole window."""
+    count = sum(refused.values())
+    if not count or count <= NEARLY_ALL * (count + taken):
+        return ()
+    newest = manifest.dead_letters(pipeline, limit=1)
+    example = f" The newest: {newest[0].detail}" if newest else ""
+    reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(refused.items()))
+    all_of = "All" if not taken else f"{count} of"
+    return (
+        f"{all_of} {count + taken} records that were read do not fit ({reasons}).{example} Look at the dead "
+        "letters; correct the declaration in a new pipeline, or what is sent.",
     )
 
 

@@ -4,12 +4,14 @@ They are written once and never changed. `service.updates.inputs` defines their 
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import sqlalchemy as sa
 
+from service.errors import InputsUnfitError
 from service.state.database import now, update_inputs
 
 Name = Literal["configuration", "plan", "result"]
@@ -63,6 +65,26 @@ def read(connection: sa.Connection, update_id: str) -> dict[Name, StoredDocument
         sa.select(columns.name, columns.document, columns.digest).where(columns.update_id == update_id)
     )
     return {row.name: StoredDocument(row.name, row.document, row.digest) for row in rows}
+
+
+def made(connection: sa.Connection, update_id: str) -> dict[str, str]:
+    """Files of the checkpoint that an update left -> sha256, as its settlement stored them.
+
+    Empty: it made none, or an older release settled it.
+
+    Raises:
+        InputsUnfitError: the row was changed after it was stored.
+    """
+    result = read(connection, update_id).get("result")
+    if result is None:
+        return {}
+    if not result.intact:
+        raise InputsUnfitError(
+            f"The stored result of update {update_id} was changed after it was stored.",
+            fix="The table update_inputs was changed: restore the database from a backup.",
+        )
+    found: dict[str, str] = json.loads(result.text)["origin"]["made"]
+    return found
 
 
 def are_kept(connection: sa.Connection) -> bool:

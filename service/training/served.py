@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from service.errors import ServedDamagedError
+from service.exported import read_served
 from service.gate.base import Disturbed
 from service.training.answers import sample
 from service.training.tasks import SERVED_FILE, Task
@@ -80,6 +82,11 @@ def export(learner: Learner, stream: StreamInfo, path: Path) -> None:
     torch.export.save(program, path)
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+    try:
+        read_served(path, None)
+    except ServedDamagedError as error:
+        # What no reader will take must not become a version.
+        raise StrategyError(f"the network cannot be exported as a plain graph: {error.detail}") from error
 
 
 def served_bytes(folder: Path | None) -> int | None:

@@ -6,6 +6,7 @@ nothing.
 
 import base64
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -223,17 +224,35 @@ def write_result(result: Result | Repeated, path: Path) -> None:
 
 
 def publish(scratch: Path, folder: Path) -> None:
-    """Rename `scratch` to `folder`, or leave the folder of another attempt at the same update in place."""
+    """Rename `scratch` to `folder`, or leave the folder of another attempt at the same update in place.
+
+    All of it is on the disk before it has its name. A folder without a result, such as a power loss may leave
+    of an older release's attempt, is moved aside; the next attempt removes it.
+    """
+    _sync_tree(scratch)
     try:
         scratch.rename(folder)
     except OSError:
-        if not is_done(folder):
-            raise
-    parent = os.open(folder.parent, os.O_RDONLY)
+        if is_done(folder):
+            return
+        folder.rename(folder.with_name(f"{folder.name}.incomplete-{time.monotonic_ns()}.tmp"))
+        scratch.rename(folder)
+    _sync(folder.parent)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Make sure that the files of a folder, and their names, have reached the disk."""
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(parent)
+        os.fsync(descriptor)
     finally:
-        os.close(parent)
+        os.close(descriptor)
 
 
 def _encode_array(value: Any) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import structlog
 
 from service.gate.base import Bits, Details, Running
 from service.gate.obsolete import near_duplicates
@@ -41,8 +42,11 @@ from service.training.tasks import (
 from strategies.base import SEEDS, Learner, LearnReport, Progress, StrategyError, StreamInfo
 from strategies.catalog import STRATEGIES
 from strategies.network_choice import install
+from strategies.processors import SLOW, computes_bfloat16
 from streams.base import Experience
 from streams.store.experiences import ExperienceStore
+
+log = structlog.get_logger(__name__)
 
 
 def run(task: Task, on_progress: OnProgress) -> None:
@@ -79,6 +83,8 @@ def _make(task: Task, scratch: Path, on_progress: OnProgress) -> Result:
     if screened.stopped:
         return screened
     learner = champion or _fresh(task)
+    if learner_is_slow(task):
+        log.warning(SLOW, update=task.update_id)
     made = _learn(
         task, learner, merge(parts), screened, store=store, scratch=scratch, on_progress=on_progress
     )
@@ -136,6 +142,15 @@ def _judged(store: ExperienceStore, part: Stored) -> Experience:
 
 def _opened(store: ExperienceStore, parts: Sequence[Stored]) -> list[Experience]:
     return [store.open(part.digest, index=part.experience) for part in parts]
+
+
+def learner_is_slow(task: Task) -> bool:
+    """Whether the strategy asks for bfloat16 on a processor that only imitates it."""
+    from strategies.learning.learner import choose_device
+
+    if task.strategy.get("precision") != "bfloat16" or computes_bfloat16():
+        return False
+    return choose_device(task.strategy.get("device", "auto")).type == "cpu"
 
 
 def load_learner(folder: Path) -> Learner:

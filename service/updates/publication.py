@@ -36,6 +36,7 @@ def publication(
         },
         figures=figures,
         served=folder / SERVED_FILE if result.learnt else None,
+        served_sha256=result.origin.made.get(SERVED_FILE) if result.origin else None,
         input_shape=plan.spec.record_schema.shape,
         classes=plan.classes,
     )

@@ -7,6 +7,7 @@ from itertools import pairwise
 from streams.base import (
     AnnouncingSource,
     ForgettingSource,
+    NotingSource,
     RawBatch,
     Source,
     SourceError,
@@ -122,6 +123,15 @@ class MergedSource:
             for prefix, source in self._sources.items()
             if isinstance(source, ForgettingSource)
             for name in source.forget(self._own(prefix, cursors))
+        ]
+
+    def notes(self) -> list[str]:
+        """See `NotingSource`; of those of the sources that note anything."""
+        return [
+            note
+            for source in self._sources.values()
+            if isinstance(source, NotingSource)
+            for note in source.notes()
         ]
 
     def close(self) -> None:

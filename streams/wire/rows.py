@@ -1,7 +1,7 @@
 """Decodes JSON and msgpack: one object, or map, of the fields of `JsonRecord` a payload."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -27,6 +27,10 @@ BLOCK = 256
 their numbers are packed while they are in the processor's cache."""
 
 _BLOCK_VALUES = 2**22
+_BLOCK_BYTES = 4 * 2**20
+_TEXTS_BYTES = 2**20
+_NUMBER_BYTES = 128
+"""What a record may have for its texts, and for each number. As an object, a number of two bytes takes 32."""
 
 _NOT_FINITE = re.compile(rb"[\[,:\s]-?(NaN|Infinity)\b")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -52,6 +56,7 @@ class JsonRecord(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """Records that share it always land in the same part; the id when absent."""
 
 
+_TOO_LONG = "a record is longer than one of the pipeline can be"
 _UNREADABLE = JsonRecord(id="-")
 """The placeholder for a payload that cannot be read."""
 
@@ -122,12 +127,14 @@ def _draft(
     features = np.zeros((len(payloads), schema.size), dtype=schema.dtype)
     bare: list[int] = []
     step = max(1, min(BLOCK, _BLOCK_VALUES // schema.size))
-    for first in range(0, len(payloads), step):
-        block = payloads[first : first + step]
+    longest = _TEXTS_BYTES + _NUMBER_BYTES * schema.size
+    for first, block in _blocks(payloads, step):
         try:
+            if max(map(len, block)) > longest:
+                raise ValueError(_TOO_LONG)
             rows = [decode_one(payload) for payload in block]
         except _BROKEN:
-            rows = _one_by_one(block, first, faults, decode_one=decode_one, malformed=malformed)
+            rows = _one_by_one(block, first, faults, longest, decode_one=decode_one, malformed=malformed)
         sent_features = [row.features for row in rows]
         if any(one is not None for one in sent_features):
             found = feature_matrix(sent_features, first, schema, faults, bare=bare)
@@ -139,11 +146,33 @@ def _draft(
     return _columns(sent, features, bare, schema, faults)
 
 
+def _blocks(payloads: Sequence[bytes], most: int) -> Iterator[tuple[int, Sequence[bytes]]]:
+    """Payloads in blocks, each with the index of its first: few at a time where they are long."""
+    first = 0
+    while first < len(payloads):
+        block = payloads[first : first + most]
+        while len(block) > 1 and sum(map(len, block)) > _BLOCK_BYTES:
+            block = block[: len(block) // 2]
+        yield first, block
+        first += len(block)
+
+
 def _one_by_one(
-    block: Sequence[bytes], first: int, faults: Faults, *, decode_one: _DecodeOne, malformed: _Malformed
+    block: Sequence[bytes],
+    first: int,
+    faults: Faults,
+    longest: int,
+    *,
+    decode_one: _DecodeOne,
+    malformed: _Malformed,
 ) -> list[JsonRecord]:
     rows = []
     for row, payload in enumerate(block, first):
+        if len(payload) > longest:
+            text = f"The record has {len(payload):,} bytes; one of this pipeline has {longest:,} at most."
+            faults.add(row, RecordInvalidError(text))
+            rows.append(_UNREADABLE)
+            continue
         try:
             rows.append(decode_one(payload))
         except _BROKEN as error:

@@ -20,10 +20,12 @@ from streams.records import (
     FEATURES_ONLY,
     LABEL_ONLY,
     MAX_TEXT_LENGTH,
+    ON_SCALE,
     UNLABELLED,
     LabelMap,
     Records,
     check_texts,
+    on_scale,
     text_column,
 )
 from streams.wire.base import Faults
@@ -147,6 +149,7 @@ def accept(draft: Draft, schema: RecordSchema, labels: LabelMap) -> tuple[Record
     ids = _known_ids(records, schema, labels) if names is None else _ids_of(names, labels)
     unknown = ids == _UNKNOWN
     if unknown.any():
+        _refuse_scales(draft, rows[unknown])
         faults.add_where(_at(rows[unknown], len(draft.records)), *_unknown_label(draft, schema, labels))
         rows, ids, records = rows[~unknown], ids[~unknown], records.take(~unknown)
     return replace(records, labels=ids), rows
@@ -176,6 +179,17 @@ def _known_ids(records: Records, schema: RecordSchema, labels: LabelMap) -> NDAr
     if not len(ids) or (ids.min() >= lowest and ids.max() < known):
         return ids
     return np.where((ids >= lowest) & (ids < known), ids, _UNKNOWN)
+
+
+def _refuse_scales(draft: Draft, rows: NDArray[np.int64]) -> None:
+    """Refuse labels that are numbers on a scale with words of their own: no more classes would help."""
+    names = draft.names
+    if names is None:
+        return
+    for row in rows.tolist():
+        if on_scale(names[row].as_py()):
+            error = RecordInvalidError(f"The label {_shown(names, row)} {ON_SCALE}.", "bad-label")
+            draft.faults.add(row, error)
 
 
 def _unknown_label(draft: Draft, schema: RecordSchema, labels: LabelMap) -> tuple[str, Any]:

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 import yaml
 
 from service.errors import PipelineExistsError, PipelineInvalidError, PipelineUnknownError
+from service.ingest import sources
 from service.ingest.sources import require_allowed
 from service.pipelines import PipelineSpec, parse
 from service.settings import Settings
@@ -282,3 +283,52 @@ def test_what_the_settings_grant_may_be_asked_for(tmp_path: Path) -> None:
         {"source": kafka_asking("queued.max.messages.kbytes", "262144")},
     ):
         require_allowed(parse({**GOOD, **changes}), Settings(home=tmp_path))
+
+
+@pytest.mark.parametrize(("numbers", "refused"), [(10, False), (560, True)])
+def test_classes_that_are_numbers_on_a_scale_are_refused(numbers: int, refused: bool, tmp_path: Path) -> None:
+    classes = [f"{100 + number}.5" for number in range(numbers)]
+    spec = PipelineSpec.model_validate(
+        {
+            "name": "prices",
+            "schema": {"shape": [3], "classes": classes},
+            "trigger": {"kind": "records", "records": 700},
+            "strategy": {"name": "replay"},
+        }
+    )
+    if not refused:
+        require_allowed(spec, Settings(home=tmp_path))
+        return
+    with pytest.raises(PipelineInvalidError, match=r"560 classes are numbers.*on a scale"):
+        require_allowed(spec, Settings(home=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "computes", "gpu", "cluster", "refused"),
+    [
+        ({"precision": "bfloat16"}, False, False, None, True),
+        ({"precision": "bfloat16"}, True, False, None, False),
+        ({"precision": "bfloat16"}, False, True, None, False),
+        ({"precision": "bfloat16", "device": "cpu"}, False, True, None, True),
+        ({"precision": "bfloat16"}, False, False, "ray://head:10001", False),
+        ({}, False, False, None, False),
+    ],
+)
+def test_bfloat16_is_refused_where_this_machine_trains_and_only_imitates_it(
+    strategy: dict[str, Any],
+    computes: bool,
+    gpu: bool,
+    cluster: str | None,
+    refused: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sources, "computes_bfloat16", lambda: computes)
+    monkeypatch.setattr(sources, "has_gpu", lambda: gpu)
+    spec = parse({**GOOD, "strategy": {"name": "replay", **strategy}})
+    settings = Settings(home=tmp_path, ray_address=cluster)
+    if not refused:
+        require_allowed(spec, settings)
+        return
+    with pytest.raises(PipelineInvalidError, match="many times slower than float32"):
+        require_allowed(spec, settings)

@@ -17,14 +17,17 @@ from matplotlib.figure import Figure
 from mlflow.exceptions import MlflowException
 
 from service import registry
+from service.errors import ServedDamagedError
 from service.registry import UPDATE_TAG, Publication, Registry
 from service.settings import Settings
+from service.training.checkpoint import digest
 from service.training.served import export
 from service.training.tasks import SERVED_FILE
 from strategies.base import Learner, StreamInfo
 from strategies.catalog import STRATEGIES
 from streams.base import Experience
 from tests.support import traps
+from tests.support.served_archives import tamper
 from tests.support.threads import together
 
 NAME = "weather"
@@ -211,6 +214,37 @@ def test_a_version_is_a_graph_without_any_pickle(settings: Settings, served: Pat
     assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pth")]
     requirements = (folder / "requirements.txt").read_text().split()
     assert {line.split("==")[0] for line in requirements} >= {"torch", "numpy"}
+
+
+def test_a_changed_network_is_not_published_and_runs_nothing(
+    settings: Settings, served: Path, tmp_path: Path
+) -> None:
+    copy, made = tmp_path / SERVED_FILE, tmp_path / "made"
+    copy.write_bytes(served.read_bytes())
+    stored = digest(copy)
+    tamper(copy, made)
+    for sha256 in (stored, None):
+        with pytest.raises(ServedDamagedError):
+            Registry(settings).publish(publication(copy, served_sha256=sha256))
+    assert versions(settings) == []
+    assert not made.exists()
+
+
+@pytest.mark.parametrize("file", ["model.pt2", "MLmodel"])
+def test_a_model_that_was_changed_in_mlflow_is_not_loaded(
+    settings: Settings, served: Path, tmp_path: Path, file: str
+) -> None:
+    each = Registry(settings)
+    _, version = each.publish(publication(served))
+    each.project(NAME, {"champion": version})
+    (found,) = settings.artifacts.rglob(file)
+    if file == "MLmodel":
+        found.write_text(found.read_text().replace("loader_module: mlflow.pytorch", "loader_module: this"))
+    else:
+        tamper(found, tmp_path / "made")
+    with pytest.raises(ServedDamagedError):
+        registry.load(NAME, settings=settings)
+    assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize("metrics", [499, 1001, 2500])

@@ -55,6 +55,9 @@ class StreamView(Body):
     dead_letters: Mapping[str, int] = Field(description="By reason; without those that were replayed.")
     replayed_dead_letters: int = Field(description="Dead letters that were put back into the stream.")
     classes: int = Field(description="Classes known so far.")
+    warnings: Sequence[str] = Field(
+        description="What is wrong while it runs, and what to do; such as that most records are refused."
+    )
 
 
 class DeadLetterView(Body):

@@ -180,6 +180,9 @@ class _Lines:
 
 def _split(block: bytes) -> tuple[list[bytes], _Numbers, _Numbers]:
     """The lines of a block that are not blank, and where they begin and end in it, line breaks included."""
+    if not block.strip():
+        # Very many blank lines would be very many objects.
+        return [], np.zeros(0, np.int64), np.zeros(0, np.int64)
     lines = block.split(b"\n")
     whole = not lines[-1]
     if whole:

@@ -1,15 +1,17 @@
 """Which files of a location are read, and the state that the source keeps of each."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from streams.base import DataLostError, SourceStoppedError
-from streams.sources.files.cursor import FileCursor, format_of
+from streams.sources.files.cursor import FORMATS, ZIPPED, FileCursor, format_of
 from streams.store.objects import ObjectInfo
 
 MAX_NAME = 400
 """Longest name of a file with its folders, in characters: the name is the partition."""
 
+_SHOWN_NAMES = 5
 _UNFINISHED_ENDS = (".tmp", ".part", ".crswap")
 
 
@@ -46,8 +48,30 @@ def is_read(name: str, pattern: re.Pattern[str]) -> bool:
     """Whether a file of that name is read: a known format, matching the pattern, finished and not hidden."""
     if format_of(name) is None or not pattern.match(name):
         return False
+    return not _is_aside(name)
+
+
+def _is_aside(name: str) -> bool:
+    """Whether a name, or that of a folder above, says that it is hidden or unfinished."""
     steps = name.split("/")
-    return not any(step.startswith((".", "_")) or step.endswith(_UNFINISHED_ENDS) for step in steps)
+    return any(step.startswith((".", "_")) or step.endswith(_UNFINISHED_ENDS) for step in steps)
+
+
+def passed_over(names: Sequence[str], pattern: re.Pattern[str]) -> str | None:
+    """A sentence on the files that are not read because of their endings; None where there are none.
+
+    Hidden and unfinished files, and those that the pattern leaves out, are meant to be passed over.
+    """
+    odd = [name for name in names if format_of(name) is None and pattern.match(name) and not _is_aside(name)]
+    if not odd:
+        return None
+    shown = ", ".join(repr(name[:100]) for name in sorted(odd)[:_SHOWN_NAMES])
+    more = f" and {len(odd) - _SHOWN_NAMES} more" if len(odd) > _SHOWN_NAMES else ""
+    return (
+        f"{len(odd)} files are passed over, because their names end in nothing that is read: {shown}{more}. "
+        f"Files that end in {', '.join(FORMATS)} are read, text also with {ZIPPED}: rename them, or keep "
+        "them elsewhere."
+    )
 
 
 def check_gone(name: str, file: ListedFile) -> None:

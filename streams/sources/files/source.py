@@ -29,7 +29,7 @@ from streams.base import (
 from streams.sources.files.config import FilesConfig
 from streams.sources.files.cursor import FileCursor, format_of, is_zipped, verify
 from streams.sources.files.lines import FileRecords, LineReader, Reader, UnfinishedError
-from streams.sources.files.listing import ListedFile, check_gone, check_name, is_read
+from streams.sources.files.listing import ListedFile, check_gone, check_name, is_read, passed_over
 from streams.sources.files.tables import TableReader
 from streams.store.objects import (
     S3_SCHEME,
@@ -47,6 +47,8 @@ _BLOCK_BYTES = 1024 * 1024
 _REMOTE_BLOCK_BYTES = 8 * 1024 * 1024
 """Text read at a time from S3, where every read is a request."""
 _LONGEST_ID_NAME = 150
+MAX_POLL_BYTES = 64 * 1024 * 1024
+"""About how much one poll may hold: of long records fewer are read at a time."""
 _VERIFIERS = 16
 
 
@@ -65,6 +67,7 @@ class FilesSource:
         self._files: dict[str, ListedFile] | None = None
         self._arrived: dict[str, str] = {}
         """Cursors that `arrived` must report until they are committed."""
+        self._passed_over: str | None = None
         self._due: deque[str] = deque()
         self._next_look = 0.0
         self._reading: tuple[ObjectInfo, Reader] | None = None
@@ -136,6 +139,10 @@ class FilesSource:
                 gone.append(name)
         return gone
 
+    def notes(self) -> list[str]:
+        """See `NotingSource`: the files that are not read because of their endings."""
+        return [self._passed_over] if self._passed_over else []
+
     def close(self) -> None:
         """Release the file that is being read. Closing twice is allowed."""
         self._files, self._reading = None, None
@@ -148,7 +155,9 @@ class FilesSource:
         # At each look: a folder above may have become a link since.
         self._config.require_allowed(self._allowed)
         with _as_source_errors():
-            return {info.name: info for info in self._objects.list() if is_read(info.name, self._pattern)}
+            present = list(self._objects.list())
+        self._passed_over = passed_over([info.name for info in present], self._pattern)
+        return {info.name: info for info in present if is_read(info.name, self._pattern)}
 
     def _take(self, files: dict[str, ListedFile], listed: Mapping[str, ObjectInfo]) -> None:
         """Update the state of all files from a listing, and queue those that are to be read.
@@ -194,8 +203,8 @@ class FilesSource:
 
     def _read(self, files: Mapping[str, ListedFile], max_records: int) -> list[RawBatch]:
         found: list[RawBatch] = []
-        room = max_records
-        while self._due and room:
+        room, held = max_records, 0
+        while self._due and room and held < MAX_POLL_BYTES:
             name = self._due[0]
             try:
                 batch = self._read_file(name, files[name], room)
@@ -214,6 +223,7 @@ class FilesSource:
                 continue
             found.append(batch)
             room -= len(batch.positions)
+            held += sum(map(len, batch.payloads))
         return found
 
     def _read_file(self, name: str, file: ListedFile, most: int) -> RawBatch | None:

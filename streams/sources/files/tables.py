@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import parquet
 
 from streams.base import LazyTexts, SourceError
@@ -12,6 +13,7 @@ from streams.sources.files.cursor import FileCursor, FormatName, read_exactly, t
 from streams.sources.files.lines import FileRecords, UnfinishedError
 from streams.sources.files.text import ObjectFile
 from streams.store.objects import ObjectInfo, ObjectStore
+from streams.wire.base import PAYLOAD_CAP_BYTES
 
 _MAGIC: dict[FormatName, bytes] = {"parquet": b"PAR1", "arrow": b"ARROW1"}
 _BATCH_BYTES = 32 * 1024 * 1024
@@ -47,7 +49,7 @@ class TableReader:
         source = pa.PythonFile(ObjectFile(objects, info), "r")
         try:
             if form == "parquet":
-                file = parquet.ParquetFile(source)
+                file = _parquet_file(source)
                 schema, self._batches = file.schema_arrow, _parquet_batches(file, self._row)
             else:
                 reader = pa.ipc.open_file(source)
@@ -57,6 +59,7 @@ class TableReader:
         check_schema(schema)
         self._size = info.size
         self._batch: Any = None
+        self._bytes = 0
         self._ends = False
         self._at = 0
 
@@ -66,12 +69,14 @@ class TableReader:
             while self._batch is None or self._at == self._batch.num_rows:
                 (self._batch, self._ends), self._at = next(self._batches), 0
                 self._batch.validate(full=True)
+                self._batch = _cut(self._batch)
+                self._bytes = _spread_bytes(self._batch)
         except StopIteration:
             return None
         except _BROKEN as error:
             raise self._unreadable(error) from error
         row, at = self._row, self._at
-        stop = min(at + most, self._batch.num_rows, at + _rows_of(self._batch.nbytes, self._batch.num_rows))
+        stop = min(at + most, self._batch.num_rows, at + _rows_of(self._bytes, self._batch.num_rows))
         payload = _encoded(self._batch.slice(at, stop - at))
         self._at, self._row = stop, row + stop - at
         final = self._row - 1 if self._ends and stop == self._batch.num_rows else -1
@@ -107,6 +112,57 @@ def _rows_of(size: int, rows: int) -> int:
     return min(_BATCH_ROWS, max(1, _BATCH_BYTES * rows // max(size, 1)))
 
 
+def _parquet_file(source: Any) -> Any:
+    """A Parquet file whose texts stay in dictionaries, as it stores them: a long one is not repeated."""
+    file = parquet.ParquetFile(source)
+    texts = [
+        field.name
+        for field in file.schema_arrow
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+    ]
+    return parquet.ParquetFile(source, metadata=file.metadata, read_dictionary=texts) if texts else file
+
+
+def _cut(batch: Any) -> Any:
+    """The batch, with the texts of dictionaries no longer than what is kept of a refused record."""
+    columns = list(batch.columns)
+    for at, column in enumerate(columns):
+        if not _is_text_dictionary(column.type) or not len(column.dictionary):
+            continue
+        if (pc.max(pc.binary_length(column.dictionary)).as_py() or 0) > PAYLOAD_CAP_BYTES:
+            cut = pc.utf8_slice_codeunits(column.dictionary, 0, PAYLOAD_CAP_BYTES)
+            columns[at] = pa.DictionaryArray.from_arrays(column.indices, cut)
+    return pa.RecordBatch.from_arrays(
+        columns,
+        schema=pa.schema(
+            [field.with_type(column.type) for field, column in zip(batch.schema, columns, strict=True)],
+            batch.schema.metadata,
+        ),
+    )
+
+
+def _spread_bytes(batch: Any) -> int:
+    """Bytes of a batch once each row has its own texts: that is how a refused row is kept."""
+    size = int(batch.nbytes)
+    for column in batch.columns:
+        if _is_text_dictionary(column.type):
+            lengths = pc.binary_length(column.dictionary).take(column.indices)
+            size += int(pc.sum(lengths).as_py() or 0)
+    return size
+
+
+def _is_text_dictionary(kind: Any) -> bool:
+    if not pa.types.is_dictionary(kind):
+        return False
+    return bool(pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type))
+
+
+def _unpacked_bytes(group: Any) -> int:
+    """About what a row group takes in memory; its own size is of values that may stand for many."""
+    values = sum(group.column(index).num_values for index in range(group.num_columns))
+    return max(int(group.total_byte_size), 8 * int(values))
+
+
 def _parquet_batches(file: Any, row: int) -> Iterator[tuple[Any, bool]]:
     """The rows from `row` on, and with each batch whether it is the last."""
     left = file.metadata.num_rows - row
@@ -115,7 +171,7 @@ def _parquet_batches(file: Any, row: int) -> Iterator[tuple[Any, bool]]:
         if row >= group.num_rows:
             row -= group.num_rows
             continue
-        size = _rows_of(group.total_byte_size, group.num_rows)
+        size = _rows_of(_unpacked_bytes(group), group.num_rows)
         for batch in file.iter_batches(batch_size=size, row_groups=[index]):
             passed = min(row, batch.num_rows)
             row -= passed

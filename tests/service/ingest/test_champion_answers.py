@@ -1,16 +1,22 @@
 """What triggers ask the service: which records the champion gets wrong, and what updates cost."""
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import sqlalchemy as sa
 import torch
 
 from service.ingest.champion_answers import PipelineContext
 from service.settings import Settings
-from service.state import holdouts
+from service.state import holdouts, inputs
+from service.training.checkpoint import digest
 from service.training.tasks import SERVED_FILE
+from streams.base import StreamError
 from streams.state.manifest import Commit, CutExperience, Manifest, Part, Span
+from streams.triggers.catalog import Judge
+from tests.support.served_archives import tamper
 from tests.support.service_parts import NAME, add_version, claim, declare, enqueue, promote, write
 
 
@@ -67,6 +73,49 @@ def test_the_champion_says_which_records_it_gets_wrong(database: sa.Engine, tmp_
     newer = asked.judge()
     assert newer is not None
     assert (newer.version, newer.error_rate) == (2, 0.5), "nothing is known of it yet"
+
+
+@pytest.mark.parametrize("digest_stored", [True, False])
+def test_a_changed_network_answers_nothing_and_runs_nothing(
+    database: sa.Engine, tmp_path: Path, digest_stored: bool
+) -> None:
+    """Also where an older release stored no digest: its archive is checked all the same."""
+    settings = Settings(home=tmp_path)
+    declare(database)
+    update = enqueue(database)
+    serve(settings, add_version(database, 1, parent=None, learnt=[0], update_id=update))
+    promote(database, 1, base_revision=None)
+    served, made = settings.checkpoints / update / SERVED_FILE, tmp_path / "made"
+    if digest_stored:
+        document = {"origin": {"made": {SERVED_FILE: digest(served)}}}
+        with database.begin() as connection:
+            inputs.save(connection, update, {"result": json.dumps(document)})
+    question = np.array([[1.0, 0.0], [0.0, 1.0]], dtype=np.float32), np.zeros(2, dtype=np.int64)
+
+    def judge() -> Judge:
+        found = PipelineContext(database, settings, NAME).judge()
+        assert found is not None
+        return found
+
+    assert judge().wrong(*question).tolist() == [False, True]
+    tamper(served, made)
+    with pytest.raises(StreamError, match="sha256" if digest_stored else "is a pickle that names"):
+        judge().wrong(*question)
+    assert not made.exists()
+
+
+def test_a_digest_that_was_changed_in_the_database_is_not_believed(
+    database: sa.Engine, tmp_path: Path
+) -> None:
+    declare(database)
+    update = enqueue(database)
+    add_version(database, 1, parent=None, learnt=[0], update_id=update)
+    promote(database, 1, base_revision=None)
+    with database.begin() as connection:
+        inputs.save(connection, update, {"result": '{"origin": {"made": {}}}'})
+        connection.execute(sa.text("UPDATE update_inputs SET document = '{}'"))
+    with pytest.raises(StreamError, match="was changed after it was stored"):
+        PipelineContext(database, Settings(home=tmp_path), NAME).judge()
 
 
 def test_costs_are_records_and_seconds_of_updates_that_reached_a_verdict(

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from service.ingest import ingester, sources
 from service.ingest import pipeline as pipeline_ingest
 from service.ingest.push import push
+from service.ingest.status import look
 from service.settings import Settings
 from service.state import jobs
 from service.state.database import connect, migrate
@@ -152,3 +153,17 @@ def test_a_fault_in_one_pipeline_is_told_and_stops_no_other(
         wait_for(lambda: cut(engine, "faulty"), seconds=20, hint="experience once the fault is mended")
         wait_for(lambda: status(engine, "faulty").status == "running", seconds=20, hint="clear status")
     assert cut(engine, "faulty") == cut(engine, "sound") == 1
+
+
+def test_files_that_are_passed_over_stand_in_the_status(engine: sa.Engine, settings: Settings) -> None:
+    incoming = settings.root / "incoming"
+    incoming.mkdir()
+    (incoming / "readings.txt").write_text("a,b,label\n1,2,up\n")
+    source = {"kind": "files", "location": str(incoming), "label": "label"}
+    declare(engine, name="files", source=source)
+    with serving(settings):
+        warnings = wait_for(
+            lambda: look(engine, "files").warnings, seconds=20, hint="note of the file that is passed over"
+        )
+    assert "'readings.txt'" in warnings[0]
+    assert status(engine, "files").status == "running"

@@ -7,6 +7,7 @@ from service.errors import PipelineUnknownError, StreamConflictError
 from service.ingest import status
 from service.state.ledger import By
 from streams.sources.datasets import DIGITS_SCHEMA
+from streams.state import status as stream_status
 from streams.state.dead_letters import DeadLetter
 from streams.state.manifest import Commit, Manifest, Span
 from tests.support.service_parts import NAME, declare
@@ -53,3 +54,26 @@ def test_a_stream_of_no_pipeline_is_unknown(database: sa.Engine) -> None:
             act(database, NAME, by=By("Ada", "why"))
     with pytest.raises(PipelineUnknownError):
         status.look(database, NAME)
+
+
+@pytest.mark.parametrize("refused", [1, 3, 40])
+def test_a_stream_that_refuses_everything_says_so_at_once(database: sa.Engine, refused: int) -> None:
+    declare(database)
+    dead = [DeadLetter("p", str(index), "bad-label", f"No {index}.", b"") for index in range(refused)]
+    Manifest(database).commit(NAME, Commit(0, {"p": Span("", str(refused))}, dead_letters=dead))
+    (warning,) = status.look(database, NAME).warnings
+    assert f"All {refused} records" in warning
+    assert f"{refused} bad-label" in warning
+    assert "The newest: No " in warning
+
+
+@pytest.mark.parametrize(("taken", "warned"), [(0, True), (2, True), (3, False), (1000, False)])
+def test_a_stream_that_takes_as_many_as_it_refuses_does_not(
+    database: sa.Engine, taken: int, warned: bool
+) -> None:
+    declare(database)
+    dead = [DeadLetter("p", str(index), "malformed", "No.", b"") for index in range(3)]
+    Manifest(database).commit(NAME, Commit(0, {"p": Span("", "3")}, dead_letters=dead))
+    with database.begin() as connection:
+        stream_status.note_pending(connection, NAME, {"records": taken, "unmatched": 0})
+    assert bool(status.look(database, NAME).warnings) is warned

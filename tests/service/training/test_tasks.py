@@ -1,6 +1,7 @@
 """Results on disk: written and read back, also those of earlier versions."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +63,38 @@ def test_the_folder_of_the_first_attempt_stays(tmp_path: Path) -> None:
     assert (folder / RESULT_FILE).read_text() == "first"
 
 
-def test_a_folder_that_is_no_result_is_not_taken_for_one(tmp_path: Path) -> None:
+def test_a_folder_without_a_result_is_moved_aside_and_the_update_goes_on(tmp_path: Path) -> None:
     (tmp_path / "u1" / "something").mkdir(parents=True)
     (tmp_path / "scratch").mkdir()
-    with pytest.raises(OSError, match="not empty"):
-        publish(tmp_path / "scratch", tmp_path / "u1")
+    (tmp_path / "scratch" / RESULT_FILE).write_text("{}")
+    publish(tmp_path / "scratch", tmp_path / "u1")
+    assert is_done(tmp_path / "u1")
+    (aside,) = tmp_path.glob("u1.*.tmp")
+    assert (aside / "something").is_dir()
+
+
+def test_all_of_a_folder_is_synced_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def synced(descriptor: int) -> None:
+        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).relative_to(tmp_path).as_posix())
+        fsync(descriptor)
+
+    def renamed(path: Path, target: Path) -> Path:
+        done.append("renamed")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    (tmp_path / "scratch" / "learner").mkdir(parents=True)
+    for name in (RESULT_FILE, "served.pt2", "learner/state.json"):
+        (tmp_path / "scratch" / name).write_text("{}")
+    publish(tmp_path / "scratch", tmp_path / "u1")
+    before, after = done[: done.index("renamed")], done[done.index("renamed") + 1 :]
+    names = ["scratch", *(f"scratch/{each}" for each in ("learner", "learner/state.json", RESULT_FILE))]
+    assert {*names, "scratch/served.pt2"} == set(before)
+    assert before[-1] == "scratch"
+    assert after == ["."]

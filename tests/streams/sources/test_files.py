@@ -694,3 +694,28 @@ def test_the_catalog_builds_it(tmp_path: Path) -> None:
         allowed=Allowed(roots=(str(tmp_path),)),
     )
     assert build(FilesConfig(location=str(tmp_path)), context).partitions() == []
+
+
+def test_files_of_other_endings_are_named_and_those_meant_to_be_passed_over_are_not(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.data", "c.TSV", ".hidden", "_aside", "d.csv.tmp", "photo/e.jpg", "f.ndjson"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x\n")
+    found = FilesSource(FilesConfig(location=str(tmp_path)), SCHEMA)
+    found.open({})
+    (note,) = found.notes()
+    assert note.startswith("4 files are passed over")
+    for name in ("'a.txt'", "'b.data'", "'c.TSV'", "'photo/e.jpg'", ".csv", ".gz"):
+        assert name in note
+    assert "hidden" not in note
+    assert list(found.partitions()) == ["f.ndjson"]
+    for name in ("a.txt", "b.data", "c.TSV", "photo/e.jpg"):
+        (tmp_path / name).unlink()
+    found.partitions()
+    assert found.notes() == []
+
+
+def test_what_the_pattern_leaves_out_is_not_named(tmp_path: Path) -> None:
+    (tmp_path / "readme.txt").write_text("x")
+    found = FilesSource(FilesConfig(location=str(tmp_path), pattern="*.csv"), SCHEMA)
+    found.open({})
+    assert found.notes() == []

@@ -1,5 +1,6 @@
 """What holds in every wire format: rules, open classes, late labels, and that neighbours do not matter."""
 
+import json
 from typing import Any, get_args
 
 import numpy as np
@@ -264,3 +265,30 @@ def test_a_flood_of_poison_is_refused_payload_by_payload() -> None:
         found = decode(given_batch, TABLE)
         check_partition(found, given_batch)
         assert set(range(0, 1000, 7)) <= set(found.indices.tolist())
+
+
+@pytest.mark.parametrize("open_classes", [True, False])
+@pytest.mark.parametrize("label", ["158.9", "-0.25", "1e3", "2.5E-7", ".5"])
+def test_a_number_on_a_scale_is_no_class_and_the_refusal_says_why(label: str, open_classes: bool) -> None:
+    declared = RecordSchema(shape=(1,), classes=("low", "4.5"), open_classes=open_classes)
+    payloads = [
+        json.dumps({"id": str(row), "features": [1], "label": each}).encode()
+        for row, each in enumerate([label, "4.5", "low"])
+    ]
+    labels = LabelMap(declared)
+    decoded = decode_json(payloads, declared, positions=["0", "1", "2"], labels=labels)
+    (bad,) = decoded.rejected
+    assert (bad.position, bad.reason) == ("0", "bad-label")
+    assert "number on a scale" in bad.detail
+    assert "'low' and 'high'" in bad.detail
+    assert "open_classes" not in bad.detail
+    assert list(labels.names) == ["low", "4.5"]
+
+
+@pytest.mark.parametrize("label", ["3", "3.0", "-1", "v1.5", "1.2.3", "2026-01-01", "NA", "."])
+def test_other_names_are_classes_as_they_come(label: str) -> None:
+    declared = RecordSchema(shape=(1,), open_classes=True)
+    payload = json.dumps({"id": "a", "features": [1], "label": label}).encode()
+    labels = LabelMap(declared)
+    assert not decode_json([payload], declared, positions=["0"], labels=labels).rejected
+    assert list(labels.names) == [label]

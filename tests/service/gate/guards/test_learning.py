@@ -283,3 +283,14 @@ def test_the_first_version_must_exceed_the_majority_by_what_is_asked(
     assert found.numbers["score_lower"] == pytest.approx(recall - reach)
     assert found.numbers["score_upper"] == pytest.approx(recall + reach)
     assert found.numbers["score_majority"] == 0.5
+
+
+def test_a_first_version_of_very_many_classes_that_hardly_beats_the_majority_is_not_promoted() -> None:
+    """560 classes, as a price makes, and 4.5 % right: three times the majority, and worth nothing."""
+    labels = np.arange(1120) % 560
+    right = np.zeros(1120, dtype=bool)
+    right[:50] = True
+    majority = labels == 0
+    answers = PairedAnswers(0, majority, right, labels=labels)
+    [found] = learnt(answers, first=True)
+    assert found.answer != "pass"
