@@ -109,7 +109,6 @@ FLOORS = (
         "a client needs an address, not the settings of a server",
     ),
     Floor(("service.exported",), "whoever reads an exported network reads it here, checked"),
-    Floor(("service.settings", "service.client"), "a client needs an address, not the settings of a server"),
     Floor(
         ("service.gate", "service.logs", "service.home"),
         "a verdict is a pure function of its evidence, to be recomputed by anybody",

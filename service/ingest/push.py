@@ -48,13 +48,7 @@ def push(
         BatchTooLargeError: so many records may never wait.
         IdempotencyKeyReusedError: the key was used before, with other records.
     """
-    with reading(engine) as connection:
-        spec = pipelines.load_spec(connection, pipeline)
-    if not spec.pushable:
-        raise RecordsInvalidError(
-            f"Pipeline {pipeline!r} reads from a {spec.source.kind!r} source; it takes no records here.",
-            fix="Declare a pipeline with source {kind: pushed} to send records over HTTP.",
-        )
+    spec = _pushable(engine, pipeline)
     # Names only: ingest alone gives the classes of an open set their ids.
     labels = LabelMap(spec.record_schema)
     # A repeated request is recognised even where it would be too large now.
@@ -80,6 +74,17 @@ def push(
     if first is None:
         raise full
     return first
+
+
+def _pushable(engine: sa.Engine, pipeline: str) -> PipelineSpec:
+    with reading(engine) as connection:
+        spec = pipelines.load_spec(connection, pipeline)
+    if not spec.pushable:
+        raise RecordsInvalidError(
+            f"Pipeline {pipeline!r} reads from a {spec.source.kind!r} source; it takes no records here.",
+            fix="Declare a pipeline with source {kind: pushed} to send records over HTTP.",
+        )
+    return spec
 
 
 def decode_all(batch: RawBatch, schema: RecordSchema, labels: LabelMap) -> Records:
