@@ -11,6 +11,7 @@ from pathlib import Path
 from service.errors import HoldfastError
 from service.ingest import bodies
 from service.ingest.push import decode_all
+from streams.allowed import Allowed
 from streams.base import RecordSchema, StreamError
 from streams.records import LabelMap
 from streams.sources.files.config import FilesConfig
@@ -33,7 +34,8 @@ def push(media_type: str, path: Path) -> str:
 
 def files(folder: Path) -> str:
     """Poll a folder, and decode what comes, as ingest does."""
-    source = FilesSource(FilesConfig(location=str(folder), label="label", id=None, settle_seconds=0), SCHEMA)
+    config = FilesConfig(location=str(folder), label="label", id=None, settle_seconds=0)
+    source = FilesSource(config, SCHEMA, allowed=Allowed(roots=(str(folder),)))
     good = bad = 0
     try:
         source.open({})

@@ -700,7 +700,8 @@ def test_files_of_other_endings_are_named_and_those_meant_to_be_passed_over_are_
     for name in ("a.txt", "b.data", "c.TSV", ".hidden", "_aside", "d.csv.tmp", "photo/e.jpg", "f.ndjson"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x\n")
-    found = FilesSource(FilesConfig(location=str(tmp_path)), SCHEMA)
+    allowed = Allowed(roots=(str(tmp_path),))
+    found = FilesSource(FilesConfig(location=str(tmp_path)), SCHEMA, allowed=allowed)
     found.open({})
     (note,) = found.notes()
     assert note.startswith("4 files are passed over")
@@ -716,6 +717,7 @@ def test_files_of_other_endings_are_named_and_those_meant_to_be_passed_over_are_
 
 def test_what_the_pattern_leaves_out_is_not_named(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("x")
-    found = FilesSource(FilesConfig(location=str(tmp_path), pattern="*.csv"), SCHEMA)
+    allowed = Allowed(roots=(str(tmp_path),))
+    found = FilesSource(FilesConfig(location=str(tmp_path), pattern="*.csv"), SCHEMA, allowed=allowed)
     found.open({})
     assert found.notes() == []
