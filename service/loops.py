@@ -1,6 +1,5 @@
 """Loops that must not end: each survives every failure, shows it, and is started again where it ended."""
 
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -8,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import structlog
+
+from service.incidents import number
 
 log = structlog.get_logger(__name__)
 
@@ -93,7 +94,7 @@ class Loop:
         return pause
 
     def _failed(self, error: Exception) -> float:
-        state, incident = self._state, secrets.token_hex(6)
+        state, incident = self._state, number()
         state.failures += 1
         if state.failing_since is None:
             state.failing_since = time.monotonic()

@@ -1,6 +1,5 @@
 """Settings of the service, read from environment variables that begin with HOLDFAST_."""
 
-import ipaddress
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -9,7 +8,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from strategies.network_choice import Installation, own_networks
-from streams.allowed import LOOPBACK, Allowed, Peer, Trim, bound_secrets, listed
+from streams.allowed import LOOPBACK, Allowed, Peer, Trim, bound_secrets, is_address, listed
 
 HOST_NAME = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*", re.IGNORECASE)
 """A name, or the suffix of names; without a scheme and without a port."""
@@ -153,7 +152,7 @@ class Settings(BaseSettings):
     @classmethod
     def _hosts_parse(cls, hosts: str | None) -> str | None:
         for host in listed(hosts):
-            if not HOST_NAME.fullmatch(host) and not _is_address(host):
+            if not HOST_NAME.fullmatch(host) and not is_address(host):
                 raise ValueError(f"{host!r} is no host: write holdfast.example or *.example, without a port")
         return hosts
 
@@ -233,11 +232,3 @@ def url_of(host: str, port: int) -> str:
     """Where this machine reaches what listens on an address; on loopback, if that is every address."""
     reached = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

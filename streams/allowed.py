@@ -61,11 +61,11 @@ class Peer:
         if text.startswith(f"{SOCKET_SCHEME}/"):
             return cls(text)
         starred, plain = text.startswith("*."), text.removeprefix("*.")
-        if _is_address(text):
+        if is_address(text):
             plain = f"[{text}]" if ":" in text else text
         found = _WRITTEN.fullmatch(plain)
         server = Server.parse(plain, port=1)
-        if found is None or server is None or (starred and _is_address(server.host)):
+        if found is None or server is None or (starred and is_address(server.host)):
             raise ValueError(f"{text!r} names no servers: write host, host:port, *.suffix or unix:///path")
         return cls(f".{server.host}" if starred else server.host, server.port if found["port"] else None)
 
@@ -205,7 +205,8 @@ def _canonical(host: str) -> str | None:
     return str(address)
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
+    """Whether a host is an IP address, and no name."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
